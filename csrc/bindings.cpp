@@ -1,0 +1,101 @@
+// The Python face of csrc/: argument checks and nothing else. Addresses come in as integers, so
+// that the extension knows neither torch nor NumPy; pvp_fast/topk.py owns shapes and messages.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "topk.h"
+
+namespace py = pybind11;
+using namespace pvp_fast;
+
+namespace {
+
+template <class T>
+T* pointer(std::uintptr_t address, const char* name, bool optional = false) {
+  if (address == 0 && !optional) throw std::invalid_argument(std::string(name) + " is a null pointer");
+  if (address % alignof(T) != 0) throw std::invalid_argument(std::string(name) + " is misaligned");
+  return reinterpret_cast<T*>(address);
+}
+
+void check(bool good, const char* message) {
+  if (!good) throw std::invalid_argument(message);
+}
+
+matrix read_matrix(std::uintptr_t address, int64_t rows, int64_t columns, int64_t row_stride,
+                   int64_t column_stride, const char* name) {
+  check(rows >= 0, "rows must be >= 0");
+  check(columns >= 1, "columns must be >= 1");
+  return {pointer<const float>(address, name, rows == 0), rows, columns, row_stride, column_stride};
+}
+
+void pack(std::uintptr_t w, int64_t categories, int64_t width, int64_t row_stride,
+          int64_t column_stride, std::uintptr_t packed) {
+  check(categories >= 1, "categories must be >= 1");
+  const matrix from = read_matrix(w, categories, width, row_stride, column_stride, "w");
+  float* to = pointer<float>(packed, "packed");
+  const py::gil_scoped_release unlocked;
+  pack_cpu(from, to);
+}
+
+int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
+             int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
+             double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
+             int threads, const std::string& isa, std::uintptr_t scores, std::uintptr_t indices,
+             std::uintptr_t counts) {
+  check(categories >= 1, "categories must be >= 1");
+  check(k >= 1, "k must be >= 1");
+  check(threads >= 1, "threads must be >= 1");
+  check(!std::isnan(threshold), "threshold is NaN");
+  check(std::isfinite(scale), "scale must be finite");
+  const bool empty = rows == 0;
+  const topk_query query{read_matrix(x, rows, width, row_stride, column_stride, "x"),
+                         pointer<const float>(packed, "packed"),
+                         categories,
+                         k,
+                         static_cast<float>(threshold),
+                         pointer<const float>(thresholds, "thresholds", true),
+                         pointer<const float>(bias, "bias", true),
+                         static_cast<float>(scale),
+                         threads};
+  const topk_result result{pointer<float>(scores, "scores", empty),
+                           pointer<int64_t>(indices, "indices", empty),
+                           pointer<int64_t>(counts, "counts", empty)};
+  const py::gil_scoped_release unlocked;
+  return topk_cpu(query, result, isa);
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["compiler"] = PVP_FAST_COMPILER;
+#if defined(_OPENMP)
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["isas"] = available_isas();
+  info["cuda"] = PVP_FAST_CUDA_NOTE;
+  return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  m.doc() = "Compiled top-k tagging; use it through pvp_fast.topk.";
+  m.attr("LANES") = kLanes;
+  m.def("pack", &pack, py::arg("w"), py::arg("categories"), py::arg("width"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("packed"),
+        "Write ceil(categories / LANES) panels of [width][LANES] float32 to the address `packed`.");
+  m.def("topk", &topk, py::arg("x"), py::arg("rows"), py::arg("width"), py::arg("row_stride"),
+        py::arg("column_stride"), py::arg("packed"), py::arg("categories"), py::arg("k"),
+        py::arg("threshold"), py::arg("thresholds"), py::arg("bias"), py::arg("scale"),
+        py::arg("threads"), py::arg("isa"), py::arg("scores"), py::arg("indices"),
+        py::arg("counts"),
+        "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
+  m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
+  m.def("build_info", &build_info, "Compiler, OpenMP, instruction sets and the state of CUDA.");
+}

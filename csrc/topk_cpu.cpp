@@ -1,0 +1,354 @@
+// Batched top-k on the CPU: how rows and categories are divided, and the running top k of a row.
+//
+// A wave of at most kWaveRows rows is cut into blocks of at most kBlockRows rows (they stay in the
+// second-level cache while all panels stream past them once) and the panels into splits. Every
+// (block, split) keeps its own top k; a last pass merges a row's splits. The order (value, category)
+// is total, so the answer does not depend on how the work was cut.
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "topk.h"
+#include "topk_tile.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace pvp_fast {
+namespace {
+
+static_assert(kTileLanes == kLanes, "one panel layout serves every path");
+
+constexpr int64_t kBlockRows = 240;
+constexpr int64_t kWaveRows = 4080;          // with kWaveEntries: bounds the scratch memory
+constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before splitting
+constexpr int64_t kThreadWork = 1 << 19;     // multiply-adds that repay waking one more thread
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+struct entry {
+  float value;
+  int64_t category;
+};
+
+bool better(const entry& a, const entry& b) {
+  return a.value > b.value || (a.value == b.value && a.category < b.category);
+}
+
+// The k best so far of one row and split: a heap with the worst at the front once full.
+struct row_state {
+  entry* heap;
+  int64_t count;
+  int64_t capacity;
+  float floor;  // the scalar threshold
+
+  void push(entry candidate, float& cut) {
+    if (count < capacity) {
+      heap[count++] = candidate;
+      if (count < capacity) return;
+      std::make_heap(heap, heap + count, better);
+    } else {
+      // Categories come in ascending order: an equal value is always the worse one.
+      if (!(candidate.value > heap[0].value)) return;
+      replace_worst(candidate);
+    }
+    cut = std::max(floor, std::nextafter(heap[0].value, kInfinity));
+  }
+
+  void replace_worst(entry candidate) {
+    int64_t hole = 0;
+    for (;;) {
+      int64_t child = 2 * hole + 1;
+      if (child >= count) break;
+      if (child + 1 < count && better(heap[child], heap[child + 1])) ++child;
+      if (!better(candidate, heap[child])) break;
+      heap[hole] = heap[child];
+      hole = child;
+    }
+    heap[hole] = candidate;
+  }
+};
+
+// Default rounding and denormals for the scope: the caller may run with flush-to-zero.
+class float_environment {
+ public:
+  float_environment() {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~float_environment() { std::fesetenv(&saved_); }
+  float_environment(const float_environment&) = delete;
+  float_environment& operator=(const float_environment&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Part i of n nearly equal parts of [0, total).
+int64_t part(int64_t total, int64_t n, int64_t i) { return total / n * i + std::min(total % n, i); }
+
+struct isa_entry {
+  const char* name;
+  tile_function tile;
+  bool (*runs_here)();
+};
+
+const isa_entry kIsas[] = {
+#if defined(PVP_FAST_X86)
+    {"avx512", tile_avx512, [] { return __builtin_cpu_supports("avx512f") != 0; }},
+    {"avx2", tile_avx2,
+     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+#endif
+    {"portable", tile_portable, [] { return true; }},
+};
+
+tile_function choose_tile(const std::string& isa) {
+  for (const isa_entry& candidate : kIsas) {
+    if (!isa.empty() && isa != candidate.name) continue;
+    if (candidate.runs_here()) return candidate.tile;
+  }
+  std::string names;
+  for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("instruction set '" + isa + "' is not available here; choose one of: " +
+                              names);
+}
+
+// Rows [begin, end) of x to [tile][width][rows of the tile].
+void pack_rows(const matrix& x, int64_t begin, int64_t end, float* to) {
+  const int64_t rows = end - begin;
+  for (int64_t d = 0; d < x.columns; ++d) {
+    const float* from = x.data + begin * x.row_stride + d * x.column_stride;
+    for (int64_t r = 0; r < rows; ++r) *to++ = from[r * x.row_stride];
+  }
+}
+
+struct wave_plan {
+  int64_t first;      // row of x
+  int64_t rows;
+  int64_t tiles;      // of nearly equal rows, at most kTileRows
+  int64_t blocks;
+  int64_t splits;
+  int64_t capacity;   // of a heap
+  int threads;
+};
+
+wave_plan plan_wave(const topk_query& q, int64_t first) {
+  wave_plan plan{};
+  plan.first = first;
+  plan.capacity = std::min(q.k, q.categories);
+  const int64_t most = std::clamp<int64_t>(kWaveEntries / plan.capacity, kTileRows, kWaveRows);
+  plan.rows = std::min(most, q.x.rows - first);
+  plan.tiles = ceil_div(plan.rows, kTileRows);
+  plan.blocks = ceil_div(plan.rows, kBlockRows);
+  const int64_t panels = panel_count(q.categories);
+  const double work = static_cast<double>(plan.rows) * static_cast<double>(q.categories) *
+                      static_cast<double>(std::max<int64_t>(q.x.columns, 16));
+  plan.threads = static_cast<int>(
+      std::clamp(work / static_cast<double>(kThreadWork), 1.0, static_cast<double>(q.threads)));
+  // Two items a thread balance uneven progress; a single thread gains nothing from splits.
+  const int64_t wanted = plan.threads == 1 ? 1 : ceil_div(2 * plan.threads, plan.blocks);
+  plan.splits = std::clamp<int64_t>(wanted, 1, panels);
+  return plan;
+}
+
+class wave {
+ public:
+  wave(const topk_query& query, const topk_result& result, tile_function tile, int64_t first)
+      : q_(query), out_(result), tile_(tile), plan_(plan_wave(query, first)) {
+    packed_x_.resize(static_cast<size_t>(plan_.rows * q_.x.columns));
+    heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
+    states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
+    cuts_.assign(states_.size(), q_.threshold);
+    first_nan_.store(plan_.rows);
+    // The last panel may be part empty: its bias and thresholds are read from padded copies.
+    const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
+    std::fill(no_bias_, no_bias_ + kLanes, 0.0f);
+    std::fill(no_threshold_, no_threshold_ + kLanes, -kInfinity);
+    std::copy(no_bias_, no_bias_ + kLanes, tail_bias_);
+    std::copy(no_threshold_, no_threshold_ + kLanes, tail_threshold_);
+    if (q_.bias) std::copy(q_.bias + tail, q_.bias + q_.categories, tail_bias_);
+    if (q_.thresholds) {
+      std::copy(q_.thresholds + tail, q_.thresholds + q_.categories, tail_threshold_);
+    }
+  }
+
+  int64_t rows() const { return plan_.rows; }
+
+  // Returns -1 or the first row of x with a NaN.
+  int64_t run() {
+    const int64_t items = plan_.blocks * plan_.splits;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(plan_.threads) if (plan_.threads > 1)
+#endif
+    {
+      const float_environment environment;
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+      for (int64_t t = 0; t < plan_.tiles; ++t) {
+        const int64_t begin = tile_begin(t);
+        pack_rows(q_.x, plan_.first + begin, plan_.first + tile_begin(t + 1),
+                  packed_x_.data() + begin * q_.x.columns);
+      }
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+      for (int64_t item = 0; item < items; ++item) scan(item % plan_.blocks, item / plan_.blocks);
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+      for (int64_t row = 0; row < plan_.rows; ++row) finish(row);
+    }
+    const int64_t nan = first_nan_.load();
+    return nan == plan_.rows ? -1 : plan_.first + nan;
+  }
+
+ private:
+  int64_t tile_begin(int64_t t) const { return part(plan_.rows, plan_.tiles, t); }
+  size_t slot(int64_t split, int64_t row) const {
+    return static_cast<size_t>(split * plan_.rows + row);
+  }
+
+  void scan(int64_t block, int64_t split) {
+    const int64_t first_tile = part(plan_.tiles, plan_.blocks, block);
+    const int64_t last_tile = part(plan_.tiles, plan_.blocks, block + 1);
+    for (int64_t row = tile_begin(first_tile); row < tile_begin(last_tile); ++row) {
+      const size_t at = slot(split, row);
+      states_[at] = {heaps_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity,
+                     q_.threshold};
+    }
+    const int64_t panels = panel_count(q_.categories);
+    const int64_t last_panel = part(panels, plan_.splits, split + 1);
+    float values[kTileRows * kLanes];
+    uint32_t masks[kTileRows];
+    for (int64_t p = part(panels, plan_.splits, split); p < last_panel; ++p) {
+      const bool tail = p + 1 == panels;
+      const int64_t lanes = std::min(kLanes, q_.categories - p * kLanes);
+      const uint32_t valid = lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
+      tile_args args{};
+      args.panel = q_.packed + p * q_.x.columns * kLanes;
+      args.width = q_.x.columns;
+      args.scale = q_.scale;
+      args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
+      args.thresholds =
+          tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
+      args.values = values;
+      args.masks = masks;
+      for (int64_t t = first_tile; t < last_tile; ++t) {
+        const int64_t row = tile_begin(t);
+        args.rows = static_cast<int>(tile_begin(t + 1) - row);
+        args.x = packed_x_.data() + row * q_.x.columns;
+        args.cut = cuts_.data() + slot(split, row);
+        std::fill(masks, masks + args.rows, 0u);
+        if ((tile_(args) & valid) == 0) continue;
+        for (int r = 0; r < args.rows; ++r) {
+          collect(split, row + r, p * kLanes, values + r * kLanes, masks[r] & valid);
+        }
+      }
+    }
+  }
+
+  void collect(int64_t split, int64_t row, int64_t category, const float* values, uint32_t mask) {
+    const size_t at = slot(split, row);
+    for (int lane = 0; mask != 0; ++lane, mask >>= 1) {
+      if ((mask & 1) == 0) continue;
+      if (std::isnan(values[lane])) {
+        report_nan(row);
+        return;
+      }
+      states_[at].push({values[lane], category + lane}, cuts_[at]);
+    }
+  }
+
+  void report_nan(int64_t row) {
+    int64_t seen = first_nan_.load();
+    while (row < seen && !first_nan_.compare_exchange_weak(seen, row)) {
+    }
+  }
+
+  // Merges the splits of a row into split 0 and writes the row's result.
+  void finish(int64_t row) {
+    row_state& best = states_[slot(0, row)];
+    for (int64_t split = 1; split < plan_.splits; ++split) {
+      const row_state& other = states_[slot(split, row)];
+      for (int64_t i = 0; i < other.count; ++i) merge(best, other.heap[i]);
+    }
+    std::sort(best.heap, best.heap + best.count, better);
+    const int64_t at = plan_.first + row;
+    float* scores = out_.scores + at * q_.k;
+    int64_t* indices = out_.indices + at * q_.k;
+    for (int64_t i = 0; i < best.count; ++i) {
+      scores[i] = best.heap[i].value;
+      indices[i] = best.heap[i].category;
+    }
+    std::fill(scores + best.count, scores + q_.k, -kInfinity);
+    std::fill(indices + best.count, indices + q_.k, int64_t{-1});
+    out_.counts[at] = best.count;
+  }
+
+  // Unlike push, takes candidates in any order.
+  static void merge(row_state& best, entry candidate) {
+    if (best.count < best.capacity) {
+      best.heap[best.count++] = candidate;
+      if (best.count == best.capacity) std::make_heap(best.heap, best.heap + best.count, better);
+    } else if (better(candidate, best.heap[0])) {
+      best.replace_worst(candidate);
+    }
+  }
+
+  const topk_query& q_;
+  const topk_result& out_;
+  const tile_function tile_;
+  const wave_plan plan_;
+  std::vector<float> packed_x_;    // tiles of [width][rows]
+  std::vector<entry> heaps_;       // [splits][rows][capacity]
+  std::vector<row_state> states_;  // [splits][rows]
+  std::vector<float> cuts_;        // [splits][rows]
+  std::atomic<int64_t> first_nan_{0};
+  float no_bias_[kLanes];
+  float no_threshold_[kLanes];
+  float tail_bias_[kLanes];
+  float tail_threshold_[kLanes];
+};
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const isa_entry& candidate : kIsas) {
+    if (candidate.runs_here()) names.emplace_back(candidate.name);
+  }
+  return names;
+}
+
+void pack_cpu(const matrix& w, float* packed) {
+  for (int64_t p = 0; p < panel_count(w.rows); ++p) {
+    float* panel = packed + p * w.columns * kLanes;
+    const int64_t lanes = std::min(kLanes, w.rows - p * kLanes);
+    for (int64_t d = 0; d < w.columns; ++d) {
+      const float* from = w.data + p * kLanes * w.row_stride + d * w.column_stride;
+      float* to = panel + d * kLanes;
+      for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane * w.row_stride];
+      std::fill(to + lanes, to + kLanes, 0.0f);
+    }
+  }
+}
+
+int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa) {
+  const tile_function tile = choose_tile(isa);
+  for (int64_t first = 0; first < query.x.rows;) {
+    wave next(query, result, tile, first);
+    const int64_t nan = next.run();
+    if (nan >= 0) return nan;
+    first += next.rows();
+  }
+  return -1;
+}
+
+}  // namespace pvp_fast

@@ -1,0 +1,38 @@
+// The tile for AVX2 + FMA: 6 rows x 16 lanes in 12 of the 16 registers.
+#include <immintrin.h>
+
+#include "topk_tile.h"
+
+namespace pvp_fast {
+namespace {
+
+struct avx2 {
+  static constexpr int lanes = 8;
+  using type = __m256;
+  static type zero() { return _mm256_setzero_ps(); }
+  static type load(const float* from) { return _mm256_loadu_ps(from); }
+  static type broadcast(float value) { return _mm256_set1_ps(value); }
+  static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
+  static void store(float* to, type value) { _mm256_storeu_ps(to, value); }
+  static uint32_t not_below(type a, type b) {
+    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
+  }
+};
+
+}  // namespace
+
+uint32_t tile_avx2(const tile_args& tile) {
+  uint32_t any = 0;
+  int row = 0;
+  for (; row + 6 <= tile.rows; row += 6) any |= tile_rows<avx2, 6, 2>(tile, row);
+  switch (tile.rows - row) {
+    case 5: return any | tile_rows<avx2, 5, 2>(tile, row);
+    case 4: return any | tile_rows<avx2, 4, 2>(tile, row);
+    case 3: return any | tile_rows<avx2, 3, 2>(tile, row);
+    case 2: return any | tile_rows<avx2, 2, 4>(tile, row);
+    case 1: return any | tile_rows<avx2, 1, 4>(tile, row);
+    default: return any;
+  }
+}
+
+}  // namespace pvp_fast

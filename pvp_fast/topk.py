@@ -1,0 +1,431 @@
+"""The k best categories of every image vector: similarity, threshold and top-k in one pass.
+
+For queries x (B, D) and class vectors w (C, D)
+
+    score[b, c] = scale * <x[b], w[c]> + bias[c]
+
+and row b keeps its k largest scores that reach the thresholds, equal scores ordered by the lower
+category. On the CPU the (B, C) scores are never written: the extension reads x and the packed w
+once and keeps a running top k. Its accumulation order is fixed (one chain of fused multiply-adds
+in ascending d, float32), so the bits do not depend on the instruction set or the threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvp_fast.errors import BackendError, InputError
+
+Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
+
+_BACKENDS = ("auto", "cpp", "torch", "cuda")
+_TORCH_BLOCK = 1 << 24  # scores that the torch backend holds at once
+
+
+class TopK(NamedTuple):
+    """What :meth:`TagIndex.topk` returns, on the device of the queries.
+
+    ``scores`` (B, k) float32, descending, -inf where absent; ``indices`` (B, k) int64, -1 where
+    absent; ``counts`` (B,) int64, how many of the k are there.
+    """
+
+    scores: Tensor
+    indices: Tensor
+    counts: Tensor
+
+
+class TagIndex:
+    """Class vectors, packed once for the device they live on.
+
+    Args:
+        w: (C, D) float32 torch tensor, NumPy array or DLPack object; any strides. It is copied.
+        normalize: scale the rows of w to unit length first (a zero row stays zero). Queries are
+            used as they are: give unit rows to get cosines.
+
+    Raises:
+        InputError: shape, dtype, a NaN in w, or an infinity in w that is to be normalised.
+    """
+
+    def __init__(self, w: Array, *, normalize: bool = True) -> None:
+        rows = _matrix(w, "w")
+        if rows.shape[0] == 0:
+            raise InputError("w has no rows; give at least one class vector, shape (C, D)")
+        _check_class_vectors(rows, normalize)
+        if normalize:
+            rows = _unit_rows(rows)
+        self.categories, self.width = int(rows.shape[0]), int(rows.shape[1])
+        self.device = rows.device
+        # CPU: panels of 32 categories, [width][32], as csrc/topk.h describes. Else: the rows.
+        self._data = pack(rows) if rows.device.type == "cpu" else rows.contiguous().clone()
+
+    def __len__(self) -> int:
+        return self.categories
+
+    def __repr__(self) -> str:
+        return f"TagIndex(categories={self.categories}, width={self.width}, device='{self.device}')"
+
+    @property
+    def w(self) -> Tensor:
+        """The class vectors as searched, (C, D) float32: a copy on the CPU."""
+        if self.device.type != "cpu":
+            return self._data
+        return self._data.permute(0, 2, 1).reshape(-1, self.width)[: self.categories].contiguous()
+
+    def topk(
+        self,
+        x: Array,
+        k: int,
+        threshold: float | Array | None = None,
+        bias: Array | None = None,
+        scale: float = 1.0,
+        *,
+        backend: str = "auto",
+    ) -> TopK:
+        """The k best categories of every row of x.
+
+        Args:
+            x: (B, D) float32 queries on the index's device; any strides, used without a copy.
+            k: how many to keep, >= 1; may exceed C, ``counts`` says how many there are.
+            threshold: keep scores >= this number, or >= these (C,) float32 numbers. None: all.
+            bias: (C,) float32, added to the scaled similarities.
+            scale: finite factor on the similarities.
+            backend: "auto" takes "cpp" on the CPU and "torch" elsewhere. "torch" writes the
+                scores in blocks of rows and sums in whatever order matmul does, so its scores
+                may differ in the last bits; the tie rule is the same. An explicit backend runs
+                or raises.
+
+        Returns:
+            :class:`TopK`. No gradient flows through it.
+
+        Raises:
+            InputError: an argument cannot be used, or a row of x has a NaN score.
+            BackendError: the backend cannot run on this device or in this build.
+        """
+        queries = _matrix(x, "x")
+        if queries.shape[1] != self.width:
+            raise InputError(
+                f"x has {queries.shape[1]} columns but the index has width {self.width}; "
+                "encode the queries with the backbone that made the class vectors"
+            )
+        _check_device(queries, "x", self.device)
+        if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
+            raise InputError(f"k is {k!r}; give an integer >= 1")
+        if not math.isfinite(scale):
+            raise InputError(f"scale is {scale!r}; give a finite number")
+        minimum, minima = -math.inf, None
+        if isinstance(threshold, (int, float, np.floating, np.integer)):
+            minimum = float(threshold)
+            if math.isnan(minimum):
+                raise InputError("threshold is NaN; give a number, or None to keep every score")
+        elif threshold is not None:
+            minima = self._per_category(threshold, "threshold")
+        added = None if bias is None else self._per_category(bias, "bias")
+        op = torch.ops.pvp_fast.topk_torch
+        data = self._data
+        if _choose_backend(backend, self.device) == "cpp":
+            op = torch.ops.pvp_fast.topk_cpu
+        elif self.device.type == "cpu":
+            data = self.w
+        return TopK(
+            *op(queries, data, self.categories, int(k), minimum, minima, added, float(scale))
+        )
+
+    def _per_category(self, values: Array, name: str) -> Tensor:
+        tensor = _float32(values, name)
+        if tuple(tensor.shape) != (self.categories,):
+            raise InputError(
+                f"{name} has shape {tuple(tensor.shape)}; give one number per category, "
+                f"shape ({self.categories},)"
+            )
+        _check_device(tensor, name, self.device)
+        return tensor
+
+
+def topk(
+    x: Array,
+    w: Array,
+    k: int,
+    threshold: float | Array | None = None,
+    bias: Array | None = None,
+    scale: float = 1.0,
+    *,
+    normalize: bool = True,
+    backend: str = "auto",
+) -> TopK:
+    """``TagIndex(w, normalize=normalize).topk(x, k, ...)`` for a single use of w.
+
+    Shapes, dtypes and errors are those of :class:`TagIndex`, which is the faster one when the
+    same class vectors serve more than one call.
+    """
+    index = TagIndex(w, normalize=normalize)
+    return index.topk(x, k, threshold, bias, scale, backend=backend)
+
+
+def topk_ref(
+    x: Tensor,
+    w: Tensor,
+    k: int,
+    threshold: float | Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float = 1.0,
+    *,
+    normalize: bool = True,
+) -> TopK:
+    """What :func:`topk` computes, in plain PyTorch, in the dtype of x and w. No argument checks."""
+    if normalize:
+        w = torch.nn.functional.normalize(w, dim=1)
+    scores = scale * (x @ w.T)
+    if bias is not None:
+        scores = scores + bias
+    kept = torch.ones_like(scores, dtype=torch.bool) if threshold is None else scores >= threshold
+    # Stable sorts: equal scores keep ascending categories; then the kept ones move to the front.
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    absent, front = (~kept.gather(1, order)).sort(dim=1, stable=True)
+    values = values.gather(1, front).masked_fill(absent, -math.inf)[:, :k]
+    order = order.gather(1, front).masked_fill(absent, -1)[:, :k]
+    missing = k - values.shape[1]
+    if missing > 0:
+        values = torch.nn.functional.pad(values, (0, missing), value=-math.inf)
+        order = torch.nn.functional.pad(order, (0, missing), value=-1)
+    return TopK(values, order, (order >= 0).sum(dim=1))
+
+
+def pack(w: Tensor) -> Tensor:
+    """(C, D) float32 CPU rows to the panels that the extension reads: (ceil(C/32), D, 32)."""
+    extension = _extension()
+    lanes = extension.LANES
+    categories, width = w.shape
+    w = w.resolve_neg()
+    packed = torch.empty(((categories + lanes - 1) // lanes, width, lanes), dtype=torch.float32)
+    extension.pack(w.data_ptr(), categories, width, w.stride(0), w.stride(1), packed.data_ptr())
+    return packed
+
+
+def _extension() -> Any:
+    try:
+        from pvp_fast import _C
+    except ImportError as error:
+        raise BackendError(
+            f"the compiled extension pvp_fast._C cannot be loaded ({error}); install the package "
+            "with `pip install .`, or ask for backend='torch'"
+        ) from error
+    return _C
+
+
+def _choose_backend(backend: str, device: torch.device) -> str:
+    if backend not in _BACKENDS:
+        raise InputError(f"backend is {backend!r}; choose one of {', '.join(_BACKENDS)}")
+    if backend == "auto":
+        return "cpp" if device.type == "cpu" else "torch"
+    if backend == "cpp" and device.type != "cpu":
+        raise BackendError(f"backend 'cpp' needs tensors on the CPU, the index is on {device}")
+    if backend == "cuda":
+        raise BackendError("this build has no CUDA top-k kernel; use backend='torch' or 'auto'")
+    return backend
+
+
+class _Writable:
+    """Shows a read-only NumPy array as writable: torch warns otherwise, and we never write."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        interface = dict(array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+        self.owner = array
+
+
+def _float32(value: Array, name: str) -> Tensor:
+    """A detached float32 tensor over the memory of value, never a copy."""
+    if isinstance(value, np.ndarray):
+        if value.dtype != np.float32:
+            raise InputError(
+                f"{name} is {value.dtype}, not float32; try {name}.astype(numpy.float32)"
+            )
+        if any(stride < 0 or stride % value.itemsize for stride in value.strides):
+            raise InputError(
+                f"{name} has strides {value.strides} that torch cannot hold; "
+                f"try numpy.ascontiguousarray({name})"
+            )
+        if not value.flags.writeable:
+            value = np.asarray(_Writable(value))
+        return torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        if not hasattr(value, "__dlpack__"):
+            raise InputError(
+                f"{name} is a {type(value).__name__}; give a float32 torch tensor, NumPy array "
+                "or DLPack object"
+            )
+        value = torch.from_dlpack(value)
+    if value.dtype != torch.float32:
+        raise InputError(f"{name} is {value.dtype}, not torch.float32; try {name}.float()")
+    if value.layout != torch.strided:
+        raise InputError(f"{name} has layout {value.layout}; try {name}.to_dense()")
+    return value.detach()
+
+
+def _matrix(value: Array, name: str) -> Tensor:
+    tensor = _float32(value, name)
+    if tensor.ndim != 2 or tensor.shape[1] == 0:
+        hint = f"; for a single vector try {name}[None]" if tensor.ndim == 1 else ""
+        size = "(B, D)" if name == "x" else "(C, D)"
+        raise InputError(f"{name} has shape {tuple(tensor.shape)}; give {size} with D >= 1{hint}")
+    return tensor
+
+
+def _check_device(tensor: Tensor, name: str, device: torch.device) -> None:
+    if tensor.device != device:
+        raise InputError(
+            f"{name} is on {tensor.device} but the index is on {device}; try {name}.to('{device}')"
+        )
+
+
+def _check_class_vectors(w: Tensor, normalize: bool) -> None:
+    bad = ~torch.isfinite(w) if normalize else torch.isnan(w)
+    if bool(bad.any()):
+        row = int(bad.any(dim=1).nonzero()[0])
+        what = "a NaN or an infinity" if normalize else "a NaN"
+        raise InputError(f"w has {what} in row {row}; every class vector must be finite")
+
+
+def _unit_rows(w: Tensor) -> Tensor:
+    """Rows over their length, the length in float64 so that huge and tiny rows survive."""
+    wide = w.double()
+    length = wide.norm(dim=1, keepdim=True)
+    return (wide / torch.where(length > 0, length, torch.ones_like(length))).float()
+
+
+def _nan_error(row: int) -> InputError:
+    return InputError(
+        f"x: row {row} has a NaN score, from a NaN or an infinity in that row; drop the row or "
+        "clean it with torch.nan_to_num"
+    )
+
+
+def _check_inside(
+    scale: float, threshold: float, thresholds: Tensor | None, bias: Tensor | None
+) -> tuple[float, float]:
+    """Checks of values, made inside the operators so that torch.compile does not trace them."""
+    for name, values in (("threshold", thresholds), ("bias", bias)):
+        if values is not None and bool(values.isnan().any()):
+            raise InputError(f"{name} has a NaN for category {int(values.isnan().nonzero()[0])}")
+    factor = ctypes.c_float(scale).value
+    if not math.isfinite(factor):
+        raise InputError(f"scale is {scale!r}, which is infinite in float32; give a smaller one")
+    return factor, ctypes.c_float(threshold).value
+
+
+@torch.library.custom_op("pvp_fast::topk_cpu", mutates_args=(), device_types="cpu")
+def _topk_cpu(
+    x: Tensor,
+    packed: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    x = x.resolve_neg()
+    minima = None if thresholds is None else thresholds.resolve_neg().contiguous()
+    added = None if bias is None else bias.resolve_neg().contiguous()
+    rows, width = x.shape
+    scores = torch.empty((rows, k), dtype=torch.float32)
+    indices = torch.empty((rows, k), dtype=torch.int64)
+    counts = torch.empty((rows,), dtype=torch.int64)
+    isa = os.environ.get("PVP_FAST_ISA", "")
+    try:
+        bad_row = _extension().topk(
+            x=x.data_ptr(),
+            rows=rows,
+            width=width,
+            row_stride=x.stride(0),
+            column_stride=x.stride(1),
+            packed=packed.data_ptr(),
+            categories=categories,
+            k=k,
+            threshold=minimum,
+            thresholds=0 if minima is None else minima.data_ptr(),
+            bias=0 if added is None else added.data_ptr(),
+            scale=factor,
+            threads=torch.get_num_threads(),
+            isa=isa,
+            scores=scores.data_ptr(),
+            indices=indices.data_ptr(),
+            counts=counts.data_ptr(),
+        )
+    except ValueError as error:
+        raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
+    if bad_row >= 0:
+        raise _nan_error(bad_row)
+    return scores, indices, counts
+
+
+@torch.library.custom_op("pvp_fast::topk_torch", mutates_args=())
+def _topk_torch(
+    x: Tensor,
+    w: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    rows = x.shape[0]
+    scores = x.new_full((rows, k), -math.inf)
+    indices = torch.full((rows, k), -1, dtype=torch.int64, device=x.device)
+    kept = min(k, categories)
+    block = max(1, _TORCH_BLOCK // categories)
+    # Keys order first by score, then by the lower category, and no two are equal: torch.topk
+    # itself promises nothing about ties.
+    tie = torch.arange(categories - 1, -1, -1, device=x.device)
+    for start in range(0, rows, block):
+        part = factor * (x[start : start + block] @ w.T)
+        if bias is not None:
+            part += bias
+        if bool(part.isnan().any()):
+            raise _nan_error(start + int(part.isnan().any(dim=1).nonzero()[0]))
+        below = part < minimum
+        if thresholds is not None:
+            below |= part < thresholds
+        # Adding 0.0 turns -0.0 into 0.0. Then integers that order as the floats do; int32 min,
+        # which no float maps to, marks what is below a threshold.
+        bits = (part + 0.0).view(torch.int32)
+        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+        ordered.masked_fill_(below, -(1 << 31))
+        best = (ordered * (1 << 32) + tie).topk(kept, dim=1).values
+        found = (best >> 32) > -(1 << 31)
+        chosen = categories - 1 - (best & 0xFFFFFFFF)
+        stop = start + part.shape[0]
+        scores[start:stop, :kept] = part.gather(1, chosen).masked_fill(~found, -math.inf)
+        indices[start:stop, :kept] = chosen.masked_fill(~found, -1)
+    return scores, indices, (indices >= 0).sum(dim=1)
+
+
+@_topk_cpu.register_fake
+@_topk_torch.register_fake
+def _topk_fake(
+    x: Tensor,
+    vectors: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return (
+        x.new_empty((rows, k)),
+        x.new_empty((rows, k), dtype=torch.int64),
+        x.new_empty((rows,), dtype=torch.int64),
+    )

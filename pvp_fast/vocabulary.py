@@ -1,0 +1,289 @@
+"""Categories, their synonyms, and the labels that a sentence earns by mentioning them.
+
+METHOD section 2: a sentence stands in for an image, and the categories it mentions are its labels.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pvp_fast.errors import InputError
+from pvp_fast.files import atomic_write
+from pvp_fast.labelling import PhraseMatcher, tokenize
+
+BUILTIN = ("voc2007", "coco80", "nuswide81", "pocket70")
+
+
+@dataclass(frozen=True)
+class Category:
+    """One thing to recognise.
+
+    Attributes:
+        name: what the text prompt says ("teddy bear").
+        synonyms: other words for it in sentences; singular is enough, plurals are found.
+        ignore: phrases that contain the name or a synonym but mean something else, for instance
+            "orange shirt" for the fruit. They silence this category only.
+    """
+
+    name: str
+    synonyms: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for field in ("synonyms", "ignore"):
+            value = getattr(self, field)
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise InputError(
+                    f"{field} of category {self.name!r} is {value!r}; give a list of strings"
+                )
+            object.__setattr__(self, field, tuple(value))
+        for word in (self.name, *self.synonyms, *self.ignore):
+            if not isinstance(word, str):
+                raise InputError(
+                    f"category {self.name!r}: {word!r} is {type(word).__name__}, not a string; "
+                    "in YAML put quotes around words such as yes, no, on, off and numbers"
+                )
+            if not any(character.isalnum() for character in "".join(tokenize(word))):
+                what = "name" if word == self.name else "synonym"
+                raise InputError(
+                    f"category {what} {word!r} is empty; it needs at least one letter or digit"
+                )
+
+
+class Vocabulary:
+    """An ordered set of categories; the position of a category is its label index.
+
+    Args:
+        categories: `Category` objects or plain names, at least one.
+
+    Raises:
+        InputError: no category, an empty name, or two names that read the same.
+    """
+
+    def __init__(self, categories: Iterable[Category | str]) -> None:
+        if isinstance(categories, str):
+            raise InputError(
+                f"categories is the string {categories!r}; give a list of names, or "
+                "Vocabulary.builtin(name) for one of the built-in vocabularies"
+            )
+        items: list[Category] = []
+        for item in categories:
+            if not isinstance(item, str | Category):
+                raise InputError(
+                    f"categories holds {item!r} ({type(item).__name__}); give names or Category"
+                )
+            items.append(Category(item) if isinstance(item, str) else item)
+        if not items:
+            raise InputError("categories is empty; give at least one category name")
+        self._categories = tuple(items)
+        self._index: dict[str, int] = {}
+        for position, item in enumerate(items):
+            key = _key(item.name)
+            if key in self._index:
+                other = items[self._index[key]].name
+                raise InputError(
+                    f"two categories are called {other!r} and {item.name!r} (positions "
+                    f"{self._index[key]} and {position}); merge them with synonyms or rename one"
+                )
+            self._index[key] = position
+
+    @classmethod
+    def builtin(cls, name: str) -> Vocabulary:
+        """A vocabulary that ships with the package: one of `BUILTIN`."""
+        if name not in BUILTIN:
+            raise InputError(f"no built-in vocabulary {name!r}; there are {', '.join(BUILTIN)}")
+        text = (resources.files("pvp_fast") / "data" / f"{name}.yaml").read_text("utf-8")
+        return cls.from_dict(_parse_yaml(text, name))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+        """Read a vocabulary from a file.
+
+        ``.yaml``/``.yml``/``.json``: a list of names, a mapping from name to synonyms, or a list
+        of ``{name, synonyms, ignore}``. Anything else is plain text: a category a line, synonyms
+        after commas, ``#`` starts a comment.
+
+        Raises:
+            InputError: the file is missing, not UTF-8, or holds something else.
+        """
+        file = Path(path)
+        try:
+            text = file.read_text("utf-8-sig")
+        except OSError as error:
+            raise InputError(f"cannot read vocabulary {file}: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"vocabulary {file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
+            ) from error
+        suffix = file.suffix.lower()
+        if suffix in (".yaml", ".yml"):
+            data = _parse_yaml(text, str(file))
+        elif suffix == ".json":
+            try:
+                data = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise InputError(f"vocabulary {file} is not valid JSON: {error}") from error
+        else:
+            data = _parse_lines(text)
+        try:
+            return cls.from_dict(data)
+        except InputError as error:
+            raise InputError(f"vocabulary {file}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the vocabulary as YAML or JSON, by the file's ending; `load` reads it back."""
+        file = Path(path)
+        suffix = file.suffix.lower()
+        if suffix not in (".yaml", ".yml", ".json"):
+            raise InputError(f"path {file} ends in {suffix!r}; use .yaml or .json")
+        if suffix == ".json":
+            text = json.dumps(self.to_dict(), ensure_ascii=False, indent=1) + "\n"
+        else:
+            import yaml
+
+            text = yaml.safe_dump(self.to_dict(), allow_unicode=True, sort_keys=False)
+        with atomic_write(file, "w") as stream:
+            stream.write(text)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Vocabulary:
+        """The inverse of `to_dict`; also takes any structure that `load` accepts."""
+        if isinstance(data, Mapping) and set(data) == {"categories"}:
+            data = data["categories"]
+        if isinstance(data, Mapping):
+            return cls([_category({"name": name, **_fields(name, v)}) for name, v in data.items()])
+        if isinstance(data, Sequence) and not isinstance(data, str | bytes):
+            return cls([_category(item) for item in data])
+        raise InputError(
+            f"expected a list of names, a mapping from name to synonyms, or a list of "
+            f"{{name, synonyms}}; found {type(data).__name__}"
+        )
+
+    def to_dict(self) -> dict[str, list[dict[str, Any]]]:
+        """Plain lists and strings, for JSON."""
+        return {
+            "categories": [
+                {"name": c.name, "synonyms": list(c.synonyms)}
+                | ({"ignore": list(c.ignore)} if c.ignore else {})
+                for c in self
+            ]
+        }
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Category names in label order."""
+        return tuple(category.name for category in self._categories)
+
+    def index(self, name: str) -> int:
+        """Label index of a category by its name (case does not matter).
+
+        Raises:
+            InputError: there is no such category.
+        """
+        position = self._index.get(_key(name))
+        if position is None:
+            import difflib
+
+            close = difflib.get_close_matches(name, self.names, n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else ""
+            raise InputError(f"no category {name!r} among {len(self)}{hint}")
+        return position
+
+    def extended(self, *categories: Category | str) -> Vocabulary:
+        """A new vocabulary with ``categories`` appended; existing label indices stay."""
+        return Vocabulary([*self._categories, *categories])
+
+    def label(self, sentence: str) -> tuple[int, ...]:
+        """Sorted label indices of the categories that ``sentence`` mentions (may be empty).
+
+        Case, plurals, hyphens and punctuation do not matter; longer compounds win, so
+        "teddy bear" does not also label "bear".
+        """
+        if not isinstance(sentence, str):
+            raise InputError(f"sentence is {type(sentence).__name__}; give one string")
+        return self._matcher.label(sentence)
+
+    @cached_property
+    def _matcher(self) -> PhraseMatcher:
+        return PhraseMatcher(
+            [(c.name, *c.synonyms) for c in self._categories],
+            [c.ignore for c in self._categories],
+        )
+
+    def __len__(self) -> int:
+        return len(self._categories)
+
+    def __iter__(self) -> Iterator[Category]:
+        return iter(self._categories)
+
+    def __getitem__(self, position: int) -> Category:
+        return self._categories[position]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self._categories == other._categories
+
+    def __hash__(self) -> int:
+        return hash(self._categories)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(self.names[:3]) + (", ..." if len(self) > 3 else "")
+        return f"Vocabulary({len(self)} categories: {shown})"
+
+
+def _key(name: str) -> str:
+    return " ".join(tokenize(name))
+
+
+def _fields(name: Any, value: Any) -> dict[str, Any]:
+    """What stands after ``name:`` in a mapping: nothing, one synonym, a list, or fields."""
+    if value is None:
+        return {}
+    if isinstance(value, str):
+        return {"synonyms": [value]}
+    if isinstance(value, Mapping):
+        if "name" in value:
+            raise InputError(f"category {name!r} has a second name {value['name']!r}; remove it")
+        return dict(value)
+    return {"synonyms": value}
+
+
+def _category(item: Any) -> Category:
+    if isinstance(item, Category | str):
+        return item if isinstance(item, Category) else Category(item)
+    if isinstance(item, Mapping) and "name" in item:
+        unknown = set(item) - {"name", "synonyms", "ignore"}
+        if unknown:
+            raise InputError(
+                f"category {item['name']!r} has unknown field {min(map(str, unknown))!r}; "
+                "use name, synonyms, ignore"
+            )
+        return Category(item["name"], item.get("synonyms") or (), item.get("ignore") or ())
+    raise InputError(
+        f"{item!r} is not a category; give a name or {{name, synonyms}} "
+        "(in YAML put quotes around words such as yes, no, on, off and numbers)"
+    )
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"vocabulary {where} is not valid YAML: {error}") from error
+
+
+def _parse_lines(text: str) -> list[dict[str, Any]]:
+    items = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split("#", 1)[0].split(",")]
+        if any(parts):
+            items.append({"name": parts[0], "synonyms": [part for part in parts[1:] if part]})
+    return items

@@ -230,6 +230,10 @@ class Vocabulary:
         return isinstance(other, Vocabulary) and self._categories == other._categories
 
     def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
         return hash(self._categories)
 
     def __repr__(self) -> str:

@@ -43,7 +43,7 @@ def is_plural(noun: str) -> bool:
 
 
 def is_plain_noun(phrase: str) -> bool:
-    """Whether it is a singular, countable noun phrase of dictionary words, as far as spelling tells."""
+    """Whether it is a singular, countable noun phrase of dictionary words (by its spelling)."""
     from simplemma import is_known
 
     words = phrase.casefold().split()

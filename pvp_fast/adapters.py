@@ -1,0 +1,188 @@
+"""The dual adapter of stage 3 (METHOD section 5): CLIP's knowledge and the new, mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pvp_fast.errors import InputError
+
+# alpha and beta live as logits; exactly 0 or 1 would have no gradient and no finite logit.
+_EDGE = 1e-3
+
+
+class ResidualAdapter(nn.Module):
+    """A(x) = x + r · W2 relu(W1 x), the identity at the start (CLIP-Adapter, 2110.04544)."""
+
+    residual: torch.Tensor
+
+    def __init__(self, width: int, bottleneck: int, residual: float, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        down = torch.randn(bottleneck, width, generator=generator) * (2.0 / width) ** 0.5
+        self.down = nn.Parameter(down)  # W1 (bottleneck, D)
+        self.up = nn.Parameter(torch.zeros(width, bottleneck))  # W2 (D, bottleneck)
+        self.register_buffer("residual", torch.tensor(float(residual)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, D) -> (N, D), not normalised."""
+        return x + self.residual * F.linear(F.relu(F.linear(x, self.down)), self.up)
+
+
+class DualAdapter(nn.Module):
+    """Scores from two class banks and two residual adapters.
+
+        s_c = (1-α) ⟨x, ê_c⟩ + α ((1-β) ⟨a, g_c⟩ + β ⟨a, v_c⟩)
+        ê_c = normalise(A_o(e_c)),  a = normalise(A_q(x))
+
+    The sum is linear in [x, a], so ``forward(x) == queries(x) @ class_vectors().T``: tagging is
+    one inner product of width 2D, and any top-k index works on it.
+
+    Buffers (in the state dict): ``original`` e (C, D), ``text`` g (C, D), ``visual`` (C, P, D);
+    v_c is the normalised mean of the P prompts of c.
+    """
+
+    original: torch.Tensor
+    text: torch.Tensor
+    visual: torch.Tensor
+
+    def __init__(
+        self,
+        original: torch.Tensor,
+        text: torch.Tensor,
+        visual: torch.Tensor,
+        *,
+        bottleneck: int | None = None,
+        residual: float = 0.2,
+        alpha: float | torch.Tensor = 0.5,
+        beta: float | torch.Tensor = 0.5,
+        seed: int = 0,
+    ) -> None:
+        """Start at a plain mixture of the banks.
+
+        Args:
+            original, text: (C, D) unit rows. visual: (C, P, D) unit rows.
+            bottleneck: inner width of both adapters; a quarter of D by default.
+            residual: r.
+            alpha, beta: starting mixture in [0, 1], a number or (C,); kept 0.001 off the edges.
+
+        Raises:
+            InputError: shapes that do not fit, rows that are not unit, mixtures outside [0, 1].
+        """
+        super().__init__()
+        _check_banks(original, text, visual)
+        count, width = original.shape
+        inner = max(1, width // 4) if bottleneck is None else bottleneck
+        if inner < 1:
+            raise InputError(f"bottleneck={bottleneck}: at least 1")
+        # Copies: the caller's tensors stay the caller's.
+        self.register_buffer("original", original.detach().clone())
+        self.register_buffer("text", text.detach().clone())
+        self.register_buffer("visual", visual.detach().clone())
+        place = {"device": original.device, "dtype": original.dtype}
+        self.query_adapter = ResidualAdapter(width, inner, residual, seed).to(**place)
+        self.class_adapter = ResidualAdapter(width, inner, residual, seed + 1).to(**place)
+        self.alpha_logit = nn.Parameter(_logits("alpha", alpha, count).to(**place))
+        self.beta_logit = nn.Parameter(_logits("beta", beta, count).to(**place))
+
+    @classmethod
+    def from_state(
+        cls,
+        original: torch.Tensor,
+        text: torch.Tensor,
+        visual: torch.Tensor,
+        state: Mapping[str, torch.Tensor],
+    ) -> DualAdapter:
+        """Rebuild from the banks and a state dict, with or without the banks in it."""
+        if "query_adapter.down" not in state:
+            raise InputError(f"state has no 'query_adapter.down', only {sorted(state)}")
+        adapter = cls(original, text, visual, bottleneck=state["query_adapter.down"].shape[0])
+        banks = {"original": original, "text": text, "visual": visual}
+        try:
+            adapter.load_state_dict({**banks, **state})
+        except RuntimeError as error:
+            raise InputError(f"state does not fit these banks: {error}") from error
+        return adapter
+
+    @property
+    def alpha(self) -> torch.Tensor:
+        """(C,) share of the new banks."""
+        return self.alpha_logit.sigmoid()
+
+    @property
+    def beta(self) -> torch.Tensor:
+        """(C,) share of the visual bank among the new ones."""
+        return self.beta_logit.sigmoid()
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, D) unit rows -> (B, 2D): x and its adapted, normalised self side by side."""
+        width = self.original.shape[1]
+        if x.ndim != 2 or x.shape[1] != width:
+            raise InputError(f"x has shape {tuple(x.shape)}; give (B, {width})")
+        return torch.cat([x, F.normalize(self.query_adapter(x), dim=-1)], dim=1)
+
+    def class_vectors(self) -> torch.Tensor:
+        """(C, 2D): the banks under the mixture, in the layout of ``queries``."""
+        alpha, beta = self.alpha[:, None], self.beta[:, None]
+        old = F.normalize(self.class_adapter(self.original), dim=-1)
+        visual = F.normalize(self.visual.mean(dim=1), dim=-1)
+        new = (1 - beta) * self.text + beta * visual
+        return torch.cat([(1 - alpha) * old, alpha * new], dim=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, D) unit rows -> (B, C) mixed cosines, without the logit scale."""
+        return self.queries(x) @ self.class_vectors().T
+
+    def extended(
+        self,
+        original: torch.Tensor,
+        text: torch.Tensor,
+        visual: torch.Tensor,
+        *,
+        alpha: float | torch.Tensor = 0.5,
+        beta: float | torch.Tensor = 0.5,
+    ) -> DualAdapter:
+        """A new adapter with more categories behind the present ones, which keep every bit.
+
+        Args:
+            original, text (n, D) and visual (n, P, D): the banks of the new categories only.
+        """
+        fresh = type(self)(
+            original, text, visual, bottleneck=len(self.query_adapter.down), alpha=alpha, beta=beta
+        )
+        if visual.shape[1] != self.visual.shape[1]:
+            raise InputError(
+                f"visual has {visual.shape[1]} prompts a category; "
+                f"the present categories have {self.visual.shape[1]}"
+            )
+        state = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        for name in ("original", "text", "visual", "alpha_logit", "beta_logit"):
+            addition = getattr(fresh, name).detach().to(state[name])
+            state[name] = torch.cat([state[name], addition])
+        return self.from_state(state["original"], state["text"], state["visual"], state)
+
+
+def _logits(name: str, value: float | torch.Tensor, count: int) -> torch.Tensor:
+    share = torch.as_tensor(value, dtype=torch.float64).detach()
+    if share.ndim and tuple(share.shape) != (count,):
+        raise InputError(f"{name} has shape {tuple(share.shape)}; give a number or ({count},)")
+    if not bool(((share >= 0) & (share <= 1)).all()):
+        raise InputError(f"{name}={value}: a share lies between 0 and 1")
+    return torch.logit(share.clamp(_EDGE, 1 - _EDGE)).expand(count).clone()
+
+
+def _check_banks(original: torch.Tensor, text: torch.Tensor, visual: torch.Tensor) -> None:
+    if original.ndim != 2 or not original.numel():
+        raise InputError(f"original has shape {tuple(original.shape)}; give (C, D)")
+    count, width = original.shape
+    if tuple(text.shape) != (count, width):
+        raise InputError(f"text has shape {tuple(text.shape)}; give ({count}, {width})")
+    if visual.ndim != 3 or not visual.numel() or visual.shape[::2] != original.shape:
+        raise InputError(f"visual has shape {tuple(visual.shape)}; give ({count}, P, {width})")
+    for name, bank in (("original", original), ("text", text), ("visual", visual)):
+        off = (bank.detach().float().norm(dim=-1) - 1).abs().max()
+        if not bool(off < 0.01):
+            raise InputError(f"{name} has rows whose length is not 1; normalise them first")

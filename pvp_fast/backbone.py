@@ -1,0 +1,311 @@
+"""A frozen open_clip model: text, image and region features as unit rows."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from pvp_fast.errors import BackboneError, InputError
+from pvp_fast.preprocess import Preprocess
+from pvp_fast.regions import region_features, region_support
+from pvp_fast.text_tower import TextTower
+
+__all__ = ["Backbone", "Preprocess"]
+
+Tokenizer = Callable[..., torch.Tensor]
+
+
+class Backbone(nn.Module):
+    """The two frozen encoders f_I and f_T (METHOD section 1).
+
+    No weight ever asks for a gradient and no layer ever enters training mode; gradients flow to
+    pixels and token embeddings only. All features are float32 (float64 when the weights are).
+
+    Attributes:
+        name, pretrained: what ``load`` was given.
+        embed_dim: D. image_size: (H, W). context_length: tokens of a text.
+        logit_scale: CLIP's learned scale (not its logarithm).
+        preprocess: PIL image -> (3, H, W) pixels.
+        has_regions: whether ``encode_regions`` works.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Tokenizer,
+        preprocess: Preprocess,
+        *,
+        name: str = "custom",
+        pretrained: str | None = None,
+        precision: str = "float32",
+    ) -> None:
+        """Wrap an open_clip model; ``load`` is the usual way in.
+
+        Args:
+            model: an open_clip CLIP, CustomTextCLIP or CoCa. It is frozen in place.
+            tokenizer: open_clip's: list of texts -> (N, context) token numbers.
+            preprocess: what turns a photo into this model's input.
+            precision: "float32", or "bfloat16" to run the encoders under autocast.
+        """
+        super().__init__()
+        if precision not in ("float32", "bfloat16"):
+            raise InputError(f"precision={precision!r}: use 'float32' or 'bfloat16'")
+        self.model: Any = model.eval().requires_grad_(False)
+        self.name = name
+        self.pretrained = pretrained
+        self.precision = precision
+        self.preprocess = preprocess
+        self._tokenizer = tokenizer
+        self.image_size: tuple[int, int] = _pair(getattr(self.model.visual, "image_size", None))
+        if self.image_size != (preprocess.size, preprocess.size):
+            raise BackboneError(
+                f"the image tower reads {self.image_size} pixels, preprocess makes "
+                f"{preprocess.size} x {preprocess.size}: they must be the same square"
+            )
+        self.context_length = int(self.model.context_length)
+        self.logit_scale = float(self.model.logit_scale.detach().float().exp().mean())
+        self.has_regions = region_support(self.model.visual) is None
+        try:
+            self._text: TextTower | None = TextTower(model)
+            self._no_text_tower = ""
+        except BackboneError as error:  # only prompts need it: say so when they ask
+            self._text, self._no_text_tower = None, str(error)
+
+    @classmethod
+    def load(
+        cls,
+        name: str = "pocket",
+        pretrained: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        precision: str = "float32",
+    ) -> Backbone:
+        """Load a model by name.
+
+        Args:
+            name: "pocket" (ships with the package), an open_clip architecture ("ViT-B-32"), or
+                open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO".
+            pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
+                torch file of plain tensors), or "random" for untrained weights (tests, timing).
+
+        Raises:
+            BackboneError: the name, tag or file is unknown or cannot be read.
+        """
+        from pvp_fast.clip_loading import load_open_clip, load_pocket
+
+        parts = load_pocket(pretrained) if name == "pocket" else load_open_clip(name, pretrained)
+        try:
+            target = torch.device(device)
+            parts.model.to(target)
+        except (RuntimeError, AssertionError) as error:
+            raise BackboneError(f"device={str(device)!r} cannot be used here: {error}") from error
+        return cls(
+            parts.model,
+            parts.tokenizer,
+            parts.preprocess,
+            name=name,
+            pretrained=pretrained,
+            precision=precision,
+        )
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Frozen: stays in evaluation mode whatever ``mode`` says (a parent may call this)."""
+        return super().train(False)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating dtype of the weights; what pixels are cast to."""
+        return next(self.model.visual.parameters()).dtype
+
+    @cached_property
+    def embed_dim(self) -> int:
+        known = getattr(self.model.visual, "output_dim", None)
+        if known is not None:
+            return int(known)
+        with torch.no_grad():  # timm towers do not say
+            return int(self._image(torch.zeros(1, 3, *self.image_size)).shape[1])
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over the architecture and every weight's name, dtype, shape and bytes.
+
+        The same for the same weights wherever and however they are stored; device and precision
+        do not enter. Computed on first use (about a second per gigabyte) and kept.
+        """
+        digest = hashlib.sha256()
+        p = self.preprocess
+        parts = [f"{self.image_size}|{self.context_length}|{p.mean}|{p.std}|{p.interpolation}"]
+        parts.append(f"{p.resize_mode}|{self._text.pool if self._text else ''}")
+        for name, module in self.model.named_modules():
+            heads = getattr(module, "num_heads", "")
+            causal = getattr(module, "attn_mask", None) is not None
+            parts.append(f"{name}:{type(module).__name__}:{heads}:{causal}")
+        digest.update("\n".join(parts).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"\n{name}|{tensor.dtype}|{tuple(tensor.shape)}\n".encode())
+            flat = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(memoryview(flat.view(torch.uint8).numpy()))
+        return digest.hexdigest()
+
+    def checkpoint_activations(self, enable: bool = True) -> None:
+        """Recompute transformer activations in backward: less memory for larger prompt batches."""
+        self.model.set_grad_checkpointing(enable)
+
+    # --- text ---------------------------------------------------------------------------------
+
+    def tokenize(self, texts: Sequence[str]) -> torch.Tensor:
+        """N texts -> (N, context_length) int64 on the CPU; longer texts are cut."""
+        if isinstance(texts, str):
+            raise InputError("texts is one string; give a list of strings")
+        wrong = next((t for t in texts if not isinstance(t, str)), None)
+        if wrong is not None:
+            raise InputError(f"texts holds a {type(wrong).__name__}; every text must be a string")
+        if not len(texts):
+            return torch.zeros(0, self.context_length, dtype=torch.int64)
+        return self._tokenizer(list(texts), context_length=self.context_length).to(torch.int64)
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
+        """N texts -> (N, D) unit rows. Never builds a graph."""
+        batches = [torch.zeros(0, self.embed_dim, device=self.device)]
+        for ids in self._id_batches(texts, batch_size):
+            if self._text is None:
+                with self._autocast():
+                    features = self.model.encode_text(ids)
+                batches.append(_unit(features))
+            else:
+                batches.append(self.encode_embedded(self._text.embed(ids), self._text.end(ids)))
+        return torch.cat(batches) if len(batches) != 2 else batches[1]
+
+    @torch.no_grad()
+    def encode_text_tokens(
+        self, texts: Sequence[str], *, batch_size: int = 256
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every token of N texts in the joint space, for the local branch (METHOD section 7).
+
+        Returns:
+            features (N, L, D), unit rows, and mask (N, L) bool, True on real tokens (start and
+            end markers included, padding not); L is the context length.
+
+        Raises:
+            BackboneError: the text tower is not a standard open_clip transformer.
+        """
+        tower = self._tower()
+        shape = (0, self.context_length)
+        features = [torch.zeros(*shape, self.embed_dim, device=self.device)]
+        masks = [torch.zeros(shape, dtype=torch.bool, device=self.device)]
+        positions = torch.arange(self.context_length, device=self.device)
+        for ids in self._id_batches(texts, batch_size):
+            with self._autocast():
+                tokens = tower.encode_tokens(tower.embed(ids))
+            features.append(_unit(tokens))
+            masks.append(positions <= tower.end(ids)[:, None])
+        if len(features) == 2:
+            return features[1], masks[1]
+        return torch.cat(features), torch.cat(masks)
+
+    def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
+        """(N, context) token numbers -> (N, context, W), before positions are added."""
+        return self._tower().embed(ids.to(self.device))
+
+    def text_end(self, ids: torch.Tensor) -> torch.Tensor:
+        """(N, context) token numbers -> (N,) int64, where each text ends."""
+        return self._tower().end(ids)
+
+    def encode_embedded(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """Token embeddings -> unit rows, differentiable in the embeddings.
+
+        Args:
+            embedded: (N, context, W), as ``embed_tokens`` gives.
+            end: (N,) int64, position of the end-of-text token.
+
+        Returns:
+            (N, D), equal to ``encode_text`` of the same tokens.
+
+        Raises:
+            BackboneError: the text tower is not a standard open_clip transformer.
+            InputError: shapes that do not fit.
+        """
+        tower = self._tower()
+        length, width = self.context_length, tower.width
+        if embedded.ndim != 3 or tuple(embedded.shape[1:]) != (length, width):
+            raise InputError(
+                f"embedded has shape {tuple(embedded.shape)}; give (N, {length}, {width})"
+            )
+        if tuple(end.shape) != (embedded.shape[0],):
+            raise InputError(f"end has shape {tuple(end.shape)}; give ({embedded.shape[0]},)")
+        with self._autocast():
+            features = tower.encode(embedded, end.to(embedded.device))
+        return _unit(features)
+
+    # --- images -------------------------------------------------------------------------------
+
+    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, D) unit rows, differentiable in the pixels."""
+        self._check_pixels(pixels)
+        return _unit(self._image(pixels))
+
+    def encode_regions(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, L, D) unit rows, one a patch (see ``regions``).
+
+        Raises:
+            BackboneError: the image tower is neither a plain ViT nor a ModifiedResNet.
+        """
+        self._check_pixels(pixels)
+        with self._autocast():
+            features = region_features(self.model.visual, pixels.to(self.device, self.dtype))
+        return _unit(features)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _image(self, pixels: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            features: torch.Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
+        return features
+
+    def _check_pixels(self, pixels: torch.Tensor) -> None:
+        if pixels.ndim != 4 or tuple(pixels.shape[1:]) != (3, *self.image_size):
+            height, width = self.image_size
+            raise InputError(
+                f"pixels has shape {tuple(pixels.shape)}; give (B, 3, {height}, {width}), "
+                "as backbone.preprocess makes them"
+            )
+
+    def _tower(self) -> TextTower:
+        if self._text is None:
+            raise BackboneError(self._no_text_tower)
+        return self._text
+
+    def _id_batches(self, texts: Sequence[str], batch_size: int) -> list[torch.Tensor]:
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size}: must be at least 1")
+        ids = self.tokenize(texts)
+        return [chunk.to(self.device) for chunk in ids.split(batch_size)] if len(ids) else []
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "float32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    if features.dtype in (torch.bfloat16, torch.float16):
+        features = features.float()
+    return F.normalize(features, dim=-1)
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    if size is None:
+        raise BackboneError("the image tower does not say its image_size")
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -9,6 +9,9 @@
 #include <string>
 
 #include "topk.h"
+#if defined(PVP_FAST_HAS_CUDA)
+#include "topk_cuda.h"
+#endif
 
 namespace py = pybind11;
 using namespace pvp_fast;
@@ -42,32 +45,71 @@ void pack(std::uintptr_t w, int64_t categories, int64_t width, int64_t row_strid
   pack_cpu(from, to);
 }
 
-int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
-             int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
-             double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
-             int threads, const std::string& isa, std::uintptr_t scores, std::uintptr_t indices,
-             std::uintptr_t counts) {
+topk_query read_query(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
+                      int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
+                      double threshold, std::uintptr_t thresholds, std::uintptr_t bias,
+                      double scale, int threads) {
   check(categories >= 1, "categories must be >= 1");
   check(k >= 1, "k must be >= 1");
   check(threads >= 1, "threads must be >= 1");
   check(!std::isnan(threshold), "threshold is NaN");
   check(std::isfinite(scale), "scale must be finite");
-  const bool empty = rows == 0;
-  const topk_query query{read_matrix(x, rows, width, row_stride, column_stride, "x"),
-                         pointer<const float>(packed, "packed"),
-                         categories,
-                         k,
-                         static_cast<float>(threshold),
-                         pointer<const float>(thresholds, "thresholds", true),
-                         pointer<const float>(bias, "bias", true),
-                         static_cast<float>(scale),
-                         threads};
-  const topk_result result{pointer<float>(scores, "scores", empty),
-                           pointer<int64_t>(indices, "indices", empty),
-                           pointer<int64_t>(counts, "counts", empty)};
+  return {read_matrix(x, rows, width, row_stride, column_stride, "x"),
+          pointer<const float>(packed, "packed"),
+          categories,
+          k,
+          static_cast<float>(threshold),
+          pointer<const float>(thresholds, "thresholds", true),
+          pointer<const float>(bias, "bias", true),
+          static_cast<float>(scale),
+          threads};
+}
+
+topk_result read_result(std::uintptr_t scores, std::uintptr_t indices, std::uintptr_t counts,
+                        bool empty) {
+  return {pointer<float>(scores, "scores", empty), pointer<int64_t>(indices, "indices", empty),
+          pointer<int64_t>(counts, "counts", empty)};
+}
+
+int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
+             int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
+             double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
+             int threads, const std::string& isa, std::uintptr_t scores, std::uintptr_t indices,
+             std::uintptr_t counts) {
+  const topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories,
+                                      k, threshold, thresholds, bias, scale, threads);
+  const topk_result result = read_result(scores, indices, counts, rows == 0);
   const py::gil_scoped_release unlocked;
   return topk_cpu(query, result, isa);
 }
+
+#if defined(PVP_FAST_HAS_CUDA)
+
+std::string cuda_reason() { return cuda_status(); }
+
+int64_t cuda_parts(int64_t rows, int64_t categories) { return topk_cuda_parts(rows, categories); }
+
+void topk_device(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
+                 int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
+                 double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
+                 std::uintptr_t scores, std::uintptr_t indices, std::uintptr_t counts,
+                 std::uintptr_t part_values, std::uintptr_t part_categories,
+                 std::uintptr_t nan_row, int device, std::uintptr_t stream) {
+  const topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories,
+                                      k, threshold, thresholds, bias, scale, 1);
+  const topk_result result = read_result(scores, indices, counts, rows == 0);
+  const cuda_workspace workspace{pointer<float>(part_values, "part_values", rows == 0),
+                                 pointer<int>(part_categories, "part_categories", rows == 0),
+                                 pointer<unsigned long long>(nan_row, "nan_row"), device, stream};
+  const py::gil_scoped_release unlocked;
+  topk_cuda(query, result, workspace);
+}
+
+#else
+
+std::string cuda_reason() { return "pvp_fast was built without CUDA (PVP_FAST_CUDA, see CMakeLists.txt)"; }
+
+#endif
 
 py::dict build_info() {
   py::dict info;
@@ -78,7 +120,7 @@ py::dict build_info() {
   info["openmp"] = false;
 #endif
   info["isas"] = available_isas();
-  info["cuda"] = PVP_FAST_CUDA_NOTE;
+  info["cuda"] = PVP_FAST_CUDA_NOTE;  // compiler and architectures, or why there is none
   return info;
 }
 
@@ -97,5 +139,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("counts"),
         "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
+  m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");
+#if defined(PVP_FAST_HAS_CUDA)
+  m.attr("CUDA_MAX_K") = kCudaMaxK;
+  m.def("topk_cuda_parts", &cuda_parts, py::arg("rows"), py::arg("categories"),
+        "Parts of the categories: the workspaces hold rows * parts * k entries each.");
+  m.def("topk_cuda", &topk_device, py::arg("x"), py::arg("rows"), py::arg("width"),
+        py::arg("row_stride"), py::arg("column_stride"), py::arg("packed"), py::arg("categories"),
+        py::arg("k"), py::arg("threshold"), py::arg("thresholds"), py::arg("bias"),
+        py::arg("scale"), py::arg("scores"), py::arg("indices"), py::arg("counts"),
+        py::arg("part_values"), py::arg("part_categories"), py::arg("nan_row"), py::arg("device"),
+        py::arg("stream"), "As topk, on a device, without waiting. Contract: topk_cuda.h.");
+#endif
   m.def("build_info", &build_info, "Compiler, OpenMP, instruction sets and the state of CUDA.");
 }

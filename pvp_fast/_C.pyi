@@ -3,6 +3,7 @@
 from typing import Any
 
 LANES: int
+CUDA_MAX_K: int  # only where build_info()["cuda"] names a compiler
 
 def pack(
     w: int, categories: int, width: int, row_stride: int, column_stride: int, packed: int
@@ -26,5 +27,29 @@ def topk(
     indices: int,
     counts: int,
 ) -> int: ...
+def topk_cuda(
+    x: int,
+    rows: int,
+    width: int,
+    row_stride: int,
+    column_stride: int,
+    packed: int,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: int,
+    bias: int,
+    scale: float,
+    scores: int,
+    indices: int,
+    counts: int,
+    part_values: int,
+    part_categories: int,
+    nan_row: int,
+    device: int,
+    stream: int,
+) -> None: ...
+def topk_cuda_parts(rows: int, categories: int) -> int: ...
+def cuda_status() -> str: ...
 def isas() -> list[str]: ...
 def build_info() -> dict[str, Any]: ...

@@ -12,9 +12,7 @@ in ascending d, float32), so the bits do not depend on the instruction set or th
 
 from __future__ import annotations
 
-import ctypes
 import math
-import os
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -22,11 +20,11 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
+from pvp_fast.topk_ops import extension, pack, pack_on_device
 
 Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
 
 _BACKENDS = ("auto", "cpp", "torch", "cuda")
-_TORCH_BLOCK = 1 << 24  # scores that the torch backend holds at once
 
 
 class TopK(NamedTuple):
@@ -62,8 +60,10 @@ class TagIndex:
             rows = _unit_rows(rows)
         self.categories, self.width = int(rows.shape[0]), int(rows.shape[1])
         self.device = rows.device
-        # CPU: panels of 32 categories, [width][32], as csrc/topk.h describes. Else: the rows.
+        # On the CPU only the panels are kept (csrc/topk.h), elsewhere the rows; the other form is
+        # made when a backend asks for it.
         self._data = pack(rows) if rows.device.type == "cpu" else rows.contiguous().clone()
+        self._device_panels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.categories
@@ -98,8 +98,9 @@ class TagIndex:
             scale: finite factor on the similarities.
             backend: "auto" takes "cpp" on the CPU and "torch" elsewhere. "torch" writes the
                 scores in blocks of rows and sums in whatever order matmul does, so its scores
-                may differ in the last bits; the tie rule is the same. An explicit backend runs
-                or raises.
+                may differ in the last bits; the tie rule is the same. "cuda" is a fused kernel
+                for k <= 256 with the bits of "cpp"; it is not the default because it has not
+                been measured yet. An explicit backend runs or raises.
 
         Returns:
             :class:`TopK`. No gradient flows through it.
@@ -127,15 +128,21 @@ class TagIndex:
         elif threshold is not None:
             minima = self._per_category(threshold, "threshold")
         added = None if bias is None else self._per_category(bias, "bias")
-        op = torch.ops.pvp_fast.topk_torch
-        data = self._data
-        if _choose_backend(backend, self.device) == "cpp":
-            op = torch.ops.pvp_fast.topk_cpu
-        elif self.device.type == "cpu":
-            data = self.w
+        chosen = _choose_backend(backend, self.device, int(k))
+        if chosen == "cpp":
+            op, data = torch.ops.pvp_fast.topk_cpu, self._data
+        elif chosen == "cuda":
+            op, data = torch.ops.pvp_fast.topk_cuda, self._panels()
+        else:
+            op, data = torch.ops.pvp_fast.topk_torch, self.w
         return TopK(
             *op(queries, data, self.categories, int(k), minimum, minima, added, float(scale))
         )
+
+    def _panels(self) -> Tensor:
+        if self._device_panels is None:
+            self._device_panels = pack_on_device(self._data)
+        return self._device_panels
 
     def _per_category(self, values: Array, name: str) -> Tensor:
         tensor = _float32(values, name)
@@ -197,29 +204,7 @@ def topk_ref(
     return TopK(values, order, (order >= 0).sum(dim=1))
 
 
-def pack(w: Tensor) -> Tensor:
-    """(C, D) float32 CPU rows to the panels that the extension reads: (ceil(C/32), D, 32)."""
-    extension = _extension()
-    lanes = extension.LANES
-    categories, width = w.shape
-    w = w.resolve_neg()
-    packed = torch.empty(((categories + lanes - 1) // lanes, width, lanes), dtype=torch.float32)
-    extension.pack(w.data_ptr(), categories, width, w.stride(0), w.stride(1), packed.data_ptr())
-    return packed
-
-
-def _extension() -> Any:
-    try:
-        from pvp_fast import _C
-    except ImportError as error:
-        raise BackendError(
-            f"the compiled extension pvp_fast._C cannot be loaded ({error}); install the package "
-            "with `pip install .`, or ask for backend='torch'"
-        ) from error
-    return _C
-
-
-def _choose_backend(backend: str, device: torch.device) -> str:
+def _choose_backend(backend: str, device: torch.device, k: int) -> str:
     if backend not in _BACKENDS:
         raise InputError(f"backend is {backend!r}; choose one of {', '.join(_BACKENDS)}")
     if backend == "auto":
@@ -227,7 +212,13 @@ def _choose_backend(backend: str, device: torch.device) -> str:
     if backend == "cpp" and device.type != "cpu":
         raise BackendError(f"backend 'cpp' needs tensors on the CPU, the index is on {device}")
     if backend == "cuda":
-        raise BackendError("this build has no CUDA top-k kernel; use backend='torch' or 'auto'")
+        if device.type != "cuda":
+            raise BackendError(f"backend 'cuda' needs tensors on a GPU, the index is on {device}")
+        reason = extension().cuda_status()
+        if reason:
+            raise BackendError(f"backend 'cuda' cannot run: {reason}; use backend='torch'")
+        if k > extension().CUDA_MAX_K:
+            raise BackendError(f"backend 'cuda' keeps at most 256, k is {k}; use backend='torch'")
     return backend
 
 
@@ -299,133 +290,3 @@ def _unit_rows(w: Tensor) -> Tensor:
     wide = w.double()
     length = wide.norm(dim=1, keepdim=True)
     return (wide / torch.where(length > 0, length, torch.ones_like(length))).float()
-
-
-def _nan_error(row: int) -> InputError:
-    return InputError(
-        f"x: row {row} has a NaN score, from a NaN or an infinity in that row; drop the row or "
-        "clean it with torch.nan_to_num"
-    )
-
-
-def _check_inside(
-    scale: float, threshold: float, thresholds: Tensor | None, bias: Tensor | None
-) -> tuple[float, float]:
-    """Checks of values, made inside the operators so that torch.compile does not trace them."""
-    for name, values in (("threshold", thresholds), ("bias", bias)):
-        if values is not None and bool(values.isnan().any()):
-            raise InputError(f"{name} has a NaN for category {int(values.isnan().nonzero()[0])}")
-    factor = ctypes.c_float(scale).value
-    if not math.isfinite(factor):
-        raise InputError(f"scale is {scale!r}, which is infinite in float32; give a smaller one")
-    return factor, ctypes.c_float(threshold).value
-
-
-@torch.library.custom_op("pvp_fast::topk_cpu", mutates_args=(), device_types="cpu")
-def _topk_cpu(
-    x: Tensor,
-    packed: Tensor,
-    categories: int,
-    k: int,
-    threshold: float,
-    thresholds: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
-    x = x.resolve_neg()
-    minima = None if thresholds is None else thresholds.resolve_neg().contiguous()
-    added = None if bias is None else bias.resolve_neg().contiguous()
-    rows, width = x.shape
-    scores = torch.empty((rows, k), dtype=torch.float32)
-    indices = torch.empty((rows, k), dtype=torch.int64)
-    counts = torch.empty((rows,), dtype=torch.int64)
-    isa = os.environ.get("PVP_FAST_ISA", "")
-    try:
-        bad_row = _extension().topk(
-            x=x.data_ptr(),
-            rows=rows,
-            width=width,
-            row_stride=x.stride(0),
-            column_stride=x.stride(1),
-            packed=packed.data_ptr(),
-            categories=categories,
-            k=k,
-            threshold=minimum,
-            thresholds=0 if minima is None else minima.data_ptr(),
-            bias=0 if added is None else added.data_ptr(),
-            scale=factor,
-            threads=torch.get_num_threads(),
-            isa=isa,
-            scores=scores.data_ptr(),
-            indices=indices.data_ptr(),
-            counts=counts.data_ptr(),
-        )
-    except ValueError as error:
-        raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
-    if bad_row >= 0:
-        raise _nan_error(bad_row)
-    return scores, indices, counts
-
-
-@torch.library.custom_op("pvp_fast::topk_torch", mutates_args=())
-def _topk_torch(
-    x: Tensor,
-    w: Tensor,
-    categories: int,
-    k: int,
-    threshold: float,
-    thresholds: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
-    rows = x.shape[0]
-    scores = x.new_full((rows, k), -math.inf)
-    indices = torch.full((rows, k), -1, dtype=torch.int64, device=x.device)
-    kept = min(k, categories)
-    block = max(1, _TORCH_BLOCK // categories)
-    # Keys order first by score, then by the lower category, and no two are equal: torch.topk
-    # itself promises nothing about ties.
-    tie = torch.arange(categories - 1, -1, -1, device=x.device)
-    for start in range(0, rows, block):
-        part = factor * (x[start : start + block] @ w.T)
-        if bias is not None:
-            part += bias
-        if bool(part.isnan().any()):
-            raise _nan_error(start + int(part.isnan().any(dim=1).nonzero()[0]))
-        below = part < minimum
-        if thresholds is not None:
-            below |= part < thresholds
-        # Adding 0.0 turns -0.0 into 0.0. Then integers that order as the floats do; int32 min,
-        # which no float maps to, marks what is below a threshold.
-        bits = (part + 0.0).view(torch.int32)
-        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
-        ordered.masked_fill_(below, -(1 << 31))
-        best = (ordered * (1 << 32) + tie).topk(kept, dim=1).values
-        found = (best >> 32) > -(1 << 31)
-        chosen = categories - 1 - (best & 0xFFFFFFFF)
-        stop = start + part.shape[0]
-        scores[start:stop, :kept] = part.gather(1, chosen).masked_fill(~found, -math.inf)
-        indices[start:stop, :kept] = chosen.masked_fill(~found, -1)
-    return scores, indices, (indices >= 0).sum(dim=1)
-
-
-@_topk_cpu.register_fake
-@_topk_torch.register_fake
-def _topk_fake(
-    x: Tensor,
-    vectors: Tensor,
-    categories: int,
-    k: int,
-    threshold: float,
-    thresholds: Tensor | None,
-    bias: Tensor | None,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    rows = x.shape[0]
-    return (
-        x.new_empty((rows, k)),
-        x.new_empty((rows, k), dtype=torch.int64),
-        x.new_empty((rows,), dtype=torch.int64),
-    )

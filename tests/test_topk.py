@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import pvp_fast
+from pvp_fast import _C
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.topk import TagIndex, TopK, topk, topk_ref
+from pvp_fast.topk import TagIndex, TopK, _choose_backend, topk, topk_ref
+from pvp_fast.topk_ops import pack, pack_on_device
 
 BACKENDS = ("cpp", "torch")
 
@@ -283,13 +285,28 @@ def test_bad_class_vectors(w, message):
 
 
 def test_an_explicit_backend_runs_or_raises():
-    with pytest.raises(BackendError, match="no CUDA"):
+    with pytest.raises(BackendError, match="'cuda' needs tensors on a GPU"):
         TagIndex(torch.ones(3, 4)).topk(torch.ones(2, 4), 1, backend="cuda")
+    with pytest.raises(BackendError, match="'cpp' needs tensors on the CPU"):
+        _choose_backend("cpp", torch.device("cuda", 0), 1)
+
+
+def test_the_cuda_backend_says_why_it_cannot_run():
+    reason = _C.cuda_status()
+    if not reason:
+        pytest.skip("CUDA works here")
+    with pytest.raises(BackendError, match=re.escape(reason)):
+        _choose_backend("cuda", torch.device("cuda", 0), 1)
+
+
+def test_both_packings_agree():
+    w = torch.randn(71, 9, generator=torch.Generator().manual_seed(9))
+    assert torch.equal(pack_on_device(w), pack(w))
 
 
 def operator_arguments(backend, thresholds):
     index = TagIndex(torch.randn(37, 8, generator=torch.Generator().manual_seed(4)))
-    vectors = pvp_fast.topk.pack(index.w) if backend == "cpu" else index.w
+    vectors = pack(index.w) if backend == "cpu" else index.w
     x = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
     return x, vectors, 37, 3, -1.0, thresholds, None, 2.0
 
@@ -315,12 +332,20 @@ def test_compiles_without_a_graph_break(backend):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_tensors():
+@pytest.mark.parametrize("backend", ["auto", "cuda"])
+@pytest.mark.parametrize(("rows", "categories", "k"), [(1, 5, 9), (33, 500, 20), (70, 3001, 200)])
+def test_cuda_tensors(backend, rows, categories, k):
+    if backend == "cuda" and _C.cuda_status():
+        pytest.skip(_C.cuda_status())
     generator = torch.Generator().manual_seed(7)
-    x, w = integers(generator, 33, 40), integers(generator, 500, 40)
-    expected = topk(x, w, 20, 0.0, normalize=False)
-    got = topk(x.cuda(), w.cuda(), 20, 0.0, normalize=False)
+    x, w = integers(generator, rows, 40), integers(generator, categories, 40)
+    bias = integers(generator, 1, categories)[0]
+    expected = topk(x, w, k, 0.0, bias, normalize=False)
+    got = topk(x.cuda(), w.cuda(), k, 0.0, bias.cuda(), normalize=False, backend=backend)
     assert all(part.device.type == "cuda" for part in got)
     assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
     with pytest.raises(InputError, match="x is on cpu but the index is on cuda"):
         TagIndex(w.cuda()).topk(x, 1)
+    x[rows - 1] = math.nan
+    with pytest.raises(InputError, match=f"row {rows - 1} "):
+        topk(x.cuda(), w.cuda(), k, normalize=False, backend=backend)

@@ -1,0 +1,236 @@
+"""The operators under pvp_fast.topk: torch.library faces of the extension, and one in plain torch.
+
+All three have one signature and one contract (csrc/topk.h); ``register_fake`` gives their shapes to
+torch.compile. Checks that look at values are made in here, where tracing does not see them.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvp_fast.errors import BackendError, InputError
+
+_TORCH_BLOCK = 1 << 24  # scores that the torch operator holds at once
+
+
+def pack(w: Tensor) -> Tensor:
+    """(C, D) float32 CPU rows to the panels that the extension reads: (ceil(C/32), D, 32)."""
+    compiled = extension()
+    lanes = compiled.LANES
+    categories, width = w.shape
+    w = w.resolve_neg()
+    packed = torch.empty(((categories + lanes - 1) // lanes, width, lanes), dtype=torch.float32)
+    compiled.pack(w.data_ptr(), categories, width, w.stride(0), w.stride(1), packed.data_ptr())
+    return packed
+
+
+def pack_on_device(w: Tensor) -> Tensor:
+    """What :func:`pack` does, in torch, for the device that w is on."""
+    lanes = extension().LANES
+    padded = torch.nn.functional.pad(w, (0, 0, 0, -w.shape[0] % lanes))
+    return padded.reshape(-1, lanes, w.shape[1]).permute(0, 2, 1).contiguous()
+
+
+def extension() -> Any:
+    """The compiled module, or a BackendError that says why it is not there."""
+    try:
+        from pvp_fast import _C
+    except ImportError as error:
+        raise BackendError(
+            f"the compiled extension pvp_fast._C cannot be loaded ({error}); install the package "
+            "with `pip install .`, or ask for backend='torch'"
+        ) from error
+    return _C
+
+
+def _nan_error(row: int) -> InputError:
+    return InputError(
+        f"x: row {row} has a NaN score, from a NaN or an infinity in that row; drop the row or "
+        "clean it with torch.nan_to_num"
+    )
+
+
+def _check_inside(
+    scale: float, threshold: float, thresholds: Tensor | None, bias: Tensor | None
+) -> tuple[float, float]:
+    """Scale and threshold rounded to float32, after the checks of values."""
+    for name, values in (("threshold", thresholds), ("bias", bias)):
+        if values is not None and bool(values.isnan().any()):
+            raise InputError(f"{name} has a NaN for category {int(values.isnan().nonzero()[0])}")
+    factor = ctypes.c_float(scale).value
+    if not math.isfinite(factor):
+        raise InputError(f"scale is {scale!r}, which is infinite in float32; give a smaller one")
+    return factor, ctypes.c_float(threshold).value
+
+
+@torch.library.custom_op("pvp_fast::topk_cpu", mutates_args=(), device_types="cpu")
+def _topk_cpu(
+    x: Tensor,
+    packed: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    x = x.resolve_neg()
+    minima = None if thresholds is None else thresholds.resolve_neg().contiguous()
+    added = None if bias is None else bias.resolve_neg().contiguous()
+    rows, width = x.shape
+    scores = torch.empty((rows, k), dtype=torch.float32)
+    indices = torch.empty((rows, k), dtype=torch.int64)
+    counts = torch.empty((rows,), dtype=torch.int64)
+    isa = os.environ.get("PVP_FAST_ISA", "")
+    try:
+        bad_row = extension().topk(
+            x=x.data_ptr(),
+            rows=rows,
+            width=width,
+            row_stride=x.stride(0),
+            column_stride=x.stride(1),
+            packed=packed.data_ptr(),
+            categories=categories,
+            k=k,
+            threshold=minimum,
+            thresholds=0 if minima is None else minima.data_ptr(),
+            bias=0 if added is None else added.data_ptr(),
+            scale=factor,
+            threads=torch.get_num_threads(),
+            isa=isa,
+            scores=scores.data_ptr(),
+            indices=indices.data_ptr(),
+            counts=counts.data_ptr(),
+        )
+    except ValueError as error:
+        raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
+    if bad_row >= 0:
+        raise _nan_error(bad_row)
+    return scores, indices, counts
+
+
+@torch.library.custom_op("pvp_fast::topk_cuda", mutates_args=(), device_types="cuda")
+def _topk_cuda(
+    x: Tensor,
+    packed: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    compiled = extension()
+    x = x.resolve_neg()
+    minima = None if thresholds is None else thresholds.resolve_neg().contiguous()
+    added = None if bias is None else bias.resolve_neg().contiguous()
+    rows, width = x.shape
+    scores = x.new_empty((rows, k))
+    indices = x.new_empty((rows, k), dtype=torch.int64)
+    counts = x.new_empty((rows,), dtype=torch.int64)
+    entries = rows * compiled.topk_cuda_parts(rows, categories) * k
+    part_values = x.new_empty((entries,))
+    part_categories = x.new_empty((entries,), dtype=torch.int32)
+    no_row = torch.iinfo(torch.int64).max
+    nan_row = torch.full((), no_row, dtype=torch.int64, device=x.device)
+    try:
+        compiled.topk_cuda(
+            x=x.data_ptr(),
+            rows=rows,
+            width=width,
+            row_stride=x.stride(0),
+            column_stride=x.stride(1),
+            packed=packed.data_ptr(),
+            categories=categories,
+            k=k,
+            threshold=minimum,
+            thresholds=0 if minima is None else minima.data_ptr(),
+            bias=0 if added is None else added.data_ptr(),
+            scale=factor,
+            scores=scores.data_ptr(),
+            indices=indices.data_ptr(),
+            counts=counts.data_ptr(),
+            part_values=part_values.data_ptr(),
+            part_categories=part_categories.data_ptr(),
+            nan_row=nan_row.data_ptr(),
+            device=x.device.index,
+            stream=torch.cuda.current_stream(x.device).cuda_stream,
+        )
+    except (RuntimeError, ValueError) as error:
+        raise BackendError(f"backend 'cuda' failed: {error}") from error
+    bad_row = int(nan_row)  # waits for the stream: the price of naming the row
+    if bad_row != no_row:
+        raise _nan_error(bad_row)
+    return scores, indices, counts
+
+
+@torch.library.custom_op("pvp_fast::topk_torch", mutates_args=())
+def _topk_torch(
+    x: Tensor,
+    w: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    rows = x.shape[0]
+    scores = x.new_full((rows, k), -math.inf)
+    indices = torch.full((rows, k), -1, dtype=torch.int64, device=x.device)
+    kept = min(k, categories)
+    block = max(1, _TORCH_BLOCK // categories)
+    # Keys order first by score, then by the lower category, and no two are equal: torch.topk
+    # itself promises nothing about ties.
+    tie = torch.arange(categories - 1, -1, -1, device=x.device)
+    for start in range(0, rows, block):
+        part = factor * (x[start : start + block] @ w.T)
+        if bias is not None:
+            part += bias
+        if bool(part.isnan().any()):
+            raise _nan_error(start + int(part.isnan().any(dim=1).nonzero()[0]))
+        below = part < minimum
+        if thresholds is not None:
+            below |= part < thresholds
+        # Adding 0.0 turns -0.0 into 0.0. Then integers that order as the floats do; int32 min,
+        # which no float maps to, marks what is below a threshold.
+        bits = (part + 0.0).view(torch.int32)
+        ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).to(torch.int64)
+        ordered.masked_fill_(below, -(1 << 31))
+        best = (ordered * (1 << 32) + tie).topk(kept, dim=1).values
+        found = (best >> 32) > -(1 << 31)
+        chosen = categories - 1 - (best & 0xFFFFFFFF)
+        stop = start + part.shape[0]
+        scores[start:stop, :kept] = part.gather(1, chosen).masked_fill(~found, -math.inf)
+        indices[start:stop, :kept] = chosen.masked_fill(~found, -1)
+    return scores, indices, (indices >= 0).sum(dim=1)
+
+
+@_topk_cpu.register_fake
+@_topk_cuda.register_fake
+@_topk_torch.register_fake
+def _topk_fake(
+    x: Tensor,
+    vectors: Tensor,
+    categories: int,
+    k: int,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = x.shape[0]
+    return (
+        x.new_empty((rows, k)),
+        x.new_empty((rows, k), dtype=torch.int64),
+        x.new_empty((rows,), dtype=torch.int64),
+    )

@@ -305,7 +305,8 @@ class PocketTrainer:
                     log.writerow([*row, *(f"{m:.2f}" for m in metrics.values())])
                     stream.flush()
                     self.save()
-                    print(f"step {self.step}, {self.seconds / 60:.1f} min: loss {mean:.3f}", metrics)
+                    minutes = self.seconds / 60
+                    print(f"step {self.step}, {minutes:.1f} min: loss {mean:.3f}", metrics)
         return self.export(self.out / "weights")
 
 

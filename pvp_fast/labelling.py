@@ -35,6 +35,15 @@ _OWN_MEANING = frozenset({
     "goods", "tights", "trunks", "slacks", "stairs", "waters", "news", "greens", "grounds",
     "fries", "blues",
 })  # fmt: skip
+# Compounds that are not a kind of their last word, or not about their first: they hide a category
+# named after one part, unless they are a category's name or synonym themselves.
+OPAQUE_COMPOUNDS = (
+    *("hot dog", "corn dog", "chili dog", "prairie dog", "teddy bear", "gummy bear", "sea horse"),
+    *("saw horse", "pit bull", "guinea pig", "sea lion", "jelly fish", "star fish", "pine apple"),
+    *("pan cake", "egg plant", "power plant", "fire place", "fire fighter", "fire escape"),
+    *("horse radish", "space ship", "lady bug", "dragon fly", "butter fly", "cat walk"),
+    *("mouse pad", "key board", "book store", "tiger lily"),
+)
 _IRREGULAR_PLURAL = re.compile(r"(men|ice|eese|eet|eeth|oxen|ren|cacti|fungi|octopi|larvae|ae)$")
 
 
@@ -83,11 +92,12 @@ def _forms(token: str) -> tuple[str, ...]:
 class _Node:
     """One step of the phrase tree."""
 
-    __slots__ = ("children", "ignored", "labels")
+    __slots__ = ("children", "ends", "ignored", "labels")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.labels: tuple[int, ...] = ()
+        self.ends = False  # a phrase ends here, with or without labels
         self.ignored: tuple[int, ...] = ()
 
 
@@ -111,11 +121,15 @@ class PhraseMatcher:
                 for node in self._nodes(phrase):
                     if category not in node.labels:
                         node.labels = (*node.labels, category)
+                    node.ends = True
         for category, group in enumerate(ignored):
             for phrase in group:
                 for node in self._nodes(phrase):
                     if category not in node.ignored:
                         node.ignored = (*node.ignored, category)
+        for phrase in OPAQUE_COMPOUNDS:
+            for node in self._nodes(phrase):
+                node.ends = True
 
     def _nodes(self, phrase: str) -> list[_Node]:
         tokens = tokenize(phrase)
@@ -141,9 +155,9 @@ class PhraseMatcher:
             end = start
             while level:
                 end += 1
-                labels = next((n.labels for n in level if n.labels), ())
-                if labels:
-                    found.append((start - end, start, labels))
+                ended = next((n for n in level if n.ends), None)
+                if ended is not None:
+                    found.append((start - end, start, ended.labels))
                 for node in level:
                     if node.ignored:
                         silenced.append((start, end, node.ignored))

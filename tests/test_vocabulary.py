@@ -111,6 +111,17 @@ def test_longer_phrases_win_wherever_they_start() -> None:
     assert names("a b d", vocabulary) == {"a b", "d"}
 
 
+def test_opaque_compounds_hide_their_parts() -> None:
+    vocabulary = Vocabulary(["dog", "bear", "fire", Category("snack", ("corn dog",))])
+    assert (
+        names("a hot dog and a teddy bear near the fireplace and the fire place", vocabulary)
+        == set()
+    )
+    assert names("hot dogs by a dog, a corn dog, a polar bear", vocabulary) == {
+        "dog", "snack", "bear",
+    }  # fmt: skip
+
+
 def test_ignored_phrases_silence_their_category_only() -> None:
     vocabulary = Vocabulary([Category("orange", ignore=("orange cat",)), "cat"])
     assert names("an orange cat", vocabulary) == {"cat"}

@@ -82,11 +82,11 @@ class DualAdapter(nn.Module):
         self.register_buffer("original", original.detach().clone())
         self.register_buffer("text", text.detach().clone())
         self.register_buffer("visual", visual.detach().clone())
-        place = {"device": original.device, "dtype": original.dtype}
-        self.query_adapter = ResidualAdapter(width, inner, residual, seed).to(**place)
-        self.class_adapter = ResidualAdapter(width, inner, residual, seed + 1).to(**place)
-        self.alpha_logit = nn.Parameter(_logits("alpha", alpha, count).to(**place))
-        self.beta_logit = nn.Parameter(_logits("beta", beta, count).to(**place))
+        place = original  # device and dtype follow this bank
+        self.query_adapter = ResidualAdapter(width, inner, residual, seed).to(place)
+        self.class_adapter = ResidualAdapter(width, inner, residual, seed + 1).to(place)
+        self.alpha_logit = nn.Parameter(_logits("alpha", alpha, count).to(place))
+        self.beta_logit = nn.Parameter(_logits("beta", beta, count).to(place))
 
     @classmethod
     def from_state(

@@ -57,21 +57,22 @@ class Backbone(nn.Module):
         super().__init__()
         if precision not in ("float32", "bfloat16"):
             raise InputError(f"precision={precision!r}: use 'float32' or 'bfloat16'")
-        self.model: Any = model.eval().requires_grad_(False)
+        self.model = model.eval().requires_grad_(False)
+        clip = self._clip
         self.name = name
         self.pretrained = pretrained
         self.precision = precision
         self.preprocess = preprocess
         self._tokenizer = tokenizer
-        self.image_size: tuple[int, int] = _pair(getattr(self.model.visual, "image_size", None))
+        self.image_size: tuple[int, int] = _pair(getattr(clip.visual, "image_size", None))
         if self.image_size != (preprocess.size, preprocess.size):
             raise BackboneError(
                 f"the image tower reads {self.image_size} pixels, preprocess makes "
                 f"{preprocess.size} x {preprocess.size}: they must be the same square"
             )
-        self.context_length = int(self.model.context_length)
-        self.logit_scale = float(self.model.logit_scale.detach().float().exp().mean())
-        self.has_regions = region_support(self.model.visual) is None
+        self.context_length = int(clip.context_length)
+        self.logit_scale = float(clip.logit_scale.detach().float().exp().mean())
+        self.has_regions = region_support(clip.visual) is None
         try:
             self._text: TextTower | None = TextTower(model)
             self._no_text_tower = ""
@@ -126,11 +127,11 @@ class Backbone(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Floating dtype of the weights; what pixels are cast to."""
-        return next(self.model.visual.parameters()).dtype
+        return next(self._clip.visual.parameters()).dtype
 
     @cached_property
     def embed_dim(self) -> int:
-        known = getattr(self.model.visual, "output_dim", None)
+        known = getattr(self._clip.visual, "output_dim", None)
         if known is not None:
             return int(known)
         with torch.no_grad():  # timm towers do not say
@@ -160,7 +161,7 @@ class Backbone(nn.Module):
 
     def checkpoint_activations(self, enable: bool = True) -> None:
         """Recompute transformer activations in backward: less memory for larger prompt batches."""
-        self.model.set_grad_checkpointing(enable)
+        self._clip.set_grad_checkpointing(enable)
 
     # --- text ---------------------------------------------------------------------------------
 
@@ -182,7 +183,7 @@ class Backbone(nn.Module):
         for ids in self._id_batches(texts, batch_size):
             if self._text is None:
                 with self._autocast():
-                    features = self.model.encode_text(ids)
+                    features = self._clip.encode_text(ids)
                 batches.append(_unit(features))
             else:
                 batches.append(self.encode_embedded(self._text.embed(ids), self._text.end(ids)))
@@ -264,14 +265,18 @@ class Backbone(nn.Module):
         """
         self._check_pixels(pixels)
         with self._autocast():
-            features = region_features(self.model.visual, pixels.to(self.device, self.dtype))
+            features = region_features(self._clip.visual, pixels.to(self.device, self.dtype))
         return _unit(features)
 
     # --- inside -------------------------------------------------------------------------------
 
+    @property
+    def _clip(self) -> Any:  # open_clip's classes share attributes but no base class
+        return self.model
+
     def _image(self, pixels: torch.Tensor) -> torch.Tensor:
         with self._autocast():
-            features: torch.Tensor = self.model.encode_image(pixels.to(self.device, self.dtype))
+            features: torch.Tensor = self._clip.encode_image(pixels.to(self.device, self.dtype))
         return features
 
     def _check_pixels(self, pixels: torch.Tensor) -> None:

@@ -172,7 +172,8 @@ class TextPrompts(nn.Module):
         Returns:
             (n, D) unit rows g_c, differentiable in ``ctx``.
         """
-        embedded, end, ctx = self.embedded, self.end, self.ctx
+        embedded, end = self.embedded, self.end
+        ctx: torch.Tensor = self.ctx
         if index is not None:
             rows = _as_index(index, embedded)
             embedded, end = embedded[rows], end[rows]

@@ -33,11 +33,13 @@ class TextTower:
             raise BackboneError(f"text tower {kind} has no {', '.join(missing)}: {hint}")
         if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
             raise BackboneError(f"text tower {kind} has a class token or a padding mask: {hint}")
-        self.pool: str = getattr(owner, "text_pool_type", None) or getattr(owner, "pool_type", "")
+        flat = hasattr(owner, "text_pool_type")  # a CLIP carries its text tower's attributes
+        self.pool: str = owner.text_pool_type if flat else getattr(owner, "pool_type", "")
         if self.pool not in ("argmax", "eos", "last", "first"):
             raise BackboneError(f"text tower {kind} pools by {self.pool!r}: {hint}")
         eos = getattr(owner, "text_eos_id", None)
         self.eos_id: int = getattr(owner, "eos_id", 2) if eos is None else eos
+        self.pad_id: int = getattr(owner, "pad_id", 0)
         self._owner = owner
 
     @property
@@ -59,10 +61,12 @@ class TextTower:
             return ids.argmax(dim=-1)
         if self.pool == "eos":
             return (ids == self.eos_id).int().argmax(dim=-1)
-        # Other tokenizers fill the row with one number; the first of that run ends the text.
-        differs = (ids != ids[:, -1:]).int()
-        last = ids.shape[1] - 1 - differs.flip(1).argmax(dim=1)
-        return torch.where(differs.any(dim=1), last + 1, torch.zeros_like(last))
+        # Other tokenizers fill the row with the padding number, or with the end marker itself
+        # (SigLIP); in the second case the first of that run still belongs to the text.
+        fill = ids[:, -1:]
+        differs = (ids != fill).int()
+        words = differs.any(dim=1) * (ids.shape[1] - differs.flip(1).argmax(dim=1))
+        return torch.where(fill[:, 0] == self.pad_id, (words - 1).clamp(min=0), words)
 
     def encode(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
         """(N, L, W) embeddings and their ends (N,) -> (N, D), not normalised."""

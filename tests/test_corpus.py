@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences, read_captions
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary import Category, Vocabulary
 
 ANIMALS = Vocabulary(["dog", "cat", "teddy bear", "bear"])
 COCO_JSON = json.dumps(
@@ -149,6 +149,18 @@ def test_templates_have_one_label() -> None:
     assert corpus.labels[1:] == ((0,), (1,), (2,), (3,)) * 2
     with pytest.raises(InputError, match=r"has no \{\}"):
         build_corpus([], ANIMALS, templates=["a photo"])
+
+
+def test_templates_mean_what_the_name_means() -> None:
+    vocabulary = Vocabulary(
+        [Category("animal", ("dog",)), "dog", "bear", Category("teddy bear", ("toy bear",))]
+    )
+    corpus = build_corpus([], vocabulary, templates=["a toy {}", "one {}"])
+    found = dict(zip(corpus.sentences, corpus.labels, strict=True))
+    assert found["one dog"] == (0, 1)
+    assert found["one bear"] == (2,)
+    assert "a toy bear" not in found
+    assert found["a toy teddy bear"] == (3,)
 
 
 def test_the_clip_templates_are_the_default() -> None:

@@ -149,7 +149,9 @@ def build_corpus(
         sentences: any iterable of texts, for instance `read_captions` or `grammar_sentences`.
         vocabulary: the categories.
         templates: add the CLIP prompt templates with each category's name as single-label
-            sentences (METHOD section 2); a list of texts with one ``{}`` each replaces them.
+            sentences (METHOD section 2); a list of texts with one ``{}`` each replaces them. A
+            name that implies a broader category ("dog" where "animal" lists it) labels both, and
+            a template in which the name reads as something else ("a toy bear") is left out.
         source: a note on where the sentences came from.
 
     Raises:
@@ -179,8 +181,11 @@ def build_corpus(
     for template in _clip_templates() if templates is True else templates or ():
         if "{}" not in template:
             raise InputError(f"template {template!r} has no {{}} for the category's name")
-        for index, category in enumerate(vocabulary):
-            add(template.replace("{}", category.name), (index,))
+        for category in vocabulary:
+            meaning = vocabulary.label(category.name)
+            text = template.replace("{}", category.name)
+            if vocabulary.label(text) == meaning:
+                add(text, meaning)
     if not texts:
         raise CorpusError(
             f"none of the {read} sentences mentions a category of {vocabulary}; check that they "

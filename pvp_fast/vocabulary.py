@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +98,7 @@ class Vocabulary:
         """A vocabulary that ships with the package: one of `BUILTIN`."""
         if name not in BUILTIN:
             raise InputError(f"no built-in vocabulary {name!r}; there are {', '.join(BUILTIN)}")
-        text = (resources.files("pvp_fast") / "data" / f"{name}.yaml").read_text("utf-8")
+        text = (Path(__file__).parent / "data" / f"{name}.yaml").read_text("utf-8")
         return cls.from_dict(_parse_yaml(text, name))
 
     @classmethod

@@ -98,7 +98,7 @@ def test_a_bad_line_comes_up_when_it_is_reached(tmp_path: Path) -> None:
         next(sentences)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(
         st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12)
@@ -210,6 +210,7 @@ def test_split_is_a_partition_that_keeps_every_category(held_out: float) -> None
     assert corpus.split(held_out, seed=1)[1].sentences == held.sentences
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.integers(0, 3), min_size=1), min_size=1, max_size=12), st.integers(0, 9))
 def test_split_never_empties_training(rows: list[set[int]], seed: int) -> None:
     labels = tuple(tuple(sorted(row)) for row in rows)

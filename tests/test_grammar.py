@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvp_fast.errors import InputError
@@ -17,6 +17,7 @@ from pvp_fast.vocabulary import Category, Vocabulary
 POCKET = Vocabulary.builtin("pocket70")
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 69), min_size=1, max_size=5), st.integers(0, 1 << 30))
 def test_a_sentence_mentions_exactly_what_was_asked(chosen: set[int], seed: int) -> None:
     sentence = sentence_for(POCKET, sorted(chosen), random.Random(seed))

@@ -128,6 +128,7 @@ def test_ignored_phrases_silence_their_category_only() -> None:
     assert names("an orange cat eats an orange", vocabulary) == {"orange", "cat"}
 
 
+@settings(deadline=None)
 @given(st.sampled_from(list(COCO)), st.sampled_from(["{}.", "({})", "A {}!", "see: {}", '"{}"']))
 def test_case_and_punctuation_do_not_matter(category: Category, frame: str) -> None:
     want = (COCO.index(category.name),)
@@ -136,11 +137,13 @@ def test_case_and_punctuation_do_not_matter(category: Category, frame: str) -> N
         assert COCO.label(frame.format(text.replace(" ", "-"))) == want
 
 
+@settings(deadline=None)
 @given(st.sampled_from([c for c in COCO if not is_plural(c.name) and not is_mass(c.name)]))
 def test_plurals_do_not_matter(category: Category) -> None:
     assert COCO.label(f"two {pluralize(category.name)}") == (COCO.index(category.name),)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(COCO.names), min_size=1, max_size=6, unique=True))
 def test_order_does_not_matter(chosen: list[str]) -> None:
     want = tuple(sorted(COCO.index(name) for name in chosen))
@@ -148,6 +151,7 @@ def test_order_does_not_matter(chosen: list[str]) -> None:
     assert COCO.label("; ".join(reversed(chosen))) == want
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60))
 def test_any_text_can_be_labelled(text: str) -> None:
     labels = COCO.label(text)
@@ -155,6 +159,7 @@ def test_any_text_can_be_labelled(text: str) -> None:
     assert COCO.label(text.lower()) == labels or not text.isascii()
 
 
+@settings(deadline=None)
 @given(WORD, WORD)
 def test_a_compound_hides_its_last_word(first: str, last: str) -> None:
     vocabulary = Vocabulary(dict.fromkeys([f"{first} {last}", last]))
@@ -162,7 +167,7 @@ def test_a_compound_hides_its_last_word(first: str, last: str) -> None:
     assert vocabulary.label(f"xx {last}") == ((1,) if first != "xx" else (0,))
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(PHRASE, st.lists(PHRASE, max_size=3)), min_size=1, max_size=5),
     st.sampled_from([".yaml", ".json", ".yml"]),

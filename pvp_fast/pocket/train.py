@@ -325,9 +325,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    config = PocketConfig(
-        minutes=options.minutes, batch_size=options.batch_size, seed=options.seed
-    )
+    config = PocketConfig(minutes=options.minutes, batch_size=options.batch_size, seed=options.seed)
     trainer = PocketTrainer(options.pictograms, options.captions, options.out, config)
     print(trainer.run())
 

@@ -1,0 +1,42 @@
+"""Multi-label and contrastive losses on queries x (B, D) and class vectors w (C, D).
+
+Each comes as a function, a ``*_from_scores`` function for who has scores already, and a module.
+"""
+
+from pvp_fast.losses.asl import AsymmetricLoss, asl_loss, asl_loss_from_scores
+from pvp_fast.losses.clip import CLIPLoss, clip_loss, clip_loss_from_scores
+from pvp_fast.losses.elementwise import (
+    BCELoss,
+    FocalLoss,
+    SigLIPLoss,
+    bce_loss,
+    bce_loss_from_scores,
+    focal_loss,
+    focal_loss_from_scores,
+    siglip_loss,
+    siglip_loss_from_scores,
+)
+from pvp_fast.losses.labels import CSRLabels
+from pvp_fast.losses.ranking import RankingLoss, ranking_loss, ranking_loss_from_scores
+
+__all__ = [
+    "AsymmetricLoss",
+    "BCELoss",
+    "CLIPLoss",
+    "CSRLabels",
+    "FocalLoss",
+    "RankingLoss",
+    "SigLIPLoss",
+    "asl_loss",
+    "asl_loss_from_scores",
+    "bce_loss",
+    "bce_loss_from_scores",
+    "clip_loss",
+    "clip_loss_from_scores",
+    "focal_loss",
+    "focal_loss_from_scores",
+    "ranking_loss",
+    "ranking_loss_from_scores",
+    "siglip_loss",
+    "siglip_loss_from_scores",
+]

@@ -1,0 +1,90 @@
+"""Labels in every form a loss takes: dense, soft, partial (−1/0/1), and CSR index lists."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class CSRLabels:
+    """The positive categories of B samples as index lists.
+
+    Args:
+        offsets: (B + 1,) integer, ascending from 0; sample b owns ``indices[offsets[b] :
+            offsets[b + 1]]``.
+        indices: (nnz,) integer category numbers.
+
+    Raises:
+        InputError: shapes, dtypes or offsets that do not describe lists.
+    """
+
+    offsets: Tensor
+    indices: Tensor
+
+    def __post_init__(self) -> None:
+        for name, value in (("offsets", self.offsets), ("indices", self.indices)):
+            if value.ndim != 1 or value.is_floating_point() or value.dtype == torch.bool:
+                raise InputError(
+                    f"CSRLabels.{name} must be a 1-D integer tensor, "
+                    f"not {value.dtype} of shape {tuple(value.shape)}"
+                )
+        if len(self.offsets) < 1 or int(self.offsets[0]) != 0:
+            raise InputError("CSRLabels.offsets must start with 0 and have B + 1 entries")
+        if bool((self.offsets.diff() < 0).any()) or int(self.offsets[-1]) != len(self.indices):
+            raise InputError(
+                f"CSRLabels.offsets must ascend to len(indices) = {len(self.indices)}, "
+                f"they end at {int(self.offsets[-1])}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def dense(self, n_categories: int) -> Tensor:
+        """(B, n_categories) bool.
+
+        Raises:
+            InputError: an index outside [0, n_categories).
+        """
+        if self.indices.numel():
+            low, high = int(self.indices.min()), int(self.indices.max())
+            if low < 0 or high >= n_categories:
+                raise InputError(
+                    f"CSRLabels.indices run from {low} to {high}; there are {n_categories} "
+                    "categories, numbered from 0"
+                )
+        rows = torch.repeat_interleave(
+            torch.arange(len(self), device=self.indices.device), self.offsets.diff()
+        )
+        labels = torch.zeros(len(self), n_categories, dtype=torch.bool, device=self.indices.device)
+        labels[rows, self.indices.long()] = True
+        return labels
+
+
+Labels = Tensor | CSRLabels
+
+
+def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Targets (B, C) in the dtype of ``scores``, and the mask of known entries (None = all).
+
+    A signed integer tensor holds partial labels: +1 present, −1 absent, 0 unknown (no loss). All
+    other dtypes hold 0/1 or soft targets in [0, 1].
+
+    Raises:
+        InputError: a shape other than that of the scores, or values outside the rules above.
+    """
+    if isinstance(y, CSRLabels):
+        y = y.dense(scores.shape[1])
+    if y.shape != scores.shape:
+        raise InputError(
+            f"y has shape {tuple(y.shape)}; the scores are (B, C) = {tuple(scores.shape)}"
+        )
+    if y.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+        if bool((y.abs() > 1).any()):
+            raise InputError("y: signed integer labels are partial and hold only -1, 0 and 1")
+        return (y == 1).to(scores.dtype), y != 0
+    return y.to(scores.dtype), None

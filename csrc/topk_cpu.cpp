@@ -93,6 +93,17 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Part i of n nearly equal parts of [0, total).
 int64_t part(int64_t total, int64_t n, int64_t i) { return total / n * i + std::min(total % n, i); }
 
+// Position of the lowest set bit of a mask that is not zero.
+int lowest_bit(uint32_t mask) {
+#if defined(__GNUC__)
+  return __builtin_ctz(mask);
+#else
+  int bit = 0;
+  for (; (mask & 1) == 0; mask >>= 1) ++bit;
+  return bit;
+#endif
+}
+
 struct isa_entry {
   const char* name;
   tile_function tile;
@@ -256,8 +267,8 @@ class wave {
 
   void collect(int64_t split, int64_t row, int64_t category, const float* values, uint32_t mask) {
     const size_t at = slot(split, row);
-    for (int lane = 0; mask != 0; ++lane, mask >>= 1) {
-      if ((mask & 1) == 0) continue;
+    for (; mask != 0; mask &= mask - 1) {
+      const int lane = lowest_bit(mask);
       if (std::isnan(values[lane])) {
         report_nan(row);
         return;

@@ -1,0 +1,132 @@
+"""A category added later: only its own parameters are learned (METHOD section 8, last point)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pvp_fast.artifact import ADAPTER, Artifact
+from pvp_fast.backbone import Backbone
+from pvp_fast.errors import InputError
+from pvp_fast.losses import ranking_loss_from_scores
+from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
+from pvp_fast.sentences import build_corpus, grammar_sentences
+from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
+from pvp_fast.vocabulary import Category, Vocabulary
+
+SENTENCES = 600
+STEPS = 60
+BATCH = 256
+LR_PIXELS = 0.1
+LR_CTX = 5e-3
+SCALE = 4.0
+TRANSFER = 1.0
+
+
+def add_category(
+    backbone: Backbone,
+    artifact: Artifact,
+    name: str,
+    synonyms: Sequence[str] = (),
+    sentences: Sequence[str] = (),
+    *,
+    steps: int = STEPS,
+    seed: int = 0,
+) -> Artifact:
+    """A new artifact with one category more; everything already learned keeps every bit.
+
+    The new pseudo visual prompt, the new category's own context (started from the mean of the
+    learned ones) and its mixture are fitted against the frozen rest.
+
+    Args:
+        backbone: the CLIP of the artifact.
+        name, synonyms: what the category is called.
+        sentences: sentences about it; template sentences over the whole vocabulary join them.
+        steps: optimiser steps. seed: of every random choice.
+
+    Raises:
+        ArtifactError: another backbone. InputError: the name is there already.
+    """
+    artifact.check_backbone(backbone.fingerprint)
+    vocabulary = artifact.vocabulary.extended(Category(name, tuple(synonyms)))
+    new = len(vocabulary) - 1
+    alone = Vocabulary([Category(name, tuple(synonyms))])
+    texts = list(sentences)
+    texts += grammar_sentences(alone, SENTENCES // 4, seed=seed)
+    texts += grammar_sentences(vocabulary, SENTENCES, seed=seed)
+    corpus = build_corpus(texts, vocabulary, source="add_category")
+    labels = corpus.multi_hot()
+    if not bool(labels[:, new].any()):
+        raise InputError(f"sentences: none mentions {name!r} or its synonyms")
+    x = backbone.encode_text(corpus.sentences)
+    labels = labels.to(x.device)
+
+    tensors = artifact.tensors
+    images = PseudoVisualPrompts(
+        1, backbone.image_size, per_category=tensors["visual"].shape[1], seed=seed + new
+    ).to(x.device)
+    ctx = tensors["ctx"]
+    specific = ctx.ndim == 3
+    prompts = TextPrompts(
+        backbone, [name], n_ctx=ctx.shape[-2], class_specific=specific, init=None
+    ).to(x.device)
+    if prompts.n_ctx != ctx.shape[-2]:
+        raise InputError(f"name {name!r} is too long for the {ctx.shape[-2]} learned words")
+    with torch.no_grad():
+        prompts.ctx.copy_(ctx.mean(0, keepdim=True) if specific else ctx)
+    prompts.ctx.requires_grad_(specific)
+
+    visual_bank = F.normalize(tensors["visual"].mean(1), dim=-1).to(x.device)
+    text_bank = tensors["text"].to(x.device)
+    groups = [{"params": [images.pixels], "lr": LR_PIXELS}]
+    if specific:
+        groups.append({"params": [prompts.ctx], "lr": LR_CTX})
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    generator = torch.Generator().manual_seed(seed)
+    for step in range(steps):
+        for group, rate in zip(optimizer.param_groups, (LR_PIXELS, LR_CTX), strict=False):
+            group["lr"] = rate * (1 - step / steps)
+        rows = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
+        with torch.enable_grad():
+            v = F.normalize(images(backbone).mean(1), dim=-1)
+            g = prompts(backbone)
+            loss = _ranking(x[rows], torch.cat([visual_bank, v]), labels[rows])
+            if specific:
+                loss = loss + _ranking(x[rows], torch.cat([text_bank, g]), labels[rows])
+                loss = loss + TRANSFER * (1 - (v.detach() * g).sum())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    with torch.no_grad():
+        fresh = {
+            "original": prompt_ensemble(backbone, [name]),
+            "text": prompts(backbone),
+            "visual": images(backbone),
+        }
+        adapter = artifact.adapter().extended(
+            *(fresh[k].cpu() for k in ("original", "text", "visual")),
+            alpha=float(artifact.adapter().alpha.mean()),
+            beta=float(artifact.adapter().beta.mean()),
+        )
+        score = adapter(x.cpu())[:, new:]
+    platt = fit_platt(score, labels[:, new:].cpu())
+    fresh["text_only"] = fresh["text"]
+    fresh["pixels"] = images.pixels.detach()
+    fresh["platt"] = platt
+    fresh["thresholds"] = best_f1_thresholds(score, labels[:, new:].cpu(), platt)
+    if specific:
+        fresh["ctx"] = prompts.ctx.detach()
+    grown = {k: torch.cat([tensors[k], v.detach().cpu()]) for k, v in fresh.items()}
+    state = {k: v for k, v in adapter.state_dict().items() if k not in fresh}
+    grown |= {f"{ADAPTER}{k}": v for k, v in state.items()}
+    kept = {k: v for k, v in tensors.items() if k == "ctx" and not specific}
+    return dataclasses.replace(artifact, vocabulary=vocabulary, tensors={**kept, **grown})
+
+
+def _ranking(x: Tensor, w: Tensor, y: Tensor) -> Tensor:
+    return ranking_loss_from_scores(SCALE * x @ w.T, y)

@@ -1,0 +1,246 @@
+"""The one training loop that all three stages share.
+
+A stage says what is learned, what a batch costs and how well it does on held-out sentences; the
+loop does the rest: optimiser, schedule, clipping, logs, checkpoints, exact resume, and stopping
+at the first loss term that is not finite.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pvp_fast.errors import InputError, TrainingDiverged
+from pvp_fast.training.checkpoint import (
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a stage is optimised.
+
+    ``precision`` is the autocast of the forward pass; parameters stay float32. The learning rate
+    warms up linearly over ``warmup_steps`` and then follows a cosine to zero at ``steps``.
+    """
+
+    steps: int = 500
+    batch_size: int = 256
+    lr: float = 1e-2
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    warmup_steps: int = 20
+    grad_clip: float = 10.0
+    precision: str = "float32"
+    eval_every: int = 50
+    log_every: int = 10
+    checkpoint_every: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "eval_every", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"LoopConfig.{name} is {getattr(self, name)}; give at least 1")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise InputError(f"LoopConfig.optimizer={self.optimizer!r}: use 'adamw' or 'sgd'")
+        if self.precision not in ("float32", "bfloat16"):
+            raise InputError(
+                f"LoopConfig.precision={self.precision!r}: use 'float32' or 'bfloat16'"
+            )
+        if not self.lr > 0 or not self.grad_clip > 0:
+            raise InputError("LoopConfig.lr and LoopConfig.grad_clip must be above 0")
+
+    def rate(self, step: int) -> float:
+        """The learning rate's factor at a 0-based step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        span = max(1, self.steps - self.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / span))
+
+
+class Stage(Protocol):
+    """What the loop asks of a stage. ``module`` holds all it learns and remembers."""
+
+    name: str
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    def __len__(self) -> int:
+        """How many sentences there are to draw from."""
+
+    def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalar loss terms (their sum is minimised) of the sentences ``batch`` (B,)."""
+
+    def evaluate(self) -> float:
+        """mAP in percent on the held-out sentences."""
+
+
+def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool = True) -> float:
+    """Train a stage to its end, resuming from ``folder``'s checkpoint; returns its last mAP.
+
+    Two runs of the same settings, one interrupted and resumed, end with the same bits.
+
+    Raises:
+        TrainingDiverged: a loss term is NaN or infinite; the last checkpoint is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parameters = [p for p in stage.module.parameters() if p.requires_grad]
+    optimizer = _optimizer(parameters, config)
+    generator = torch.Generator().manual_seed(config.seed)
+    step, score = 0, math.nan
+    saved = load_checkpoint(folder)
+    if saved is not None:
+        tensors, state = saved
+        stage.module.load_state_dict(_under("module.", tensors))
+        restore_optimizer(optimizer, tensors)
+        generator.set_state(tensors["generator"])
+        step, score = state["step"], state["map"]
+    last = folder if saved is not None else None
+    if step >= config.steps:
+        return score
+
+    device = parameters[0].device.type
+    with ExitStack() as stack:
+        log = stack.enter_context(_Log(folder, step))
+        bar = stack.enter_context(_Bar(stage.name, config.steps, step, progress))
+        while step < config.steps:
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * config.rate(step)
+            batch = torch.randint(len(stage), (config.batch_size,), generator=generator)
+            with (
+                torch.enable_grad(),
+                torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"),
+            ):
+                terms = stage.losses(batch, generator)
+            for name, term in terms.items():
+                if not bool(torch.isfinite(term)):
+                    raise TrainingDiverged(step, name, last)
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.stack(list(terms.values())).sum()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+            step += 1
+            finished = step == config.steps
+            if step % config.eval_every == 0 or finished:
+                score = stage.evaluate()
+            if step % config.log_every == 0 or finished:
+                values = {name: term.item() for name, term in terms.items()}
+                rate = config.lr * config.rate(step - 1)
+                log.write(step, total.item(), score, rate, values)
+                bar.update(step, total.item(), score)
+            if step % config.checkpoint_every == 0 or finished:
+                tensors = {f"module.{k}": v for k, v in stage.module.state_dict().items()}
+                tensors |= optimizer_tensors(optimizer)
+                tensors["generator"] = generator.get_state()
+                log.flush()
+                save_checkpoint(folder, tensors, {"step": step, "map": score})
+                last = folder
+    return score
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+
+
+class _Log:
+    """``log.csv`` and TensorBoard events. Rows after the resumed step are dropped."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.path, self.folder, self.step = folder / "log.csv", folder, step
+
+    def __enter__(self) -> _Log:
+        from torch.utils.tensorboard import SummaryWriter
+
+        kept: list[list[str]] = []
+        if self.path.exists():
+            with open(self.path, newline="", encoding="utf-8") as stream:
+                kept = [
+                    row
+                    for row in csv.reader(stream)
+                    if row and (row[0] == "step" or (row[0].isdigit() and int(row[0]) <= self.step))
+                ]
+        self.stream = open(self.path, "w", newline="", encoding="utf-8")
+        self.csv = csv.writer(self.stream)
+        self.csv.writerows(kept)
+        self.empty = not kept
+        self.board = SummaryWriter(self.folder, purge_step=self.step or None)
+        return self
+
+    def write(
+        self, step: int, loss: float, score: float, rate: float, terms: dict[str, float]
+    ) -> None:
+        if self.empty:
+            self.csv.writerow(["step", "loss", "map", "lr", *terms])
+            self.empty = False
+        self.csv.writerow([step, loss, score, rate, *terms.values()])
+        self.board.add_scalar("loss", loss, step)
+        self.board.add_scalar("lr", rate, step)
+        if math.isfinite(score):
+            self.board.add_scalar("held-out mAP", score, step)
+        for name, value in terms.items():
+            self.board.add_scalar(f"terms/{name}", value, step)
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        self.stream.close()
+        self.board.close()
+
+
+class _Bar:
+    """A progress bar on stderr with the loss and the held-out mAP."""
+
+    def __init__(self, name: str, steps: int, step: int, shown: bool) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        self.progress = Progress(
+            TextColumn("{task.description:>22}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  mAP {task.fields[map]:.1f}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not shown,
+        )
+        self.task = self.progress.add_task(
+            name, total=steps, completed=step, loss=math.nan, map=math.nan
+        )
+
+    def __enter__(self) -> _Bar:
+        self.progress.start()
+        return self
+
+    def update(self, step: int, loss: float, score: float) -> None:
+        self.progress.update(self.task, completed=step, loss=loss, map=score)
+
+    def __exit__(self, *_: Any) -> None:
+        self.progress.stop()

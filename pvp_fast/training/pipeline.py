@@ -1,0 +1,216 @@
+"""From a corpus to an artifact: the three stages in their order, in one resumable run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvp_fast.artifact import ADAPTER, Artifact
+from pvp_fast.backbone import Backbone
+from pvp_fast.errors import InputError
+from pvp_fast.files import atomic_write
+from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.sentences import Corpus, FeatureCache
+from pvp_fast.training.adapter import AdapterConfig, AdapterStage
+from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
+from pvp_fast.training.features import Sentences
+from pvp_fast.training.loop import LoopConfig, run_stage
+from pvp_fast.training.text import TextPromptConfig, TextPromptStage
+from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
+
+_SECTIONS: dict[str, Any] = {
+    "visual": VisualPromptConfig,
+    "text": TextPromptConfig,
+    "adapter": AdapterConfig,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a whole run; ``held_out`` is the share of sentences kept for judging."""
+
+    visual: VisualPromptConfig = field(default_factory=VisualPromptConfig)
+    text: TextPromptConfig = field(default_factory=TextPromptConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    held_out: float = 0.1
+    seed: int = 0
+
+    @classmethod
+    def demo(cls, seed: int = 0) -> TrainConfig:
+        """Sized for the pocket model on two CPU cores: about a minute and a half."""
+        return cls(
+            visual=VisualPromptConfig(LoopConfig(steps=120, lr=0.1, batch_size=512, seed=seed)),
+            text=TextPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
+            adapter=AdapterConfig(LoopConfig(steps=150, lr=1e-3, batch_size=512, seed=seed)),
+            seed=seed,
+        )
+
+    def with_seed(self, seed: int) -> TrainConfig:
+        """The same settings with another seed everywhere."""
+
+        def reseed(stage: Any) -> Any:
+            return dataclasses.replace(stage, loop=dataclasses.replace(stage.loop, seed=seed))
+
+        sections = {name: reseed(getattr(self, name)) for name in _SECTIONS}
+        return dataclasses.replace(self, seed=seed, **sections)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            InputError: an unknown or unusable field, by its name.
+        """
+        values: dict[str, Any] = dict(data)
+        for name, section in _SECTIONS.items():
+            if name in values:
+                inner = dict(values[name])
+                if "loop" in inner:
+                    inner["loop"] = _build(LoopConfig, inner["loop"], f"{name}.loop")
+                values[name] = _build(section, inner, name)
+        built: TrainConfig = _build(cls, values, "config")
+        return built
+
+
+def _build(kind: Any, values: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise InputError(f"{where}: no field {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return kind(**values)
+
+
+def train(
+    backbone: Backbone,
+    corpus: Corpus,
+    out: str | os.PathLike[str],
+    config: TrainConfig | None = None,
+    *,
+    progress: bool = True,
+    resume: bool = True,
+) -> Artifact:
+    """Run the three stages and save ``out/artifact``.
+
+    Each stage writes its log and checkpoints under ``out``; called again after an interruption,
+    it goes on from the last checkpoint and ends with the same numbers.
+
+    Args:
+        backbone: the frozen CLIP.
+        corpus: labelled sentences (see :func:`pvp_fast.sentences.build_corpus`).
+        out: run folder.
+        config: settings; the defaults suit a real CLIP.
+        progress: show progress bars on stderr.
+        resume: False refuses a folder that already holds a run.
+
+    Returns:
+        The artifact, as saved.
+
+    Raises:
+        InputError: the folder belongs to a run of other settings, corpus or backbone.
+        TrainingDiverged: a loss term is not finite.
+    """
+    config = config or TrainConfig()
+    folder = Path(out)
+    _claim(folder, backbone, corpus, config, resume)
+
+    seen, unseen = corpus.split(config.held_out, config.seed)
+    if not len(unseen):
+        unseen = seen  # too few sentences to hold any out: judge on what is there
+    cache = FeatureCache(folder / "features")
+    data, judge = (
+        Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
+        for part in (seen, unseen)
+    )
+    names = corpus.vocabulary.names
+    metrics: dict[str, float] = {}
+
+    visual = VisualPromptStage(backbone, data, judge, config.visual)
+    metrics["visual"] = run_stage(visual, config.visual.loop, folder / "visual", progress=progress)
+    vectors = visual.vectors()
+    images = visual.module.prompts
+
+    plain_config = dataclasses.replace(config.text, transfer=0.0, co_learn=False)
+    plain = TextPromptStage(backbone, names, data, judge, plain_config)
+    metrics["text_only"] = run_stage(
+        plain, config.text.loop, folder / "text_only", progress=progress
+    )
+    text = TextPromptStage(
+        backbone, names, data, judge, config.text, visual=vectors, images=images
+    )
+    metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
+    if config.text.co_learn:
+        vectors = visual.vectors()
+
+    original = prompt_ensemble(backbone, names)
+    adapter = AdapterStage(original, text.vectors(), vectors, data, judge, config.adapter)
+    metrics["adapter"] = run_stage(
+        adapter, config.adapter.loop, folder / "adapter", progress=progress
+    )
+
+    x, y = judge.all()
+    with torch.no_grad():
+        scores = adapter.module(x)
+    platt = fit_platt(scores, y)
+    tensors: dict[str, Tensor] = {
+        "original": original,
+        "text_only": plain.vectors(),
+        "text": text.vectors(),
+        "visual": vectors,
+        "pixels": images.pixels.detach(),
+        "ctx": text.module.prompts.ctx.detach(),
+        "platt": platt,
+        "thresholds": best_f1_thresholds(scores, y, platt),
+    }
+    banks = ("original", "text", "visual")
+    state = adapter.module.state_dict()
+    tensors |= {f"{ADAPTER}{k}": v for k, v in state.items() if k not in banks}
+    artifact = Artifact(
+        vocabulary=corpus.vocabulary,
+        backbone={
+            "name": backbone.name,
+            "pretrained": backbone.pretrained,
+            "fingerprint": backbone.fingerprint,
+            "embed_dim": backbone.embed_dim,
+        },
+        tensors={name: value.detach().cpu() for name, value in tensors.items()},
+        config=config.to_dict(),
+        metrics={"held_out_map": metrics, "sentences": len(seen), "held_out": len(unseen)},
+    )
+    artifact.save(folder / "artifact")
+    return artifact
+
+
+def _claim(
+    folder: Path, backbone: Backbone, corpus: Corpus, config: TrainConfig, resume: bool
+) -> None:
+    """Record what the run is, or check that the folder holds the same run."""
+    run = {
+        "config": config.to_dict(),
+        "corpus": corpus.fingerprint,
+        "backbone": backbone.fingerprint,
+    }
+    path = folder / "config.json"
+    if not path.exists():
+        with atomic_write(path, "w") as stream:
+            json.dump(run, stream, indent=2)
+        return
+    if not resume:
+        raise InputError(f"out: {folder} already holds a run; give another folder or resume")
+    found = json.loads(path.read_text(encoding="utf-8"))
+    for part, value in run.items():
+        if found.get(part) != json.loads(json.dumps(value)):
+            raise InputError(
+                f"out: {folder} holds a run with another {part}; give another folder, or the "
+                f"same {part} to resume"
+            )

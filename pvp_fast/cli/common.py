@@ -1,0 +1,57 @@
+"""What several commands share: consoles, vocabularies, sentences from files or the grammar."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from pvp_fast.backbone import Backbone
+    from pvp_fast.vocabulary import Vocabulary
+
+GRAMMAR_DEFAULT = 6000
+
+
+def progress_console() -> Console:
+    """Console on stderr, so that stdout stays clean for pipes."""
+    return Console(stderr=True, highlight=False)
+
+
+def read_vocabulary(value: str) -> Vocabulary:
+    """A vocabulary file when there is one of that name, else a built-in vocabulary."""
+    from pvp_fast.vocabulary import Vocabulary
+
+    return Vocabulary.load(value) if Path(value).exists() else Vocabulary.builtin(value)
+
+
+def gather_sentences(
+    vocabulary: Vocabulary, captions: Sequence[Path], grammar: int, seed: int
+) -> tuple[list[str], str]:
+    """Sentences of all captions files plus ``grammar`` made-up ones, and where they came from."""
+    from pvp_fast.sentences import grammar_sentences, read_captions
+
+    texts = [text for path in captions for text in read_captions(path)]
+    sources = [path.name for path in captions]
+    if grammar:
+        texts += grammar_sentences(vocabulary, grammar, seed=seed)
+        sources.append(f"grammar {grammar}")
+    return texts, ", ".join(sources)
+
+
+def load_backbone(name: str, pretrained: str | None, device: str) -> Backbone:
+    """The model, on ``device`` ("auto" takes CUDA where there is one)."""
+    from pvp_fast.backbone import Backbone
+
+    return Backbone.load(name, pretrained, device=pick_device(device))
+
+
+def pick_device(device: str) -> str:
+    """Resolve "auto"; anything else is taken at its word."""
+    if device != "auto":
+        return device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

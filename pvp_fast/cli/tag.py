@@ -1,0 +1,136 @@
+"""``pvp-fast tag``."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Annotated
+
+import typer
+
+from pvp_fast.cli.common import pick_device, progress_console
+
+if TYPE_CHECKING:
+    from pvp_fast.tagger import TagResult
+
+SOME_UNREADABLE = 3
+
+
+class Format(str, Enum):
+    """How tags are written."""
+
+    jsonl = "jsonl"
+    csv = "csv"
+    table = "table"
+
+
+def tag(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
+    images: Annotated[list[str], typer.Argument(help="Image files, folders or quoted globs.")],
+    top_k: Annotated[int, typer.Option(min=1, help="At most this many tags an image.")] = 5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(help="Probability a tag needs (default: each category's calibrated one)."),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="Output format.")] = Format.jsonl,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write here instead of stdout.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+) -> None:
+    """Tag images: one JSON line an image, in the order given.
+
+    A file that is no readable image does not stop the run: it is listed on stderr and in the
+    output with its reason, and the exit code is 3.
+
+    Examples:
+
+      pvp-fast tag runs/coco/artifact photos/ --top-k 3
+
+      pvp-fast tag runs/coco/artifact 'photos/**/*.jpg' --format csv -o tags.csv
+    """
+    from pvp_fast.images import find_images
+    from pvp_fast.tagger import Tagger
+
+    paths = find_images(images)
+    tagger = Tagger.load(artifact, device=pick_device(device))
+    results = tagger.tag(iter(paths), top_k=top_k, threshold=threshold, batch_size=batch_size)
+    bad = 0
+
+    def counted() -> Iterator[TagResult]:
+        nonlocal bad
+        for result in results:
+            if result.error is not None:
+                bad += 1
+                print(f"pvp-fast: {result.key}: {result.error}", file=sys.stderr)
+            yield result
+
+    with _target(output) as stream:
+        write_results(counted(), format.value, stream)
+    if bad:
+        progress_console().print(f"{bad} image{'s' * (bad > 1)} could not be read")
+        raise typer.Exit(SOME_UNREADABLE)
+
+
+def write_results(results: Iterable[TagResult], format: str, stream: IO[str]) -> None:
+    """Write results as they come; ``format`` is "jsonl", "csv" or "table"."""
+    if format == "jsonl":
+        for result in results:
+            line: dict[str, object] = {
+                "image": str(result.key),
+                "tags": [{"name": t.name, "score": round(t.score, 6)} for t in result.tags],
+            }
+            if result.error is not None:
+                line["error"] = result.error
+            stream.write(json.dumps(line, ensure_ascii=True) + "\n")
+            stream.flush()
+    elif format == "csv":
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["image", "tag", "score", "error"])
+        for result in results:
+            for t in result.tags:
+                writer.writerow([_plain(result.key), t.name, f"{t.score:.6f}", ""])
+            if not result.tags:
+                writer.writerow([_plain(result.key), "", "", result.error or ""])
+            stream.flush()
+    else:
+        _table(results, stream)
+
+
+def _plain(key: object) -> str:
+    # File names that are not UTF-8 carry surrogates, which no stream can encode.
+    return str(key).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _table(results: Iterable[TagResult], stream: IO[str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("image", "tags", box=None, header_style="bold", pad_edge=False)
+    for result in results:
+        tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
+        cell = Text(f"cannot be read: {result.error}", "red") if result.error else Text(tags)
+        table.add_row(Text(_plain(result.key)), cell)
+    Console(file=stream, highlight=False).print(table)
+
+
+@contextmanager
+def _target(output: Path | None) -> Iterator[IO[str]]:
+    if output is None:
+        yield sys.stdout
+        return
+    from pvp_fast.files import atomic_write
+
+    with atomic_write(output) as raw:
+        text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
+        yield text
+        text.flush()
+        text.detach()

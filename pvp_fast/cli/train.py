@@ -1,0 +1,113 @@
+"""``pvp-fast train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pvp_fast.cli.common import (
+    GRAMMAR_DEFAULT,
+    gather_sentences,
+    load_backbone,
+    progress_console,
+    read_vocabulary,
+)
+from pvp_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from pvp_fast.training import TrainConfig
+
+PRESETS = ("default", "demo")
+
+
+def train(
+    vocabulary: Annotated[
+        str, typer.Option(help="voc2007, coco80, nuswide81, pocket70, or a YAML/JSON/text file.")
+    ],
+    out: Annotated[Path, typer.Option(help="Run folder; the artifact lands in OUT/artifact.")],
+    captions: Annotated[
+        list[Path] | None,
+        typer.Option(help="Captions: COCO JSON, Flickr8k tokens, JSONL or text. Repeatable."),
+    ] = None,
+    grammar: Annotated[
+        int | None,
+        typer.Option(min=0, help="Add N grammar sentences (default 6000 without --captions)."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
+    ] = None,
+    preset: Annotated[
+        str, typer.Option(help="default, or demo (quick, pocket model).")
+    ] = "default",
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Override steps: N for all, or visual=400,text=200,adapter=300."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with the run in OUT, if any.")
+    ] = True,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+) -> None:
+    """Learn a vocabulary from sentences alone and save an artifact.
+
+    Examples:
+
+      pvp-fast train --vocabulary pocket70 --grammar 6000 --preset demo --out runs/pocket
+
+      pvp-fast train --vocabulary coco80 --captions captions_train2017.json
+      --model ViT-B-32 --pretrained laion2b_s34b_b79k --out runs/coco
+    """
+    from pvp_fast.sentences import build_corpus
+    from pvp_fast.training import train as run_training
+
+    console = progress_console()
+    config = make_config(preset, seed, steps)
+    words = read_vocabulary(vocabulary)
+    files = captions or []
+    count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
+    texts, source = gather_sentences(words, files, count, seed)
+    corpus = build_corpus(texts, words, source=source)
+    if not quiet:
+        console.print(
+            f"{len(corpus)} labelled sentences for {len(words)} categories (from {source})"
+        )
+    backbone = load_backbone(model, pretrained, device)
+    artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
+    if not quiet:
+        for stage, value in artifact.metrics["held_out_map"].items():
+            console.print(f"  {stage:>10}  mAP {value:5.1f} on held-out sentences")
+    typer.echo(str(out / "artifact"))
+
+
+def make_config(preset: str, seed: int, steps: str | None) -> TrainConfig:
+    """Settings from a preset's name, a seed and an override such as ``visual=10,text=5``.
+
+    Raises:
+        InputError: an unknown preset or stage, or a number of steps that is none.
+    """
+    from pvp_fast.training import TrainConfig
+
+    if preset not in PRESETS:
+        raise InputError(f"--preset {preset!r}: use one of {', '.join(PRESETS)}")
+    config = TrainConfig.demo(seed) if preset == "demo" else TrainConfig().with_seed(seed)
+    stages = ("visual", "text", "adapter")
+    for part in (steps or "").split(","):
+        if not part.strip():
+            continue
+        stage, equals, number = part.strip().rpartition("=")
+        if (equals and stage not in stages) or not number.isdecimal():
+            raise InputError(
+                f"--steps {steps!r}: give a number, or stages such as visual=400,text=200,"
+                "adapter=300"
+            )
+        for name in [stage] if equals else stages:
+            section = getattr(config, name)
+            loop = dataclasses.replace(section.loop, steps=int(number))
+            config = dataclasses.replace(config, **{name: dataclasses.replace(section, loop=loop)})
+    return config

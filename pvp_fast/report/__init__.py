@@ -1,0 +1,1 @@
+"""The demo's page: one self-contained HTML file, no external requests."""

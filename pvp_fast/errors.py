@@ -1,4 +1,4 @@
-"""Every exception the package raises on purpose; each message names the argument, the value, the fix."""
+"""Every exception the package raises on purpose: it names the argument, the value, the fix."""
 
 from __future__ import annotations
 

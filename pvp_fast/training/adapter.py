@@ -21,9 +21,7 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 class AdapterConfig:
     """Settings of stage 3. ``bottleneck`` 0 means a quarter of the width."""
 
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=150, lr=1e-3, batch_size=512)
-    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=1e-3, batch_size=512))
     loss: str = "ranking"
     scale: float = 4.0
     bottleneck: int = 0

@@ -145,9 +145,7 @@ def train(
     metrics["text_only"] = run_stage(
         plain, config.text.loop, folder / "text_only", progress=progress
     )
-    text = TextPromptStage(
-        backbone, names, data, judge, config.text, visual=vectors, images=images
-    )
+    text = TextPromptStage(backbone, names, data, judge, config.text, visual=vectors, images=images)
     metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
     if config.text.co_learn:
         vectors = visual.vectors()

@@ -25,9 +25,7 @@ class TextPromptConfig:
     their own classification term and the shared contrastive one (TAI++, arXiv 2405.06926).
     """
 
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=150, lr=5e-3, batch_size=256)
-    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=5e-3, batch_size=256))
     loss: str = "ranking"
     scale: float = 4.0
     n_ctx: int = 4

@@ -27,9 +27,7 @@ class VisualPromptConfig:
     ``shift`` pixels of random translation keep the prompts from relying on exact positions.
     """
 
-    loop: LoopConfig = field(
-        default_factory=lambda: LoopConfig(steps=400, lr=0.1, batch_size=512)
-    )
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400, lr=0.1, batch_size=512))
     loss: str = "ranking"
     scale: float = 4.0
     prompts_per_category: int = 1

@@ -1,0 +1,196 @@
+"""The ladder of METHOD section 9: what each part of the method adds, in one table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pvp_fast.artifact import Artifact, probability
+from pvp_fast.backbone import Backbone
+from pvp_fast.errors import ImageError, InputError
+from pvp_fast.evaluation.datasets import EvalSet
+from pvp_fast.images import open_image
+from pvp_fast.metrics import average_precision, f1_at_threshold, f1_at_topk
+
+
+@dataclass(frozen=True)
+class Features:
+    """Encoded images of an evaluation set; unreadable ones are listed and left out.
+
+    Attributes:
+        z: (N, D) unit rows. labels: (N, C) of the images that were read.
+        failures: (path, reason) of the others.
+    """
+
+    z: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    failures: tuple[tuple[Path, str], ...]
+
+
+def encode_set(
+    backbone: Backbone,
+    dataset: EvalSet,
+    *,
+    batch_size: int = 64,
+    progress: Callable[[int, int], None] | None = None,
+) -> Features:
+    """Encode every image of a set once."""
+    parts: list[Tensor] = []
+    kept: list[int] = []
+    failures: list[tuple[Path, str]] = []
+    for start in range(0, len(dataset.paths), batch_size):
+        pixels = []
+        for row in range(start, min(start + batch_size, len(dataset.paths))):
+            try:
+                pixels.append(backbone.preprocess(open_image(dataset.paths[row])))
+                kept.append(row)
+            except ImageError as error:
+                failures.append((dataset.paths[row], error.reason))
+        if pixels:
+            with torch.no_grad():
+                parts.append(backbone.encode_image(torch.stack(pixels).to(backbone.device)).cpu())
+        if progress:
+            progress(min(start + batch_size, len(dataset.paths)), len(dataset.paths))
+    if not parts:
+        raise InputError("dataset: not one of its images could be read")
+    return Features(torch.cat(parts), dataset.labels[kept], dataset.names, tuple(failures))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One method's numbers, in percent: each a list with one value per artifact (seed)."""
+
+    name: str
+    map: list[float] = field(default_factory=list)
+    cf1: list[float] = field(default_factory=list)
+    of1: list[float] = field(default_factory=list)
+    per_category: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The rungs from zero-shot to the full method.
+
+    ``tagging`` holds CF1 and OF1 in percent of the full method at the artifact's own thresholds.
+    """
+
+    rungs: list[Rung]
+    tagging: dict[str, float]
+    images: int
+    failures: int
+    unmatched: tuple[str, ...]
+    difficult: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "rungs": [vars(rung) for rung in self.rungs],
+            "tagging": self.tagging,
+            "images": self.images,
+            "failures": self.failures,
+            "unmatched": list(self.unmatched),
+            "difficult": self.difficult,
+        }
+
+    def table(self) -> str:
+        """Mean (± standard deviation over artifacts) of mAP, and F1 at the top three."""
+        lines = [f"{'':26}{'mAP':>14}{'CF1@3':>14}{'OF1@3':>14}"]
+        for rung in self.rungs:
+            cells = "".join(f"{_spread(v):>14}" for v in (rung.map, rung.cf1, rung.of1))
+            lines.append(f"{rung.name:26}{cells}")
+        lines.append(f"{self.images} images, {self.failures} unreadable")
+        return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    return f"{mean:.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{mean:.1f}"
+
+
+def match_categories(artifact: Artifact, names: Sequence[str]) -> list[tuple[int, int]]:
+    """Pairs (artifact category, data set category) of equal names or synonyms."""
+    known: dict[str, int] = {}
+    for index, category in enumerate(artifact.vocabulary):
+        for name in (category.name, *category.synonyms):
+            known.setdefault(_plain(name), index)
+    for index, name in enumerate(artifact.vocabulary.names):
+        known[_plain(name)] = index  # a name outranks another category's synonym
+    return [(known[_plain(n)], column) for column, n in enumerate(names) if _plain(n) in known]
+
+
+def _plain(name: str) -> str:
+    return "".join(ch for ch in name.lower() if ch.isalnum())
+
+
+@torch.no_grad()
+def ladder(
+    artifacts: Sequence[Artifact], features: Features, *, difficult: str = "ignore"
+) -> Ladder:
+    """Score every rung on one set, over one artifact or several seeds.
+
+    Args:
+        artifacts: of one backbone and vocabulary.
+        features: from :func:`encode_set`.
+        difficult: how VOC's label 0 counts (see :mod:`pvp_fast.metrics`).
+
+    Raises:
+        InputError: no artifact, or no category in common.
+    """
+    if not artifacts:
+        raise InputError("artifacts: give at least one")
+    pairs = match_categories(artifacts[0], features.names)
+    if not pairs:
+        raise InputError("dataset: it has no category of the artifact's vocabulary")
+    rows = torch.tensor([a for a, _ in pairs])
+    columns = [c for _, c in pairs]
+    labels = features.labels[:, columns]
+    matched = {features.names[c] for c in columns}
+
+    rungs: dict[str, Rung] = {}
+    tagging: list[tuple[float, float]] = []
+    for artifact in artifacts:
+        for name, scores in _scores(artifact, features.z).items():
+            rung = rungs.setdefault(name, Rung(name))
+            precision = average_precision(scores[:, rows], labels, difficult=difficult)
+            f1 = f1_at_topk(scores[:, rows], labels, 3, difficult=difficult)
+            rung.map.append(100 * float(precision[~precision.isnan()].mean()))
+            rung.cf1.append(100 * f1.cf1)
+            rung.of1.append(100 * f1.of1)
+            for column, value in zip(columns, precision.tolist(), strict=True):
+                rung.per_category[features.names[column]] = 100 * value
+        chances = probability(artifact.adapter()(features.z), artifact.tensors["platt"])[:, rows]
+        least = artifact.tensors["thresholds"][rows]
+        own = f1_at_threshold(chances, labels, least, difficult=difficult)
+        tagging.append((100 * own.cf1, 100 * own.of1))
+    return Ladder(
+        rungs=list(rungs.values()),
+        tagging={
+            "CF1": statistics.fmean(t[0] for t in tagging),
+            "OF1": statistics.fmean(t[1] for t in tagging),
+        },
+        images=len(features.z),
+        failures=len(features.failures),
+        unmatched=tuple(n for n in features.names if n not in matched),
+        difficult=difficult,
+    )
+
+
+def _scores(artifact: Artifact, z: Tensor) -> dict[str, Tensor]:
+    """Cosines (N, C) of every rung."""
+    t = artifact.tensors
+    visual = F.normalize(t["visual"].mean(1), dim=-1)
+    return {
+        "zero-shot CLIP": z @ t["original"].T,
+        "pseudo visual prompts": z @ visual.T,
+        "text prompts": z @ t["text_only"].T,
+        "text prompts + transfer": z @ t["text"].T,
+        "+ dual adapter": artifact.adapter()(z),
+    }

@@ -1,0 +1,207 @@
+"""Tag images with a trained artifact."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pvp_fast.artifact import Artifact
+from pvp_fast.backbone import Backbone
+from pvp_fast.errors import ImageError, InputError
+from pvp_fast.images import open_image
+from pvp_fast.topk import TagIndex
+
+
+@dataclass(frozen=True)
+class Tag:
+    """One category of an image: ``score`` is its calibrated probability, in [0, 1]."""
+
+    name: str
+    score: float
+    index: int
+
+
+@dataclass(frozen=True)
+class TagResult:
+    """The tags of one image, best first; or, when it could not be read, why."""
+
+    key: str
+    tags: tuple[Tag, ...]
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values, one line of a JSONL file."""
+        tags = [{"name": t.name, "score": round(t.score, 6)} for t in self.tags]
+        return {"key": self.key, "tags": tags, "error": self.error}
+
+
+class Tagger:
+    """A frozen CLIP and an artifact, ready to tag. Threads may share one.
+
+    Args:
+        artifact: the trained vocabulary.
+        backbone: the CLIP that trained it.
+
+    Raises:
+        ArtifactError: another backbone.
+    """
+
+    def __init__(self, artifact: Artifact, backbone: Backbone) -> None:
+        artifact.check_backbone(backbone.fingerprint)
+        self.artifact, self.backbone = artifact, backbone
+        self._adapter = artifact.adapter().to(backbone.device)
+        platt = artifact.tensors["platt"]
+        # The calibration is linear in the mixed cosine, so it folds into the class vectors: the
+        # index ranks the logits of the probabilities.
+        with torch.no_grad():
+            vectors = self._adapter.class_vectors().cpu() * platt[:, :1]
+        self._index = TagIndex(vectors, normalize=False)
+        self._bias = platt[:, 1].contiguous()
+        self._thresholds = artifact.tensors["thresholds"]
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        backbone: Backbone | None = None,
+    ) -> Tagger:
+        """Load an artifact folder and, unless given, the CLIP it names.
+
+        Raises:
+            ArtifactError: the folder is missing or damaged, or does not fit the backbone.
+            BackboneError: the CLIP it names cannot be loaded.
+        """
+        artifact = Artifact.load(path)
+        if backbone is None:
+            spec = artifact.backbone
+            backbone = Backbone.load(spec["name"], spec["pretrained"], device=device)
+        return cls(artifact, backbone)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the artifact, with the categories added since."""
+        self.artifact.save(path)
+
+    def tag(
+        self,
+        images: Any,
+        *,
+        top_k: int | None = 5,
+        threshold: float | None = None,
+        batch_size: int = 64,
+        errors: str = "report",
+    ) -> Any:
+        """Tag images.
+
+        Args:
+            images: one image or a list of them (paths, PIL images, uint8 arrays (H, W, 3), encoded
+                bytes, tensors (3, H, W) of pixels) gives a list; any other iterable gives an
+                iterator that reads ahead one batch only.
+            top_k: how many tags at most; None for all above the threshold.
+            threshold: least probability; None uses each category's own threshold.
+            batch_size: images encoded at once.
+            errors: "report" puts a bad image's reason into its result, "raise" raises it.
+
+        Returns:
+            list or iterator of :class:`TagResult` in the order given.
+        """
+        if top_k is not None and top_k < 1:
+            raise InputError(f"top_k is {top_k}; give at least 1, or None for no limit")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise InputError(f"threshold is {threshold}; it is a probability, 0 to 1")
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give at least 1")
+        if errors not in ("report", "raise"):
+            raise InputError(f"errors={errors!r}: use 'report' or 'raise'")
+        single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray) or (
+            isinstance(images, Tensor) and images.ndim == 3
+        )
+        source = [images] if single else images
+        results = self._stream(source, top_k, threshold, batch_size, errors == "raise")
+        return list(results) if single or isinstance(images, Sequence | Tensor) else results
+
+    def _stream(
+        self,
+        images: Iterable[Any],
+        top_k: int | None,
+        threshold: float | None,
+        batch_size: int,
+        strict: bool,
+    ) -> Iterator[TagResult]:
+        numbered = enumerate(images)
+        while batch := list(islice(numbered, batch_size)):
+            keys: list[str] = []
+            reasons: list[str | None] = []
+            pixels: list[Tensor] = []
+            for number, image in batch:
+                is_path = isinstance(image, str | os.PathLike)
+                keys.append(os.fspath(image) if is_path else str(number))
+                try:
+                    pixels.append(self.backbone.preprocess(open_image(image)))
+                    reasons.append(None)
+                except ImageError as error:
+                    if strict:
+                        raise
+                    reasons.append(error.reason)
+            tags = iter(self._tag_pixels(pixels, top_k, threshold))
+            for key, reason in zip(keys, reasons, strict=True):
+                yield TagResult(key, next(tags) if reason is None else (), reason)
+
+    def _tag_pixels(
+        self, pixels: list[Tensor], top_k: int | None, threshold: float | None
+    ) -> list[tuple[Tag, ...]]:
+        if not pixels:
+            return []
+        with torch.no_grad():
+            z = self.backbone.encode_image(torch.stack(pixels).to(self.backbone.device))
+            return self.tag_features(z, top_k=top_k, threshold=threshold)
+
+    @torch.no_grad()
+    def tag_features(
+        self, z: Tensor, *, top_k: int | None = 5, threshold: float | None = None
+    ) -> list[tuple[Tag, ...]]:
+        """Tags from image features (B, D), unit rows, of the same backbone."""
+        names = self.artifact.vocabulary.names
+        least = self._thresholds if threshold is None else torch.tensor(float(threshold))
+        cut = torch.logit(least.double()).float().expand(len(names)).contiguous()
+        queries = self._adapter.queries(z.to(self.backbone.device)).float().cpu()
+        best = self._index.topk(queries, top_k or len(names), cut, self._bias)
+        chances = torch.sigmoid(best.scores)
+        return [
+            tuple(Tag(names[c], s, c) for s, c in zip(score[:count], index[:count], strict=True))
+            for score, index, count in zip(
+                chances.tolist(), best.indices.tolist(), best.counts.tolist(), strict=True
+            )
+        ]
+
+    def add_category(
+        self,
+        name: str,
+        synonyms: Sequence[str] = (),
+        sentences: Sequence[str] = (),
+        **options: Any,
+    ) -> Tagger:
+        """A new tagger with one category more; this one stays as it is.
+
+        See :func:`pvp_fast.training.add_category` for the arguments and what is learned.
+        """
+        from pvp_fast.training import add_category
+
+        grown = add_category(self.backbone, self.artifact, name, synonyms, sentences, **options)
+        return Tagger(grown, self.backbone)
+
+
+def artifact_path(path: str | os.PathLike[str]) -> Path:
+    """The artifact folder of a run folder, or the folder itself."""
+    folder = Path(path)
+    return folder / "artifact" if (folder / "artifact").is_dir() else folder

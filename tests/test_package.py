@@ -1,0 +1,57 @@
+"""The package as a whole: its version, its public names, the cost of importing it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+
+import pvp_fast
+
+
+def run_python(code: str) -> str:
+    """Standard output of ``code`` in a fresh interpreter, away from this checkout."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_version_matches_the_metadata() -> None:
+    assert pvp_fast.__version__ == importlib.metadata.version("pvp_fast")
+
+
+def test_public_names_load_and_are_all_there_is() -> None:
+    for name in pvp_fast.__all__:
+        assert getattr(pvp_fast, name) is not None
+    assert set(pvp_fast.__all__) <= set(dir(pvp_fast))
+
+
+def test_import_is_cheap_and_pulls_in_no_heavy_library() -> None:
+    code = """
+import sys, time, torch
+start = time.perf_counter()
+import pvp_fast
+seconds = time.perf_counter() - start
+heavy = {"triton", "nvidia.dali", "open_clip", "torchvision", "transformers", "typer"}
+# torch may load triton by itself; only what pvp_fast adds counts.
+print(seconds, sorted(heavy & set(sys.modules)))
+"""
+    baseline = run_python(
+        "import sys, torch; print(sorted({'triton', 'open_clip', 'torchvision'} & set(sys.modules)))"
+    )
+    seconds, loaded = run_python(code).split(" ", 1)
+    assert float(seconds) < 0.3
+    assert loaded == baseline
+
+
+def test_core_modules_import_without_open_clip() -> None:
+    code = """
+import sys
+sys.modules["open_clip"] = None  # makes any import of it fail
+import pvp_fast.losses, pvp_fast.pooling, pvp_fast.topk, pvp_fast.metrics
+import pvp_fast.adapters, pvp_fast.vocabulary, pvp_fast.tagger, pvp_fast.training
+print("ok")
+"""
+    assert run_python(code) == "ok"

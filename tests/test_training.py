@@ -1,0 +1,231 @@
+"""The shared loop, the three stages as one run, and a category added later."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvp_fast.artifact import Artifact
+from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.errors import ArtifactError, InputError, TrainingDiverged
+from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
+from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
+from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
+from pvp_fast.training.checkpoint import NAME
+from pvp_fast.training.loop import run_stage
+from pvp_fast.vocabulary import Vocabulary
+
+TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
+VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+
+
+class Toy:
+    """Fits a vector to noisy targets; may stop or break at a given step."""
+
+    name = "toy"
+
+    def __init__(self, stop: int = -1, broken: int = -1) -> None:
+        self.module = nn.Linear(3, 1)
+        with torch.no_grad():
+            for parameter in self.module.parameters():
+                parameter.fill_(0.5)
+        self.calls, self.stop, self.broken = 0, stop, broken
+
+    def __len__(self) -> int:
+        return 50
+
+    def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        self.calls += 1
+        if self.calls == self.stop:
+            raise KeyboardInterrupt
+        x = torch.randn(len(batch), 3, generator=generator) + batch[:, None] / 50
+        fit = (self.module(x) - x.sum(1, keepdim=True)).square().mean()
+        decay = self.module.weight.square().sum()
+        return {"fit": fit, "decay": decay * (math.nan if self.calls == self.broken else 0.01)}
+
+    def evaluate(self) -> float:
+        return float(self.module.weight.detach().sum())
+
+
+def config(**changes: object) -> LoopConfig:
+    base = LoopConfig(
+        steps=12,
+        batch_size=8,
+        lr=0.05,
+        warmup_steps=2,
+        eval_every=3,
+        log_every=1,
+        checkpoint_every=4,
+    )
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+def rows(folder: Path) -> list[list[str]]:
+    with open(folder / "log.csv", newline="") as stream:
+        return list(csv.reader(stream))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_interrupted_and_resumed_equals_uninterrupted(tmp_path: Path, optimizer: str) -> None:
+    settings = config(optimizer=optimizer)
+    whole = Toy()
+    run_stage(whole, settings, tmp_path / "whole", progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_stage(Toy(stop=7), settings, tmp_path / "cut", progress=False)
+    resumed = Toy()
+    run_stage(resumed, settings, tmp_path / "cut", progress=False)
+    assert resumed.calls == 8  # steps 5 to 12: the checkpoint was at 4
+    for name, value in whole.module.state_dict().items():
+        assert torch.equal(value, resumed.module.state_dict()[name])
+    # Steps 5 and 6 were logged before the interruption, and appear once.
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert rows(tmp_path / "cut")[0] == ["step", "loss", "map", "lr", "fit", "decay"]
+
+
+def test_a_finished_stage_is_not_run_again(tmp_path: Path) -> None:
+    score = run_stage(Toy(), config(), tmp_path, progress=False)
+    again = Toy()
+    assert run_stage(again, config(), tmp_path, progress=False) == score
+    assert again.calls == 0
+
+
+def test_a_term_that_is_not_finite_stops_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged) as caught:
+        run_stage(Toy(broken=7), config(), tmp_path, progress=False)
+    assert caught.value.step == 6
+    assert caught.value.term == "decay"
+    resumed = Toy()
+    run_stage(resumed, config(), tmp_path, progress=False)
+    assert resumed.calls == 8
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    run_stage(Toy(), config(), tmp_path, progress=False)
+    (tmp_path / NAME).write_bytes((tmp_path / NAME).read_bytes()[:40])
+    with pytest.raises(ArtifactError, match="damaged"):
+        run_stage(Toy(), config(), tmp_path, progress=False)
+
+
+def test_the_loop_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    toy = _quiet()
+    run_stage(toy, config(), tmp_path, progress=False)
+    assert toy.calls == 12
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def _quiet() -> Toy:
+    state = torch.get_rng_state()
+    toy = Toy()
+    torch.set_rng_state(state)
+    return toy
+
+
+def test_configs_round_trip_and_name_bad_fields() -> None:
+    demo = TrainConfig.demo(seed=3)
+    assert TrainConfig.from_dict(demo.to_dict()) == demo
+    with pytest.raises(InputError, match=r"visual\.loop.*stepz"):
+        TrainConfig.from_dict({"visual": {"loop": {"stepz": 3}}})
+    with pytest.raises(InputError, match="rankin"):
+        TrainConfig.from_dict({"text": {"loss": "rankin"}})
+    with pytest.raises(InputError, match=r"LoopConfig\.steps"):
+        LoopConfig(steps=0)
+
+
+def test_platt_and_thresholds_follow_the_labels() -> None:
+    labels = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=torch.bool)
+    scores = torch.where(labels, 0.4, 0.1)
+    platt = fit_platt(scores, labels)
+    assert bool((platt[:, 0] > 0).all())
+    thresholds = best_f1_thresholds(scores, labels, platt)
+    chances = torch.sigmoid(scores * platt[:, 0] + platt[:, 1])
+    assert torch.equal(chances >= thresholds, labels)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=VIT, text_cfg=TEXT)
+    torch.set_rng_state(state)
+    return Backbone(model, open_clip.SimpleTokenizer(context_length=40), Preprocess(32))
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    vocabulary = Vocabulary(["dog", "cat", "car", "pizza"])
+    return build_corpus(grammar_sentences(vocabulary, 80, seed=0), vocabulary)
+
+
+def small() -> TrainConfig:
+    demo = TrainConfig.demo()
+
+    def cut(stage: object) -> object:
+        loop = dataclasses.replace(
+            stage.loop,
+            steps=4,
+            warmup_steps=1,
+            batch_size=16,  # type: ignore[attr-defined]
+            checkpoint_every=2,
+        )
+        return dataclasses.replace(stage, loop=loop)  # type: ignore[type-var]
+
+    return dataclasses.replace(
+        demo, **{n: cut(getattr(demo, n)) for n in ("visual", "text", "adapter")}
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(
+    backbone: Backbone, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Artifact, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return train(backbone, corpus, folder, small(), progress=False), folder
+
+
+def test_a_run_leaves_logs_and_an_artifact(trained: tuple[Artifact, Path]) -> None:
+    artifact, folder = trained
+    for stage in ("visual", "text_only", "text", "adapter"):
+        assert rows(folder / stage)[-1][0] == "4"
+        assert list((folder / stage).glob("events.*"))
+    assert Artifact.load(folder / "artifact").version == artifact.version
+    assert set(artifact.metrics["held_out_map"]) == {"visual", "text_only", "text", "adapter"}
+    assert artifact.tensors["pixels"].shape == (4, 1, 3, 32, 32)
+
+
+def test_a_second_call_reuses_the_run_and_refuses_another(
+    trained: tuple[Artifact, Path], backbone: Backbone, corpus: Corpus
+) -> None:
+    artifact, folder = trained
+    again = train(backbone, corpus, folder, small(), progress=False)
+    assert again.version == artifact.version
+    with pytest.raises(InputError, match="another config"):
+        train(backbone, corpus, folder, small().with_seed(5), progress=False)
+    with pytest.raises(InputError, match="already holds a run"):
+        train(backbone, corpus, folder, small(), progress=False, resume=False)
+
+
+def test_an_added_category_changes_nothing_learned(
+    trained: tuple[Artifact, Path], backbone: Backbone
+) -> None:
+    artifact, _ = trained
+    grown = add_category(backbone, artifact, "castle", ["fortress"], steps=2)
+    assert grown.vocabulary.names == (*artifact.vocabulary.names, "castle")
+    assert set(grown.tensors) == set(artifact.tensors)
+    for name, old in artifact.tensors.items():
+        new = grown.tensors[name]
+        same = new if new.shape == old.shape else new[: len(old)]
+        assert torch.equal(same, old), name
+    x = backbone.encode_text(["a dog and a car", "a castle"])
+    with torch.no_grad():
+        before, after = artifact.adapter()(x), grown.adapter()(x)
+    torch.testing.assert_close(after[:, :4], before)
+    with pytest.raises(InputError):
+        add_category(backbone, grown, "castle", steps=1)

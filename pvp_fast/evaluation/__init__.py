@@ -1,6 +1,24 @@
 """Accuracy on labelled images: data sets, and the ladder from zero-shot to the full method."""
 
-from pvp_fast.evaluation.datasets import EvalSet, read_dataset
+from pvp_fast.evaluation.datasets import (
+    EvalSet,
+    read_coco,
+    read_dataset,
+    read_folder,
+    read_nuswide,
+    read_voc,
+)
 from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, ladder
 
-__all__ = ["EvalSet", "Features", "Ladder", "encode_set", "ladder", "read_dataset"]
+__all__ = [
+    "EvalSet",
+    "Features",
+    "Ladder",
+    "encode_set",
+    "ladder",
+    "read_coco",
+    "read_dataset",
+    "read_folder",
+    "read_nuswide",
+    "read_voc",
+]

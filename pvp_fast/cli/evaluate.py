@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pvp_fast.cli.common import pick_device
-from pvp_fast.errors import InputError
-
-READERS = ("voc", "coco", "nuswide", "folder")
 
 
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(help="Artifact folders (one per seed).")],
     dataset: Annotated[str, typer.Option(help="voc, coco, nuswide or folder (labels.json).")],
     path: Annotated[Path, typer.Option(help="Where the dataset is.")],
-    split: Annotated[str | None, typer.Option(help="VOC image set, such as test.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="COCO and NUS-WIDE: the folder of images.")
+    split: Annotated[
+        str | None, typer.Option(help="Such as test (voc), val2014 (coco), Test (nuswide).")
     ] = None,
     difficult: Annotated[
         str, typer.Option(help="VOC's difficult objects: ignore, negative or positive.")
@@ -32,7 +29,8 @@ def evaluate(
 ) -> None:
     """Print the ladder: zero-shot, text prompts, + transfer, + dual adapter (mAP, CF1, OF1).
 
-    With several artifacts (seeds) each number is a mean ± standard deviation.
+    With several artifacts (seeds) each number is a mean ± standard deviation. Unreadable images
+    are listed on stderr and left out; the exit code is then 3.
 
     Examples:
 
@@ -42,37 +40,24 @@ def evaluate(
     """
     from pvp_fast.artifact import Artifact
     from pvp_fast.demo import backbone_for
-    from pvp_fast.evaluation import ladder
-    from pvp_fast.report.ladder import rows_of, spread, table_text
+    from pvp_fast.evaluation import encode_set, ladder, read_dataset
+    from pvp_fast.files import atomic_write
 
-    if dataset not in READERS:
-        raise InputError(f"--dataset {dataset!r}: use one of {', '.join(READERS)}")
     loaded = [Artifact.load(folder) for folder in artifacts]
-    evalset = _read(dataset, path, split, images)
+    evalset = read_dataset(dataset, path, split)
     backbone = backbone_for(loaded[0], pick_device(device))
-    ladders = [ladder(backbone, artifact, evalset, difficult=difficult) for artifact in loaded]
-    rows = spread([rows_of(item) for item in ladders])
-    typer.echo(table_text(rows))
+    for artifact in loaded:
+        artifact.check_backbone(backbone.fingerprint)
+    features = encode_set(backbone, evalset)
+    result = ladder(loaded, features, difficult=difficult)
+    typer.echo(result.table())
+    if result.unmatched:
+        print(f"not in the vocabulary: {', '.join(result.unmatched)}", file=sys.stderr)
     typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)")
+    for image, reason in features.failures:
+        print(f"{image}: {reason}", file=sys.stderr)
     if json_out is not None:
-        from pvp_fast.files import atomic_write
-
         with atomic_write(json_out, "w") as stream:
-            json.dump(
-                {"rows": rows, "runs": [item.to_dict() for item in ladders]}, stream, indent=2
-            )
-
-
-def _read(dataset: str, path: Path, split: str | None, images: Path | None) -> Any:
-    import inspect
-
-    from pvp_fast import evaluation
-
-    reader = getattr(evaluation, f"read_{dataset}")
-    given = {"split": split, "images": images}
-    known = inspect.signature(reader).parameters
-    options = {name: value for name, value in given.items() if value is not None}
-    for name in options:
-        if name not in known:
-            raise InputError(f"--{name} does not apply to --dataset {dataset}")
-    return reader(path, **options)
+            json.dump(result.to_dict(), stream, indent=2)
+    if features.failures:
+        raise typer.Exit(3)

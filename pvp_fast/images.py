@@ -18,7 +18,7 @@ from pvp_fast.errors import ImageError, InputError
 
 # Pillow's own bound against decompression bombs: 1 GiB of RGB at three bytes and a quarter.
 MAX_PIXELS = 89_478_485
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".mpo"}
 )

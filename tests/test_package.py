@@ -39,7 +39,8 @@ heavy = {"triton", "nvidia.dali", "open_clip", "torchvision", "transformers", "t
 print(seconds, sorted(heavy & set(sys.modules)))
 """
     baseline = run_python(
-        "import sys, torch; print(sorted({'triton', 'open_clip', 'torchvision'} & set(sys.modules)))"
+        "import sys, torch\n"
+        "print(sorted({'triton', 'open_clip', 'torchvision'} & set(sys.modules)))"
     )
     seconds, loaded = run_python(code).split(" ", 1)
     assert float(seconds) < 0.3

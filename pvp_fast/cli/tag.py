@@ -114,12 +114,15 @@ def _table(results: Iterable[TagResult], stream: IO[str]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("image", "tags", box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in ("image", "tags"):
+        table.add_column(title, overflow="fold")  # a name cut short helps nobody
     for result in results:
         tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
         cell = Text(f"cannot be read: {result.error}", "red") if result.error else Text(tags)
         table.add_row(Text(_plain(result.key)), cell)
-    Console(file=stream, highlight=False).print(table)
+    # A file or pipe has no width: keep each image on one line there.
+    Console(file=stream, highlight=False, width=None if stream.isatty() else 4000).print(table)
 
 
 @contextmanager

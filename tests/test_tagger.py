@@ -1,0 +1,147 @@
+"""Tagging with a small artifact on the pocket model: results, errors, threads, growth."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pvp_fast.artifact import Artifact, probability
+from pvp_fast.backbone import Backbone
+from pvp_fast.errors import ArtifactError, ImageError, InputError
+from pvp_fast.pocket import demo_set
+from pvp_fast.sentences import build_corpus, grammar_sentences
+from pvp_fast.tagger import Tagger, TagResult
+from pvp_fast.training import TrainConfig, train
+from pvp_fast.vocabulary import Vocabulary
+
+NAMES = ("dog", "cat", "car", "pizza")
+
+
+def short(config: TrainConfig) -> TrainConfig:
+    stages = {
+        name: dataclasses.replace(
+            getattr(config, name),
+            loop=dataclasses.replace(getattr(config, name).loop, steps=3, batch_size=32),
+        )
+        for name in ("visual", "text", "adapter")
+    }
+    return dataclasses.replace(config, **stages)
+
+
+@pytest.fixture(scope="module")
+def tagger(tmp_path_factory: pytest.TempPathFactory) -> Tagger:
+    backbone = Backbone.load("pocket")
+    vocabulary = Vocabulary(NAMES)
+    corpus = build_corpus(grammar_sentences(vocabulary, 150, seed=0), vocabulary)
+    out = tmp_path_factory.mktemp("run")
+    train(backbone, corpus, out, short(TrainConfig.demo()), progress=False)
+    return Tagger.load(out / "artifact", backbone=backbone)
+
+
+@pytest.fixture(scope="module")
+def images() -> list[Path]:
+    return sorted(demo_set().glob("*.jpg"))[:6]
+
+
+def test_scores_are_the_calibrated_probabilities(tagger: Tagger, images: list[Path]) -> None:
+    results = tagger.tag(images, top_k=None, threshold=0.0)
+    backbone, artifact = tagger.backbone, tagger.artifact
+    with torch.no_grad():
+        pixels = torch.stack([backbone.preprocess(Image.open(p).convert("RGB")) for p in images])
+        z = backbone.encode_image(pixels)
+        expected = probability(artifact.adapter()(z), artifact.tensors["platt"])
+    for result, row in zip(results, expected, strict=True):
+        assert [t.index for t in result.tags] == row.argsort(descending=True).tolist()
+        for tag in result.tags:
+            assert tag.name == NAMES[tag.index]
+            assert tag.score == pytest.approx(row[tag.index].item(), abs=1e-4)
+
+
+def test_default_thresholds_are_the_artifacts(tagger: Tagger, images: list[Path]) -> None:
+    least = tagger.artifact.tensors["thresholds"]
+    everything = tagger.tag(images, top_k=None, threshold=0.0)
+    for result, full in zip(tagger.tag(images, top_k=None), everything, strict=True):
+        kept = [t.name for t in full.tags if t.score >= least[t.index] + 1e-5]
+        assert set(kept) <= {t.name for t in result.tags}
+        assert all(t.score >= least[t.index] - 1e-5 for t in result.tags)
+
+
+def test_every_kind_of_source_gives_the_same_tags(tagger: Tagger, images: list[Path]) -> None:
+    image = Image.open(images[0]).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    sources = [images[0], str(images[0]), images[0].read_bytes(), image, array, tensor]
+    tags = [r.tags for s in sources for r in tagger.tag(s, threshold=0.0)]
+    assert all(t == tags[0] for t in tags)
+
+
+def test_bad_images_are_reported_in_place(tagger: Tagger, images: list[Path]) -> None:
+    mixed = [images[0], "missing.jpg", b"", images[1]]
+    results = tagger.tag(mixed, threshold=0.0, batch_size=2)
+    assert [r.error is None for r in results] == [True, False, False, True]
+    assert results[1].key == "missing.jpg"
+    assert results[2].to_dict() == {"key": "2", "tags": [], "error": results[2].error}
+    with pytest.raises(ImageError):
+        tagger.tag(mixed, errors="raise")
+
+
+def test_an_iterator_is_read_ahead_by_one_batch_only(tagger: Tagger, images: list[Path]) -> None:
+    taken = []
+
+    def source() -> object:
+        for path in images:
+            taken.append(path)
+            yield path
+
+    stream = tagger.tag(source(), batch_size=2)
+    assert isinstance(next(stream), TagResult)
+    assert len(taken) == 2
+
+
+def test_threads_share_a_tagger(tagger: Tagger, images: list[Path]) -> None:
+    expected = tagger.tag(images, threshold=0.0)
+    found: dict[int, list[TagResult]] = {}
+
+    def work(number: int) -> None:
+        found[number] = tagger.tag(images, threshold=0.0)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[i] == expected for i in range(4))
+
+
+def test_an_added_category_changes_nothing_else(tagger: Tagger, images: list[Path]) -> None:
+    grown = tagger.add_category("castle", ["fortress"], ["An old castle on a hill."], steps=2)
+    assert grown.artifact.vocabulary.names == (*NAMES, "castle")
+    before, after = tagger.artifact.tensors, grown.artifact.tensors
+    for name, value in before.items():
+        same = after[name][: len(value)] if after[name].shape != value.shape else after[name]
+        assert torch.equal(same, value), name
+    old = tagger.tag(images, top_k=None, threshold=0.0)
+    new = grown.tag(images, top_k=None, threshold=0.0)
+    for a, b in zip(old, new, strict=True):
+        assert a.tags == tuple(t for t in b.tags if t.name != "castle")
+        assert len(b.tags) == len(a.tags) + 1
+    with pytest.raises(InputError):
+        grown.add_category("castle")
+
+
+def test_a_wrong_backbone_or_argument_is_refused(tagger: Tagger, images: list[Path]) -> None:
+    artifact = tagger.artifact
+    other = Artifact(
+        artifact.vocabulary, {**artifact.backbone, "fingerprint": "0" * 64}, artifact.tensors
+    )
+    with pytest.raises(ArtifactError, match="pocket"):
+        Tagger(other, tagger.backbone)
+    for options in ({"top_k": 0}, {"threshold": 1.5}, {"batch_size": 0}, {"errors": "hide"}):
+        with pytest.raises(InputError):
+            tagger.tag(images, **options)

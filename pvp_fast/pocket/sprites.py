@@ -51,7 +51,7 @@ def read_styles(folder: str | Path) -> dict[str, Style]:
             data = json.loads(path.read_text(encoding="utf-8"))
             icons = {c: tuple(svgs.values()) for c, svgs in data["categories"].items()}
             style = Style(data["style"], data["artwork"], data["licence"], data["source"], icons)
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"pictograms: {path} is not a style file: {error!r}") from error
         styles[style.name] = style
     if not styles:

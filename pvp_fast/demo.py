@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,10 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact, probability
 from pvp_fast.backbone import Backbone
-from pvp_fast.files import atomic_write, safe_join
-from pvp_fast.images import open_image
-from pvp_fast.metrics import f1_at_topk, mean_average_precision
-from pvp_fast.report.ladder import Row, spread, table_text
-from pvp_fast.report.page import Page, Picture, build_page, png_uri, read_curve
+from pvp_fast.evaluation import encode_set, ladder, read_folder
+from pvp_fast.evaluation.ladder import Rung
+from pvp_fast.files import atomic_write
+from pvp_fast.report.page import Page, Picture, Row, build_page, png_uri, read_curve
 
 STAGES = {
     "visual": "pseudo visual prompts",
@@ -34,7 +33,6 @@ def run_demo(
     seeds: int = 1,
     sentences: int = 6000,
     steps: int | None = None,
-    images: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Path:
     """Train on grammar sentences, tag the demo set, print the ladder, write ``out/index.html``.
@@ -44,7 +42,6 @@ def run_demo(
         seeds: how many runs; the ladder shows mean and spread.
         sentences: grammar sentences to learn from.
         steps: steps of every stage instead of the demo preset's.
-        images: folder with ``labels.json`` instead of the demo set that ships.
         progress: print and show progress bars, on stderr.
 
     Returns:
@@ -53,7 +50,7 @@ def run_demo(
     from rich.console import Console
 
     from pvp_fast.pocket import demo_set
-    from pvp_fast.sentences import build_corpus, grammar_sentences
+    from pvp_fast.sentences import FeatureCache, build_corpus, grammar_sentences
     from pvp_fast.training import TrainConfig, train
     from pvp_fast.vocabulary import Vocabulary
 
@@ -73,22 +70,29 @@ def run_demo(
     done("loaded the pocket model, a small CLIP that stays frozen")
     corpus = build_corpus(grammar_sentences(vocabulary, sentences, seed=0), vocabulary)
     done(f"wrote and labelled {len(corpus)} sentences about {len(vocabulary)} categories")
-    artifacts = []
-    for seed in range(seeds):
-        config = TrainConfig.demo(seed)
-        if steps is not None:
-            config = _with_steps(config, steps)
-        artifacts.append(train(backbone, corpus, folder / f"seed{seed}", config, progress=progress))
-    done(f"encoded them once and trained three stages{f', {seeds} seeds' if seeds > 1 else ''}")
-    paths, labels = read_folder(Path(images) if images else demo_set(), vocabulary.names)
-    pixels = torch.stack([backbone.preprocess(open_image(path)) for path in paths])
-    with torch.no_grad():
-        z = torch.cat([backbone.encode_image(part) for part in pixels.split(64)])
-    rows = spread([[_row(name, s, labels) for name, s in rungs(a, z)] for a in artifacts])
-    done(f"tagged {len(paths)} pictures in a style that was never trained on")
+    configs = [TrainConfig.demo(seed) for seed in range(seeds)]
+    if steps is not None:
+        configs = [_with_steps(config, steps) for config in configs]
+    runs = [folder / f"seed{config.seed}" for config in configs]
+    # Training would do this first; done here so that the page can say how long it takes.
+    for config, run in zip(configs, runs, strict=True):
+        for part in corpus.split(config.held_out, config.seed):
+            if len(part):
+                FeatureCache(run / "features").features(backbone, part)
+    done("encoded each sentence once")
+    artifacts = [
+        train(backbone, corpus, run, config, progress=progress)
+        for config, run in zip(configs, runs, strict=True)
+    ]
+    done(f"trained three stages{f', {seeds} seeds' if seeds > 1 else ''}")
+    dataset = read_folder(demo_set())
+    features = encode_set(backbone, dataset)
+    result = ladder(artifacts, features)
+    rows = [_row(rung) for rung in result.rungs]
+    done(f"tagged {len(dataset.paths)} pictures in a style that was never trained on")
     first = artifacts[0]
     with torch.no_grad():
-        scores = probability(first.adapter()(z), first.tensors["platt"])
+        scores = probability(first.adapter()(features.z), first.tensors["platt"])
     page = Page(
         names=vocabulary.names,
         sentences=len(corpus),
@@ -97,7 +101,7 @@ def run_demo(
         rows=tuple(rows),
         pictures=tuple(
             Picture(path.name, path.read_bytes(), tuple(score.tolist()), tuple(truth.tolist()))
-            for path, score, truth in zip(paths, scores, labels, strict=True)
+            for path, score, truth in zip(dataset.paths, scores, dataset.labels, strict=True)
         ),
         prompts=tuple(png_uri(image) for image in _prompt_images(first, backbone)),
         curves=tuple(
@@ -111,7 +115,7 @@ def run_demo(
         stream.write(build_page(page))
     done("wrote the page")
     if progress:
-        console.print(table_text(rows), markup=False)
+        console.print(result.table(), markup=False)
     return target
 
 
@@ -121,37 +125,14 @@ def backbone_for(artifact: Artifact, device: str = "cpu") -> Backbone:
     return Backbone.load(str(found["name"]), found.get("pretrained"), device=device)
 
 
-def rungs(artifact: Artifact, z: Tensor) -> list[tuple[str, Tensor]]:
-    """Scores (B, C) of image features z (B, D) for each rung of the ladder."""
-    tensors = artifact.tensors
-    with torch.no_grad():
-        return [
-            ("zero-shot CLIP", z @ tensors["original"].T),
-            ("text prompts", z @ tensors["text_only"].T),
-            ("+ transfer from visual prompts", z @ tensors["text"].T),
-            ("+ dual adapter", artifact.adapter()(z)),
-        ]
-
-
-def read_folder(folder: Path, names: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Paths and labels (N, C) int8 in {-1, 1} of a folder with ``labels.json``."""
-    photos: dict[str, Any] = json.loads((folder / "labels.json").read_text("utf-8"))["photos"]
-    paths = [safe_join(folder, name) for name in photos]
-    labels = torch.full((len(paths), len(names)), -1, dtype=torch.int8)
-    for row, entry in zip(labels, photos.values(), strict=True):
-        for label in entry["labels"]:
-            row[names.index(label)] = 1
-    return paths, labels
-
-
-def _row(name: str, scores: Tensor, labels: Tensor) -> Row:
-    f1 = f1_at_topk(scores, labels, 3)
-    return {
-        "name": name,
-        "map": 100 * mean_average_precision(scores, labels),
-        "cf1": 100 * f1.cf1,
-        "of1": 100 * f1.of1,
-    }
+def _row(rung: Rung) -> Row:
+    row: Row = {"name": rung.name}
+    for key in ("map", "cf1", "of1"):
+        values = getattr(rung, key)
+        row[key] = statistics.fmean(values)
+        if len(values) > 1:
+            row[f"{key}_sd"] = statistics.stdev(values)
+    return row
 
 
 def _with_steps(config: Any, steps: int) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device
+from pvp_fast.cli.common import pick_device, progress_console
 
 
 def evaluate(
@@ -48,7 +48,10 @@ def evaluate(
     backbone = backbone_for(loaded[0], pick_device(device))
     for artifact in loaded:
         artifact.check_backbone(backbone.fingerprint)
-    features = encode_set(backbone, evalset)
+    with progress_console().status("encoding images") as status:
+        features = encode_set(
+            backbone, evalset, progress=lambda n, of: status.update(f"encoding images {n}/{of}")
+        )
     result = ladder(loaded, features, difficult=difficult)
     typer.echo(result.table())
     if result.unmatched:

@@ -19,6 +19,7 @@ from pvp_fast.report.svg import bars, curves
 SHOWN = 40  # pictures in the gallery: enough to judge, and the page stays a few hundred kB
 MIMES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}
 
+Row = dict[str, Any]  # "name", "map", "cf1", "of1", and "map_sd" ... over several seeds
 Curve = tuple[tuple[float, float, float], ...]  # (step, loss, mAP)
 
 
@@ -40,7 +41,7 @@ class Page:
     sentences: int
     examples: tuple[str, ...]
     timings: tuple[tuple[str, float], ...]
-    rows: tuple[dict[str, Any], ...]
+    rows: tuple[Row, ...]
     pictures: tuple[Picture, ...]
     prompts: tuple[str, ...]
     curves: tuple[tuple[str, Curve], ...]
@@ -125,8 +126,8 @@ def read_curve(path: Path) -> Curve:
         )
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> str:
-    def cell(row: dict[str, Any], key: str) -> str:
+def _table(rows: Sequence[Row]) -> str:
+    def cell(row: Row, key: str) -> str:
         sd = row.get(f"{key}_sd")
         spread = f" <small>± {sd:.1f}</small>" if sd is not None and math.isfinite(sd) else ""
         return f"<td>{row[key]:.1f}{spread}</td>"

@@ -6,7 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 560, 240, 44, 8, 10, 26
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 420, 210, 44, 8, 10, 26
 
 
 def bars(values: Sequence[tuple[str, float]]) -> str:

@@ -71,25 +71,27 @@ class SceneRenderer:
         level = torch.where(pixels >= 48, 0, torch.where(pixels >= 24, 1, 2))
         places = torch.tensor(LEVELS)
         for k in range(layers):
-            cos, sin = angle[:, k].cos()[:, None, None], angle[:, k].sin()[:, None, None]
-            dx = x - position[:, k, 0, None, None]
-            dy = y - position[:, k, 1, None, None]
-            extent = half[:, k, None, None]
-            ratio = aspect[:, k, None, None]
-            u = (dx * cos + dy * sin) / extent * mirror[:, k, None, None] / ratio
+            # Layer k of the scenes that have one: most have few objects.
+            b = shown[:, k].nonzero().flatten()
+            cos, sin = angle[b, k].cos()[:, None, None], angle[b, k].sin()[:, None, None]
+            dx = x - position[b, k, 0, None, None]
+            dy = y - position[b, k, 1, None, None]
+            extent = half[b, k, None, None]
+            ratio = aspect[b, k, None, None]
+            u = (dx * cos + dy * sin) / extent * mirror[b, k, None, None] / ratio
             v = (dy * cos - dx * sin) / extent * ratio
-            inside = (u.abs() < 1) & (v.abs() < 1) & shown[:, k, None, None]
-            centre_x, centre_y, reach = places[level[:, k]][:, :, None, None].unbind(1)
+            inside = (u.abs() < 1) & (v.abs() < 1)
+            centre_x, centre_y, reach = places[level[b, k]][:, :, None, None].unbind(1)
             u = torch.where(inside, (centre_x + u * reach) / ATLAS_WIDTH * 2 - 1, -3.0)
             v = (centre_y + v * reach) / SIZE * 2 - 1
             sprite = F.grid_sample(
-                self.sprites.atlas[rows[:, k]].float(),
+                self.sprites.atlas[rows[b, k]].float(),
                 torch.stack([u, v], -1),
                 padding_mode="zeros",
                 align_corners=False,
             )
             alpha = sprite[:, 3:]
-            canvas = canvas * (1 - alpha) + _recolour(sprite[:, :3], alpha, jitter, draw)
+            canvas[b] = canvas[b] * (1 - alpha) + _recolour(sprite[:, :3], alpha, jitter, draw)
         return _photograph(canvas, jitter, draw)
 
     def _choose(

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from pvp_fast.backbone import Backbone
     from pvp_fast.pooling import spatial_softmax_pool
     from pvp_fast.sentences import Corpus, build_corpus
+    from pvp_fast.sharded import ShardedTagIndex
     from pvp_fast.tagger import Tagger
     from pvp_fast.topk import TagIndex
     from pvp_fast.training import TrainConfig, train
@@ -23,6 +24,7 @@ _HOME = {
     "Backbone": "backbone",
     "Category": "vocabulary",
     "Corpus": "sentences",
+    "ShardedTagIndex": "sharded",
     "TagIndex": "topk",
     "Tagger": "tagger",
     "TrainConfig": "training",
@@ -37,6 +39,7 @@ __all__ = [
     "Backbone",
     "Category",
     "Corpus",
+    "ShardedTagIndex",
     "TagIndex",
     "Tagger",
     "TrainConfig",

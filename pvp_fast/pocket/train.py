@@ -1,11 +1,12 @@
 """Train the pocket model from scratch: ``python -m pvp_fast.pocket.train --help``.
 
 Symmetric contrastive learning (CLIP, arXiv 2103.00020, section 2.3) on rendered scenes paired with
-sentences that mention exactly their categories. Scenes of the same category set in a batch are
-not each other's negatives: the targets are uniform over equal sets. A linear head that images and
-sentences share predicts which categories each mentions; it makes a short training go far, and is
-left behind when the weights are exported. The schedule follows the time budget, so a slow machine
-trains fewer steps, not longer. Resumable; the weights that ship are an exponential moving average.
+sentences that mention exactly their categories. In a batch, pairs of the same category set share
+their target, and a sentence that tells a part of a scene is not its negative. A linear head that
+images and sentences share predicts which categories each mentions; it makes a short training go
+far, and is left behind when the weights are exported. The schedule follows the time budget, so a
+slow machine trains fewer steps, not longer. Resumable; the weights that ship are an exponential
+moving average.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ from pvp_fast.pocket.pairs import FULL_COUNTS, PairSource
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import load_sprites, read_styles
 from pvp_fast.sentences import read_captions
+from pvp_fast.templates import CLIP_TEMPLATES
 from pvp_fast.vocabulary import Vocabulary
 
 # Styles never trained on. The demo set is drawn in the first.
 UNSEEN = ("twemoji", "fxemoji")
-TEMPLATES = ("a photo of a {}.", "a picture of a {}.", "a drawing of a {}.", "there is a {}.")
 # A token seen less often than this in captions shares the neutral row.
 RAREST_TOKEN = 4
 GRAMMAR_PROBE = 6000
@@ -71,13 +72,24 @@ class PocketConfig:
     seed: int = 0
 
 
-def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, same: Tensor) -> Tensor:
-    """Symmetric InfoNCE of unit rows (B, D), targets uniform over ``same`` (B, B) bool."""
-    logits = scale * image @ text.T
-    target = same.float() / same.sum(1, keepdim=True)
-    rows = -(target * logits.log_softmax(1)).sum(1).mean()
-    columns = -(target * logits.T.log_softmax(1)).sum(1).mean()
-    return (rows + columns) / 2
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, sets: Tensor) -> Tensor:
+    """Symmetric InfoNCE of B scenes and their sentences, from unit rows (B, D).
+
+    Args:
+        sets: (B, C) bool, the categories of each pair. Pairs of equal sets share their target. A
+            sentence that tells a part of a scene is neither its positive nor its negative.
+    """
+    both = sets.float() @ sets.float().T
+    size = sets.sum(1).float()
+    equal = (both == size) & (both == size[:, None])
+    part = (both == size) & ~equal  # [i, j]: sentence j tells a part of scene i
+    logits = (scale * image @ text.T).masked_fill(part, -1e4)
+
+    def one_way(logits: Tensor, target: Tensor) -> Tensor:
+        return -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
+
+    target = equal.float()
+    return (one_way(logits, target) + one_way(logits.T, target)) / 2
 
 
 def multi_hot(sets: Sequence[Sequence[int]], n_categories: int) -> Tensor:
@@ -93,7 +105,7 @@ def used_tokens(tokenize: Any, source: PairSource, vocabulary: Vocabulary) -> Te
     ids = tokenize([s for s, _ in source.captions] or ["a"])
     counts = torch.bincount(ids.flatten(), minlength=49408)
     grammar = source.draw(GRAMMAR_PROBE, 0.0)[0]
-    names = [t.format(n) for t in TEMPLATES for n in vocabulary.names]
+    names = [t.format(n) for t in CLIP_TEMPLATES for n in vocabulary.names]
     certain = torch.bincount(tokenize(grammar + names).flatten(), minlength=49408)
     return ((counts >= RAREST_TOKEN) | (certain > 0)).nonzero().flatten()
 
@@ -177,15 +189,12 @@ class PocketTrainer:
             image = self.model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
             text = self.model.encode_text(rows)
         image, text = (F.normalize(v.float(), dim=-1) for v in (image, text))
-        number = {s: i for i, s in enumerate(dict.fromkeys(sets))}
-        group = torch.tensor([number[s] for s in sets])
-        same = group[:, None] == group
-        contrastive = contrastive_loss(image, text, self.model.logit_scale.exp(), same)
-        labels = multi_hot(sets, len(self.vocabulary)).float()
+        labels = multi_hot(sets, len(self.vocabulary))
         mentions = sum(
-            F.binary_cross_entropy_with_logits(self.head(v), labels, reduction="sum")
+            F.binary_cross_entropy_with_logits(self.head(v), labels.float(), reduction="sum")
             for v in (image, text)
         )
+        contrastive = contrastive_loss(image, text, self.model.logit_scale.exp(), labels)
         return contrastive + config.head_weight * mentions / (2 * len(sets))
 
     def advance(self) -> float:
@@ -226,7 +235,7 @@ class PocketTrainer:
     def evaluate(self) -> dict[str, float]:
         """Zero-shot mAP in percent of the averaged weights on every test set."""
         model = self.average.eval()
-        texts = [[t.format(n) for n in self.vocabulary.names] for t in TEMPLATES]
+        texts = [[t.format(n) for n in self.vocabulary.names] for t in CLIP_TEMPLATES]
         vectors = [model.encode_text(self.tokens.compact(self.tokenize(t))) for t in texts]
         classes = torch.stack([F.normalize(v, dim=-1) for v in vectors]).sum(0)
         result = {}

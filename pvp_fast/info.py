@@ -24,6 +24,7 @@ def environment() -> dict[str, str]:
     for package in ("open_clip_torch", "triton", "transformers", "simplemma", "resvg-py"):
         facts[package] = _version(package)
     facts["C++ extension"] = _extension()
+    facts["CPU top-k"] = _topk()
     facts["CUDA"] = _cuda()
     facts["triton kernels"] = _triton()
     facts["DALI"] = _dali()
@@ -68,11 +69,24 @@ def _extension() -> str:
         from pvp_fast import _C
     except ImportError as error:
         return f"not available: {error}; reinstall the package with a C++17 compiler"
-    for name in ("isa", "active_isa", "cpu_isa"):
-        if hasattr(_C, name):
-            value = getattr(_C, name)
-            return f"available ({value() if callable(value) else value})"
-    return "available"
+    built = _C.build_info()
+    openmp = "OpenMP" if built.get("openmp") else "no OpenMP: one thread"
+    return f"available ({built.get('compiler')}, {openmp}; CUDA: {built.get('cuda')})"
+
+
+def _topk() -> str:
+    """The instruction set of the top-k engine: the best one here, or what the user asks for."""
+    try:
+        from pvp_fast import _C
+    except ImportError:
+        return "not available: it needs the C++ extension; backend='torch' works without"
+    usable = _C.isas()
+    asked = os.environ.get("PVP_FAST_ISA", "")
+    others = ", ".join(name for name in usable if name != (asked or usable[0])) or "none"
+    if asked and asked not in usable:
+        return f"not available: PVP_FAST_ISA={asked} cannot run here; use one of {others}"
+    why = "chosen by PVP_FAST_ISA" if asked else "the best of this processor and build"
+    return f"{asked or usable[0]} ({why}; also usable: {others})"
 
 
 def _cuda() -> str:

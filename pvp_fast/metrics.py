@@ -1,4 +1,15 @@
-"""How well scores rank and select categories: mAP, CF1 and OF1, as the field reports them."""
+"""How well scores rank and select categories: mAP, CF1 and OF1, as the field reports them.
+
+Labels (N, C) come in one of two conventions, told apart by their dtype:
+
+- bool and uint8: 1 present, 0 absent.
+- signed integers and floats: VOC's 1 present, −1 absent, 0 difficult. ``difficult`` says how 0
+  counts: "ignore" leaves the entry out (VOC's own rule), "negative" and "positive" count it as
+  absent or present.
+
+A signed tensor with zeros but not one −1 is most likely plain 0/1 in the wrong dtype; read as VOC's
+it would lose every absent entry. It is refused unless ``difficult`` is given.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +23,44 @@ from pvp_fast.errors import InputError
 DIFFICULT = ("ignore", "negative", "positive")
 
 
-def _split(scores: Tensor, labels: Tensor, difficult: str) -> tuple[Tensor, Tensor]:
-    """Positives and counted entries, both (N, C) bool.
-
-    Bool and uint8 labels are 0/1. Signed integer labels are VOC's −1/0/1, where 0 is difficult:
-    left out ("ignore"), or counted as absent or present.
-    """
+def _split(scores: Tensor, labels: Tensor, difficult: str | None) -> tuple[Tensor, Tensor]:
+    """Positives and counted entries, both (N, C) bool, by the rules at the top of this file."""
     if scores.shape != labels.shape or scores.ndim != 2:
         raise InputError(
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (N, C)"
         )
-    if difficult not in DIFFICULT:
+    if difficult is not None and difficult not in DIFFICULT:
         raise InputError(f"difficult={difficult!r}: use one of {', '.join(DIFFICULT)}")
     if labels.dtype in (torch.bool, torch.uint8):
         return labels.bool(), torch.ones_like(labels, dtype=torch.bool)
-    positive = labels > 0
-    if difficult == "positive":
-        positive = labels >= 0
-    counted = labels != 0 if difficult == "ignore" else torch.ones_like(positive)
+    zero = labels == 0
+    if bool((~zero & (labels.abs() != 1)).any()):
+        raise InputError(f"labels ({labels.dtype}) may hold −1, 0 and 1 only")
+    if difficult is None and bool(zero.any()) and not bool((labels < 0).any()):
+        raise InputError(
+            f"labels are {labels.dtype} with 0 and no −1: if 0 means absent, pass labels.bool(); "
+            "if it is VOC's difficult, pass difficult='ignore', 'negative' or 'positive'"
+        )
+    positive = labels >= 0 if difficult == "positive" else labels > 0
+    counted = ~zero if difficult in (None, "ignore") else torch.ones_like(zero)
     return positive, counted
 
 
-def average_precision(scores: Tensor, labels: Tensor, *, difficult: str = "ignore") -> Tensor:
+def average_precision(scores: Tensor, labels: Tensor, *, difficult: str | None = None) -> Tensor:
     """Average precision over all points for each category.
 
     Ties are ordered by the sample's position, so the value is deterministic.
 
     Args:
-        scores: (N, C). labels: (N, C) bool, or −1/0/1 with 0 = difficult.
-        difficult: "ignore" (VOC's own rule), "negative" or "positive".
+        scores: (N, C). labels: (N, C) bool or uint8 0/1, or signed −1/0/1 with 0 = difficult.
+        difficult: "ignore" (VOC's own rule, and the default), "negative" or "positive".
 
     Returns:
         (C,) float64 in [0, 1]; NaN for a category without positives.
+
+    Raises:
+        InputError: shapes that differ, other label values, or signed labels with zeros and no −1
+            while ``difficult`` is not given.
     """
     positive, counted = _split(scores, labels, difficult)
     # Entries that do not count sink to the end, where they are no positives.
@@ -55,7 +72,9 @@ def average_precision(scores: Tensor, labels: Tensor, *, difficult: str = "ignor
     return (precision * hits).sum(0) / hits.sum(0)
 
 
-def mean_average_precision(scores: Tensor, labels: Tensor, *, difficult: str = "ignore") -> float:
+def mean_average_precision(
+    scores: Tensor, labels: Tensor, *, difficult: str | None = None
+) -> float:
     """Mean of :func:`average_precision` over categories with positives, in [0, 1]."""
     per_category = average_precision(scores, labels, difficult=difficult)
     return float(per_category[~per_category.isnan()].mean())
@@ -82,13 +101,13 @@ def _f1(chosen: Tensor, positive: Tensor, counted: Tensor) -> F1:
 
 
 def f1_at_threshold(
-    scores: Tensor, labels: Tensor, threshold: float | Tensor, *, difficult: str = "ignore"
+    scores: Tensor, labels: Tensor, threshold: float | Tensor, *, difficult: str | None = None
 ) -> F1:
     """CF1 and OF1 of the entries with score ≥ ``threshold`` (a number or (C,))."""
     return _f1(scores >= threshold, *_split(scores, labels, difficult))
 
 
-def f1_at_topk(scores: Tensor, labels: Tensor, k: int = 3, *, difficult: str = "ignore") -> F1:
+def f1_at_topk(scores: Tensor, labels: Tensor, k: int = 3, *, difficult: str | None = None) -> F1:
     """CF1 and OF1 of the k best categories of every sample."""
     if k < 1:
         raise InputError(f"k is {k}; give at least 1")

@@ -50,6 +50,31 @@ def test_difficult_labels_follow_the_convention() -> None:
         mean_average_precision(scores, labels, difficult="perhaps")
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float32])
+def test_plain_zero_one_labels_in_a_signed_dtype_are_refused(dtype: torch.dtype) -> None:
+    scores = torch.tensor([[3.0], [2.0], [1.0]])
+    labels = torch.tensor([[0], [1], [0]])
+    plain = labels.to(dtype)
+    for measure in (average_precision, mean_average_precision, f1_at_topk):
+        with pytest.raises(InputError, match=r"labels\.bool\(\)"):
+            measure(scores, plain)
+    with pytest.raises(InputError, match=r"labels\.bool\(\)"):
+        f1_at_threshold(scores, plain, 0.5)
+    # The two readings that the message offers differ, which is why it does not choose.
+    assert mean_average_precision(scores, plain.bool()) == 0.5
+    assert mean_average_precision(scores, labels.to(torch.uint8)) == 0.5
+    assert mean_average_precision(scores, plain, difficult="ignore") == 1.0
+    assert mean_average_precision(scores, plain, difficult="negative") == 0.5
+    # With one −1 the convention is clear.
+    assert mean_average_precision(scores, torch.tensor([[0], [1], [-1]]).to(dtype)) == 1.0
+
+
+def test_other_label_values_are_refused() -> None:
+    for bad in (torch.tensor([[2], [-1]]), torch.tensor([[0.5], [-1.0]])):
+        with pytest.raises(InputError, match="−1, 0 and 1"):
+            average_precision(torch.zeros(2, 1), bad)
+
+
 def test_f1_of_known_counts() -> None:
     scores = torch.tensor([[0.9, 0.8, 0.1], [0.2, 0.7, 0.6]])
     labels = torch.tensor([[True, False, False], [False, True, True]])

@@ -32,6 +32,19 @@ BANKS = ("original", "text_only", "text", "visual")
 ADAPTER = "adapter."
 
 
+# What a manifest of the wrong shape or depth, absurd values in it, or a bad file can raise.
+_UNREADABLE = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+    OSError,
+    SafetensorError,
+)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A trained vocabulary.
@@ -147,7 +160,7 @@ class Artifact:
             raise ArtifactError(
                 f"{folder} is no artifact: {Path(error.filename).name} is missing"
             ) from error
-        except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except _UNREADABLE as error:
             raise ArtifactError(f"{folder} cannot be read: {error!r}") from error
 
     def check_backbone(self, fingerprint: str) -> None:

@@ -65,6 +65,13 @@ topk_query read_query(std::uintptr_t x, int64_t rows, int64_t width, int64_t row
           threads};
 }
 
+scalar read_type(const std::string& name) {
+  if (name == "float32") return scalar::float32;
+  if (name == "bfloat16") return scalar::bfloat16;
+  if (name == "int8") return scalar::int8;
+  throw std::invalid_argument("dtype must be float32, bfloat16 or int8");
+}
+
 topk_result read_result(std::uintptr_t scores, std::uintptr_t indices, std::uintptr_t counts,
                         bool empty) {
   return {pointer<float>(scores, "scores", empty), pointer<int64_t>(indices, "indices", empty),
@@ -75,9 +82,12 @@ int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
              int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
              double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
              int threads, const std::string& isa, std::uintptr_t scores, std::uintptr_t indices,
-             std::uintptr_t counts) {
-  const topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories,
-                                      k, threshold, thresholds, bias, scale, threads);
+             std::uintptr_t counts, const std::string& dtype, std::uintptr_t vectors) {
+  topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories, k,
+                                threshold, thresholds, bias, scale, threads);
+  query.type = read_type(dtype);
+  query.vectors = pointer<const float>(vectors, "vectors", query.type != scalar::int8);
+  check(query.type != scalar::int8 || width <= kInt8Width, "width is too large for int8");
   const topk_result result = read_result(scores, indices, counts, rows == 0);
   const py::gil_scoped_release unlocked;
   return topk_cpu(query, result, isa);
@@ -129,6 +139,8 @@ py::dict build_info() {
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled top-k tagging; use it through pvp_fast.topk.";
   m.attr("LANES") = kLanes;
+  m.attr("INT8_STATS") = kInt8Stats;
+  m.attr("INT8_WIDTH") = kInt8Width;
   m.def("pack", &pack, py::arg("w"), py::arg("categories"), py::arg("width"), py::arg("row_stride"),
         py::arg("column_stride"), py::arg("packed"),
         "Write ceil(categories / LANES) panels of [width][LANES] float32 to the address `packed`.");
@@ -136,7 +148,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("column_stride"), py::arg("packed"), py::arg("categories"), py::arg("k"),
         py::arg("threshold"), py::arg("thresholds"), py::arg("bias"), py::arg("scale"),
         py::arg("threads"), py::arg("isa"), py::arg("scores"), py::arg("indices"),
-        py::arg("counts"),
+        py::arg("counts"), py::arg("dtype") = "float32", py::arg("vectors") = 0,
         "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");

@@ -9,6 +9,21 @@
 // with denormals kept. Every path (portable, AVX2, AVX-512, CUDA) computes exactly this, so all
 // give the same bits whatever the instruction set, the number of threads or the split of C.
 //
+// bfloat16: x and w are rounded to bfloat16 (to nearest even) and the chain takes pairs, the odd
+// member first, as vdpbf16ps does:
+//
+//     sum = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], sum)),  j ascending, an odd D padded with zero
+//
+// with denormals counted as zero, inputs and results, here and in value. Again the same bits on
+// every path.
+//
+// int8: w and x are rounded to 8 bits row by row. From the lengths of what the rounding left out
+// follows an upper bound of every value; a category is rescored in float32 when its bound reaches
+// the running k-th best value and the thresholds. So no kept category can be missed, and the result
+// is that of float32, bit for bit:
+//
+//     x = t p + u,  w = s q + r:   |<x, w> - t s <p, q>| <= |t p| |r| + |u| |w|  (+ rounding)
+//
 // Kept: the k largest values with value >= threshold and value >= thresholds[c], ordered by
 // descending value, equal values by ascending category. No (rows, categories) array is written.
 #pragma once
@@ -34,9 +49,23 @@ struct matrix {
   int64_t column_stride;
 };
 
+enum class scalar { float32, bfloat16, int8 };
+
+// 4-byte steps of one packed lane: one float32, two bfloat16 or four int8, the last padded with zero.
+constexpr int64_t step_count(scalar type, int64_t width) {
+  return type == scalar::float32 ? width : type == scalar::bfloat16 ? (width + 1) / 2 : (width + 3) / 4;
+}
+
+// Rows of kLanes words that follow the steps of an int8 panel: 128 * sum(q) as int32, then s, |r|
+// and |w| as float32, lengths rounded upwards; infinity makes the category always be rescored.
+constexpr int64_t kInt8Stats = 4;
+
+// Most width for int8: 255 * 127 * width must fit an int32.
+constexpr int64_t kInt8Width = 65536;
+
 struct topk_query {
   matrix x;                 // (rows, width)
-  const float* packed;      // panel_count(categories) panels
+  const float* packed;      // panel_count(categories) panels of `type`
   int64_t categories;
   int64_t k;                // >= 1; may exceed categories
   float threshold;          // -inf: none
@@ -44,6 +73,8 @@ struct topk_query {
   const float* bias;        // (categories) or nullptr
   float scale;
   int threads;              // upper bound; small work takes fewer
+  scalar type = scalar::float32;
+  const float* vectors = nullptr;  // int8: (categories, width) contiguous, to rescore with
 };
 
 struct topk_result {
@@ -56,6 +87,7 @@ struct topk_result {
 void pack_cpu(const matrix& w, float* packed);
 
 // Returns -1, or the first row that has a NaN value; the result is then incomplete.
+// `isa` (empty: the best) bounds the choice: the best path of the query's type that is not better.
 // Throws std::bad_alloc, and std::invalid_argument when isa is unknown or cannot run here.
 int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa);
 

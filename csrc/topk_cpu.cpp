@@ -27,7 +27,7 @@ static_assert(kTileLanes == kLanes, "one panel layout serves every path");
 constexpr int64_t kBlockRows = 240;
 constexpr int64_t kWaveRows = 4080;          // with kWaveEntries: bounds the scratch memory
 constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before splitting
-constexpr int64_t kThreadWork = 1 << 19;     // multiply-adds that repay waking one more thread
+constexpr int64_t kThreadWork = 1 << 18;     // multiply-adds that repay waking one more thread
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 struct entry {
@@ -73,12 +73,17 @@ struct row_state {
   }
 };
 
-// Default rounding and denormals for the scope: the caller may run with flush-to-zero.
+// Default rounding for the scope, and denormals as the contract has them: the caller may run with
+// flush-to-zero, and bfloat16 needs it.
 class float_environment {
  public:
-  float_environment() {
+  explicit float_environment([[maybe_unused]] scalar type) {
     std::fegetenv(&saved_);
     std::fesetenv(FE_DFL_ENV);
+#if defined(PVP_FAST_X86)
+    constexpr unsigned kFlush = 0x8040;  // results and inputs
+    if (type == scalar::bfloat16) __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | kFlush);
+#endif
   }
   ~float_environment() { std::fesetenv(&saved_); }
   float_environment(const float_environment&) = delete;
@@ -104,38 +109,129 @@ int lowest_bit(uint32_t mask) {
 #endif
 }
 
+// Worst first: a higher place can run everything before it that the processor has.
 struct isa_entry {
   const char* name;
-  tile_function tile;
+  tile_function float32;   // nullptr: nothing better than the entries before
+  tile_function bfloat16;
+  tile_function int8;
+  rescore_function rescore;
   bool (*runs_here)();
 };
 
 const isa_entry kIsas[] = {
+    {"portable", tile_portable, tile_portable_bf16, tile_portable_int8, rescore_portable,
+     [] { return true; }},
 #if defined(PVP_FAST_X86)
-    {"avx512", tile_avx512, [] { return __builtin_cpu_supports("avx512f") != 0; }},
-    {"avx2", tile_avx2,
+    {"avx2", tile_avx2, tile_avx2_bf16, tile_avx2_int8, rescore_avx2,
      [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+    {"avx512", tile_avx512, tile_avx512_bf16, nullptr, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0; }},
+    {"avx512vnni", nullptr, nullptr, tile_avx512vnni, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},
+    {"avx512bf16", nullptr, tile_avx512bf16, nullptr, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0; }},
 #endif
-    {"portable", tile_portable, [] { return true; }},
 };
 
-tile_function choose_tile(const std::string& isa) {
+struct chosen_path {
+  tile_function tile = nullptr;
+  rescore_function rescore = nullptr;
+};
+
+chosen_path choose_path(scalar type, const std::string& isa) {
+  chosen_path path;
+  bool known = isa.empty();
   for (const isa_entry& candidate : kIsas) {
-    if (!isa.empty() && isa != candidate.name) continue;
-    if (candidate.runs_here()) return candidate.tile;
+    if (!candidate.runs_here()) continue;
+    const tile_function tile = type == scalar::float32    ? candidate.float32
+                               : type == scalar::bfloat16 ? candidate.bfloat16
+                                                          : candidate.int8;
+    if (tile) path.tile = tile;
+    if (candidate.rescore) path.rescore = candidate.rescore;
+    if (isa == candidate.name) {
+      known = true;
+      break;
+    }
   }
+  if (known) return path;
   std::string names;
   for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
   throw std::invalid_argument("instruction set '" + isa + "' is not available here; choose one of: " +
                               names);
 }
 
-// Rows [begin, end) of x to [tile][width][rows of the tile].
-void pack_rows(const matrix& x, int64_t begin, int64_t end, float* to) {
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Rounded to nearest even; a NaN stays one.
+uint32_t to_bfloat16(float value) {
+  const uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return (bits >> 16) | 0x40;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// A query rounded to 8 bits, and what bounds the error of that.
+struct rounded_row {
+  float step;    // t
+  float length;  // |t p|, rounded upwards
+  float error;   // |u| and the float32 rounding of both ways to the score, rounded upwards
+};
+
+constexpr float kSmallest8 = 1e-15f, kLargest8 = 1e15f;  // magnitudes that are quantised at all
+
+// to[i * stride]: four values of the row, each + 128.
+rounded_row round_row(const float* row, int64_t width, uint32_t* to, int64_t stride) {
+  float largest = 0.0f;
+  bool finite = true;
+  for (int64_t d = 0; d < width; ++d) {
+    finite = finite && std::isfinite(row[d]);
+    largest = std::max(largest, std::fabs(row[d]));
+  }
+  const bool usable = finite && (largest == 0.0f || (largest >= kSmallest8 && largest <= kLargest8));
+  const double t = usable ? static_cast<double>(largest / 127.0f) : 0.0;
+  const double inverse = t > 0.0 ? 1.0 / t : 0.0;
+  double kept = 0.0, left = 0.0, all = 0.0;
+  for (int64_t i = 0; i < step_count(scalar::int8, width); ++i) {
+    uint32_t word = 0;
+    for (int64_t j = 0; j < 4; ++j) {
+      const int64_t d = 4 * i + j;
+      double p = 0.0;
+      if (usable && d < width) {
+        const double value = row[d];
+        p = std::clamp(std::nearbyint(value * inverse), -127.0, 127.0);
+        kept += (t * p) * (t * p);
+        left += (value - t * p) * (value - t * p);
+        all += value * value;
+      }
+      word |= static_cast<uint32_t>(static_cast<int>(p) + 128) << (8 * j);
+    }
+    to[i * stride] = word;
+  }
+  if (!usable) return {0.0f, kInfinity, kInfinity};
+  constexpr double kUp = 1.0 + 0x1p-20;
+  const double rounding = static_cast<double>(width + 16) * 0x1p-23;
+  return {static_cast<float>(t), static_cast<float>(kUp * std::sqrt(kept)),
+          static_cast<float>(kUp * (std::sqrt(left) + rounding * std::sqrt(all)))};
+}
+
+// Rows [begin, end) of x to [tile][steps][rows of the tile], for float32 and bfloat16.
+void pack_rows(const matrix& x, scalar type, int64_t begin, int64_t end, uint32_t* to) {
   const int64_t rows = end - begin;
-  for (int64_t d = 0; d < x.columns; ++d) {
+  const int64_t stride = type == scalar::bfloat16 ? 2 : 1;
+  for (int64_t d = 0; d < x.columns; d += stride) {
     const float* from = x.data + begin * x.row_stride + d * x.column_stride;
-    for (int64_t r = 0; r < rows; ++r) *to++ = from[r * x.row_stride];
+    for (int64_t r = 0; r < rows; ++r, from += x.row_stride) {
+      if (type == scalar::float32) {
+        *to++ = bits_of(*from);
+      } else {
+        const uint32_t odd = d + 1 < x.columns ? to_bfloat16(from[x.column_stride]) : 0;
+        *to++ = to_bfloat16(*from) | odd << 16;
+      }
+    }
   }
 }
 
@@ -168,15 +264,35 @@ wave_plan plan_wave(const topk_query& q, int64_t first) {
   return plan;
 }
 
+// Candidates of one row and split that wait for their float32 score.
+struct waiting_list {
+  int count = 0;
+  float bounds[kRescored];
+  int64_t categories[kRescored];
+};
+
 class wave {
  public:
-  wave(const topk_query& query, const topk_result& result, tile_function tile, int64_t first)
-      : q_(query), out_(result), tile_(tile), plan_(plan_wave(query, first)) {
-    packed_x_.resize(static_cast<size_t>(plan_.rows * q_.x.columns));
+  wave(const topk_query& query, const topk_result& result, const chosen_path& path, int64_t first)
+      : q_(query),
+        out_(result),
+        path_(path),
+        steps_(step_count(query.type, query.x.columns)),
+        panel_words_((steps_ + (query.type == scalar::int8 ? kInt8Stats : 0)) * kLanes),
+        plan_(plan_wave(query, first)) {
+    packed_x_.resize(static_cast<size_t>(plan_.rows * steps_));
     heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
     states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
     cuts_.assign(states_.size(), q_.threshold);
     first_nan_.store(plan_.rows);
+    if (q_.type == scalar::int8) {
+      const size_t rows = static_cast<size_t>(plan_.rows);
+      rows_.resize(rows * static_cast<size_t>(q_.x.columns));
+      row_scale_.resize(rows);
+      row_length_.resize(rows);
+      row_error_.resize(rows);
+      waiting_.resize(states_.size());
+    }
     // The last panel may be part empty: its bias and thresholds are read from padded copies.
     const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
     std::fill(no_bias_, no_bias_ + kLanes, 0.0f);
@@ -198,14 +314,18 @@ class wave {
 #pragma omp parallel num_threads(plan_.threads) if (plan_.threads > 1)
 #endif
     {
-      const float_environment environment;
+      const float_environment environment(q_.type);
 #if defined(_OPENMP)
 #pragma omp for schedule(static)
 #endif
       for (int64_t t = 0; t < plan_.tiles; ++t) {
         const int64_t begin = tile_begin(t);
-        pack_rows(q_.x, plan_.first + begin, plan_.first + tile_begin(t + 1),
-                  packed_x_.data() + begin * q_.x.columns);
+        uint32_t* to = packed_x_.data() + begin * steps_;
+        if (q_.type == scalar::int8) {
+          round_tile(begin, tile_begin(t + 1), to);
+        } else {
+          pack_rows(q_.x, q_.type, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
+        }
       }
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic)
@@ -226,6 +346,20 @@ class wave {
     return static_cast<size_t>(split * plan_.rows + row);
   }
 
+  void round_tile(int64_t begin, int64_t end, uint32_t* to) {
+    const float factor = std::fabs(q_.scale);
+    for (int64_t row = begin; row < end; ++row) {
+      float* copy = rows_.data() + row * q_.x.columns;
+      const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
+      for (int64_t d = 0; d < q_.x.columns; ++d) copy[d] = from[d * q_.x.column_stride];
+      const rounded_row rounded = round_row(copy, q_.x.columns, to + (row - begin), end - begin);
+      const size_t at = static_cast<size_t>(row);
+      row_scale_[at] = q_.scale * rounded.step;
+      row_length_[at] = factor * rounded.length;
+      row_error_[at] = factor * rounded.error;
+    }
+  }
+
   void scan(int64_t block, int64_t split) {
     const int64_t first_tile = part(plan_.tiles, plan_.blocks, block);
     const int64_t last_tile = part(plan_.tiles, plan_.blocks, block + 1);
@@ -243,8 +377,8 @@ class wave {
       const int64_t lanes = std::min(kLanes, q_.categories - p * kLanes);
       const uint32_t valid = lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
       tile_args args{};
-      args.panel = q_.packed + p * q_.x.columns * kLanes;
-      args.width = q_.x.columns;
+      args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
+      args.steps = steps_;
       args.scale = q_.scale;
       args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
       args.thresholds =
@@ -254,14 +388,67 @@ class wave {
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
         args.rows = static_cast<int>(tile_begin(t + 1) - row);
-        args.x = packed_x_.data() + row * q_.x.columns;
+        args.x = packed_x_.data() + row * steps_;
         args.cut = cuts_.data() + slot(split, row);
+        if (q_.type == scalar::int8) {
+          args.row_scale = row_scale_.data() + row;
+          args.row_length = row_length_.data() + row;
+          args.row_error = row_error_.data() + row;
+          args.slack = 1e-37f * (1.0f + std::fabs(q_.scale));
+        }
         std::fill(masks, masks + args.rows, 0u);
-        if ((tile_(args) & valid) == 0) continue;
+        if ((path_.tile(args) & valid) == 0) continue;
         for (int r = 0; r < args.rows; ++r) {
-          collect(split, row + r, p * kLanes, values + r * kLanes, masks[r] & valid);
+          const uint32_t mask = masks[r] & valid;
+          if (q_.type == scalar::int8) {
+            wait(split, row + r, p * kLanes, values + r * kLanes, mask);
+          } else {
+            collect(split, row + r, p * kLanes, values + r * kLanes, mask);
+          }
         }
       }
+    }
+    if (q_.type != scalar::int8) return;
+    for (int64_t row = tile_begin(first_tile); row < tile_begin(last_tile); ++row) rescore(split, row);
+  }
+
+  // Candidates whose upper bound passed are rescored a few at a time: their chains run side by side,
+  // and a rising cut drops some of them first.
+  void wait(int64_t split, int64_t row, int64_t category, const float* bounds, uint32_t mask) {
+    waiting_list& list = waiting_[slot(split, row)];
+    for (; mask != 0; mask &= mask - 1) {
+      const int lane = lowest_bit(mask);
+      list.bounds[list.count] = bounds[lane];
+      list.categories[list.count++] = category + lane;
+      if (list.count == kRescored) rescore(split, row);
+    }
+  }
+
+  void rescore(int64_t split, int64_t row) {
+    const size_t at = slot(split, row);
+    waiting_list& list = waiting_[at];
+    const float* vectors[kRescored];
+    int64_t categories[kRescored];
+    int count = 0;
+    for (int i = 0; i < list.count; ++i) {
+      if (list.bounds[i] < cuts_[at]) continue;
+      categories[count] = list.categories[i];
+      vectors[count++] = q_.vectors + list.categories[i] * q_.x.columns;
+    }
+    list.count = 0;
+    if (count == 0) return;
+    float dots[kRescored];
+    path_.rescore(rows_.data() + row * q_.x.columns, vectors, count, q_.x.columns, dots);
+    for (int i = 0; i < count; ++i) {
+      const float value =
+          std::fma(q_.scale, dots[i], q_.bias ? q_.bias[categories[i]] : 0.0f);
+      if (std::isnan(value)) {
+        report_nan(row);
+        continue;
+      }
+      if (value < cuts_[at]) continue;
+      if (q_.thresholds && value < q_.thresholds[categories[i]]) continue;
+      states_[at].push({value, categories[i]}, cuts_[at]);
     }
   }
 
@@ -315,13 +502,19 @@ class wave {
 
   const topk_query& q_;
   const topk_result& out_;
-  const tile_function tile_;
+  const chosen_path path_;
+  const int64_t steps_;
+  const int64_t panel_words_;
   const wave_plan plan_;
-  std::vector<float> packed_x_;    // tiles of [width][rows]
+  std::vector<uint32_t> packed_x_;  // tiles of [steps][rows]
   std::vector<entry> heaps_;       // [splits][rows][capacity]
   std::vector<row_state> states_;  // [splits][rows]
   std::vector<float> cuts_;        // [splits][rows]
   std::atomic<int64_t> first_nan_{0};
+  // int8 alone:
+  std::vector<float> rows_;        // the queries, [rows][width]
+  std::vector<float> row_scale_, row_length_, row_error_;  // tile_args, [rows]
+  std::vector<waiting_list> waiting_;  // [splits][rows]
   float no_bias_[kLanes];
   float no_threshold_[kLanes];
   float tail_bias_[kLanes];
@@ -333,7 +526,7 @@ class wave {
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
   for (const isa_entry& candidate : kIsas) {
-    if (candidate.runs_here()) names.emplace_back(candidate.name);
+    if (candidate.runs_here()) names.insert(names.begin(), candidate.name);
   }
   return names;
 }
@@ -352,9 +545,9 @@ void pack_cpu(const matrix& w, float* packed) {
 }
 
 int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa) {
-  const tile_function tile = choose_tile(isa);
+  const chosen_path path = choose_path(query.type, isa);
   for (int64_t first = 0; first < query.x.rows;) {
-    wave next(query, result, tile, first);
+    wave next(query, result, path, first);
     const int64_t nan = next.run();
     if (nan >= 0) return nan;
     first += next.rows();

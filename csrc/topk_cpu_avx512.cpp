@@ -1,34 +1,46 @@
-// The tile for AVX-512F: 12 rows x 32 lanes in 24 of the 32 registers.
+// The tiles for AVX-512F: 12 rows x 32 lanes in 24 of the 32 registers.
 #include <immintrin.h>
 
 #include "topk_tile.h"
+#include "topk_tile_avx512.h"
 
 namespace pvp_fast {
 namespace {
 
-struct avx512 {
-  static constexpr int lanes = 16;
-  using type = __m512;
-  static type zero() { return _mm512_setzero_ps(); }
-  static type load(const float* from) { return _mm512_loadu_ps(from); }
-  static type broadcast(float value) { return _mm512_set1_ps(value); }
-  static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
-  static void store(float* to, type value) { _mm512_storeu_ps(to, value); }
-  static uint32_t not_below(type a, type b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
+struct float32 : avx512, exact_finish {
+  using sum = __m512;
+  using columns = __m512;
+  using query = __m512;
+  static sum zero() { return _mm512_setzero_ps(); }
+  static columns load_columns(const uint32_t* from) { return _mm512_loadu_ps(from); }
+  static query load_query(uint32_t bits) { return broadcast(as_float(bits)); }
+  static sum step(query x, columns w, sum s) { return _mm512_fmadd_ps(x, w, s); }
 };
 
-template <int M>
-uint32_t rows_512(const tile_args& tile) {
-  return tile_rows<avx512, M, 2>(tile, 0);
-}
+// Bit for bit what vdpbf16ps computes, given that denormals are flushed: the odd member of the pair
+// first, each multiply-add rounded once.
+struct bfloat16 : avx512, exact_finish {
+  struct pair {
+    __m512 odd, even;
+  };
+  using sum = __m512;
+  using columns = pair;
+  using query = pair;
+  static sum zero() { return _mm512_setzero_ps(); }
+  static pair split(__m512i bits) {
+    return {_mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(~0xffff))),
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))};
+  }
+  static columns load_columns(const uint32_t* from) { return split(_mm512_loadu_si512(from)); }
+  static query load_query(uint32_t bits) { return split(_mm512_set1_epi32(static_cast<int>(bits))); }
+  static sum step(const query& x, const columns& w, sum s) {
+    return _mm512_fmadd_ps(x.even, w.even, _mm512_fmadd_ps(x.odd, w.odd, s));
+  }
+};
 
 }  // namespace
 
-uint32_t tile_avx512(const tile_args& tile) {
-  static constexpr tile_function kByRows[kTileRows] = {
-      rows_512<1>, rows_512<2>, rows_512<3>, rows_512<4>,  rows_512<5>,  rows_512<6>,
-      rows_512<7>, rows_512<8>, rows_512<9>, rows_512<10>, rows_512<11>, rows_512<12>};
-  return kByRows[tile.rows - 1](tile);
-}
+uint32_t tile_avx512(const tile_args& tile) { return by_rows<float32>(tile); }
+uint32_t tile_avx512_bf16(const tile_args& tile) { return by_rows<bfloat16>(tile); }
 
 }  // namespace pvp_fast

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #if defined(__clang__)
 #define PVP_FAST_UNROLL _Pragma("unroll")
@@ -20,10 +21,12 @@ namespace pvp_fast {
 constexpr int kTileRows = 12;   // most rows in one tile
 constexpr int kTileLanes = 32;  // kLanes of topk.h
 
+// One step of a tile is 4 bytes of a query against 4 bytes of every lane: one float32, two bfloat16
+// or four int8 (queries: biased by 128, unsigned).
 struct tile_args {
-  const float* x;           // [width][rows], packed for this tile
-  const float* panel;       // [width][kTileLanes]
-  int64_t width;
+  const uint32_t* x;        // [steps][rows], packed for this tile
+  const uint32_t* panel;    // [steps][kTileLanes]
+  int64_t steps;
   int rows;                 // 1 ... kTileRows
   float scale;
   const float* bias;        // [kTileLanes]
@@ -31,50 +34,100 @@ struct tile_args {
   const float* cut;         // [rows]: values below cannot enter the row's top k
   float* values;            // out: [rows][kTileLanes], defined where the mask bit is set
   uint32_t* masks;          // out: [rows], bit c set unless lane c is below cut or thresholds
+  // int8 alone: values are then upper bounds of the float32 ones (topk.h).
+  const float* row_scale;   // [rows]
+  const float* row_length;  // [rows]
+  const float* row_error;   // [rows]
+  float slack;              // absolute, for what underflows
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
 using tile_function = uint32_t (*)(const tile_args&);
 
+// The float32 dot products (topk.h) of one query with `count` <= kRescored class vectors.
+constexpr int kRescored = 8;
+using rescore_function = void (*)(const float* x, const float* const* w, int count, int64_t width,
+                                  float* dots);
+
 uint32_t tile_portable(const tile_args& tile);
+uint32_t tile_portable_bf16(const tile_args& tile);
+uint32_t tile_portable_int8(const tile_args& tile);
+void rescore_portable(const float* x, const float* const* w, int count, int64_t width, float* dots);
 #if defined(PVP_FAST_X86)
 uint32_t tile_avx2(const tile_args& tile);
+uint32_t tile_avx2_bf16(const tile_args& tile);
+uint32_t tile_avx2_int8(const tile_args& tile);
+void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots);
 uint32_t tile_avx512(const tile_args& tile);
+uint32_t tile_avx512_bf16(const tile_args& tile);  // AVX-512F alone
+uint32_t tile_avx512bf16(const tile_args& tile);
+uint32_t tile_avx512vnni(const tile_args& tile);
 #endif
 
 namespace {
 
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The value to compare and to store: exact for float32 and bfloat16.
+struct exact_finish {
+  template <class V, class S>
+  static typename V::type finish(const tile_args& t, const S& sum, int, int at) {
+    return V::fma(V::broadcast(t.scale), sum, V::load(t.bias + at));
+  }
+};
+
+// An upper bound of scale * <x, w> + bias from the quantised dot product (topk.h).
+struct bound_finish {
+  template <class V, class S>
+  static typename V::type finish(const tile_args& t, const S& sum, int row, int at) {
+    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk_pack.py
+    const typename V::type dot = V::to_float(sum, stats);
+    const typename V::type step = V::load_words(stats + kTileLanes);
+    const typename V::type residual = V::load_words(stats + 2 * kTileLanes);
+    const typename V::type length = V::load_words(stats + 3 * kTileLanes);
+    const typename V::type value =
+        V::fma(V::broadcast(t.row_scale[row]), V::mul(dot, step), V::load(t.bias + at));
+    const typename V::type error = V::fma(V::broadcast(t.row_length[row]), residual,
+                                          V::mul(V::broadcast(t.row_error[row]), length));
+    const typename V::type top = V::add(V::add(value, error), V::broadcast(t.slack));
+    return V::fma(V::abs(top), V::broadcast(0x1p-20f), top);
+  }
+};
+
 // M rows from `row` against N vectors of lanes from `lane`. V: see the ISA files.
 template <class V, int M, int N>
 inline uint32_t tile_block(const tile_args& t, int row, int lane) {
-  typename V::type sums[M][N];
+  typename V::sum sums[M][N];
   PVP_FAST_UNROLL
   for (int m = 0; m < M; ++m) {
     PVP_FAST_UNROLL
     for (int n = 0; n < N; ++n) sums[m][n] = V::zero();
   }
-  const float* x = t.x + row;
-  const float* w = t.panel + lane;
-  for (int64_t d = 0; d < t.width; ++d, x += t.rows, w += kTileLanes) {
-    typename V::type columns[N];
+  const uint32_t* x = t.x + row;
+  const uint32_t* w = t.panel + lane;
+  for (int64_t d = 0; d < t.steps; ++d, x += t.rows, w += kTileLanes) {
+    typename V::columns columns[N];
     PVP_FAST_UNROLL
-    for (int n = 0; n < N; ++n) columns[n] = V::load(w + n * V::lanes);
+    for (int n = 0; n < N; ++n) columns[n] = V::load_columns(w + n * V::lanes);
     PVP_FAST_UNROLL
     for (int m = 0; m < M; ++m) {
-      const typename V::type value = V::broadcast(x[m]);
+      const typename V::query value = V::load_query(x[m]);
       PVP_FAST_UNROLL
-      for (int n = 0; n < N; ++n) sums[m][n] = V::fma(value, columns[n], sums[m][n]);
+      for (int n = 0; n < N; ++n) sums[m][n] = V::step(value, columns[n], sums[m][n]);
     }
   }
   uint32_t any = 0;
-  const typename V::type scale = V::broadcast(t.scale);
   PVP_FAST_UNROLL
   for (int m = 0; m < M; ++m) {
     const typename V::type cut = V::broadcast(t.cut[row + m]);
     PVP_FAST_UNROLL
     for (int n = 0; n < N; ++n) {
       const int at = lane + n * V::lanes;
-      const typename V::type value = V::fma(scale, sums[m][n], V::load(t.bias + at));
+      const typename V::type value = V::template finish<V>(t, sums[m][n], row + m, at);
       const uint32_t mask = V::not_below(value, cut) & V::not_below(value, V::load(t.thresholds + at));
       if (mask != 0) {
         V::store(t.values + (row + m) * kTileLanes + at, value);

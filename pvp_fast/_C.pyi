@@ -3,6 +3,8 @@
 from typing import Any
 
 LANES: int
+INT8_STATS: int  # rows of LANES words after the steps of an int8 panel
+INT8_WIDTH: int  # most width for int8
 CUDA_MAX_K: int  # only where build_info()["cuda"] names a compiler
 
 def pack(
@@ -26,6 +28,8 @@ def topk(
     scores: int,
     indices: int,
     counts: int,
+    dtype: str = "float32",
+    vectors: int = 0,
 ) -> int: ...
 def topk_cuda(
     x: int,

@@ -6,13 +6,24 @@ For queries x (B, D) and class vectors w (C, D)
 
 and row b keeps its k largest scores that reach the thresholds, equal scores ordered by the lower
 category. On the CPU the (B, C) scores are never written: the extension reads x and the packed w
-once and keeps a running top k. Its accumulation order is fixed (one chain of fused multiply-adds
-in ascending d, float32), so the bits do not depend on the instruction set or the threads.
+once and keeps a running top k. Its accumulation order is fixed (csrc/topk.h: one chain of fused
+multiply-adds in float32), so the bits do not depend on the instruction set or the threads.
+
+Three dtypes of the packed class vectors trade memory traffic for nothing or little:
+
+- float32: the scores of float32.
+- bfloat16: x and w are rounded to bfloat16, products are exact and summed in float32 in a fixed
+  order; denormals count as zero.
+- int8: the answer of float32, bit for bit (recall 1.0 by construction). An 8-bit search gives every
+  category an upper bound; those whose bound reaches the running k-th best are scored in float32.
+  It is fast where few do, as with unit vectors of learned embeddings, and slow but right elsewhere.
+  It keeps the float32 rows too: 5 bytes a number instead of 4.
 """
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -20,10 +31,13 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.topk_ops import extension, pack, pack_on_device
+from pvp_fast.topk_file import load_panels, save_panels
+from pvp_fast.topk_ops import extension, pack_on_device, search_cpu
+from pvp_fast.topk_pack import DTYPES, Panels
 
 Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
 
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 _BACKENDS = ("auto", "cpp", "torch", "cuda")
 
 
@@ -42,41 +56,169 @@ class TopK(NamedTuple):
 class TagIndex:
     """Class vectors, packed once for the device they live on.
 
+    Any number of threads may search one index at once; none may while it is being changed.
+
     Args:
         w: (C, D) float32 torch tensor, NumPy array or DLPack object; any strides. It is copied.
+        dtype: "float32", "bfloat16" or "int8" (CPU only): how they are packed, see above.
         normalize: scale the rows of w to unit length first (a zero row stays zero). Queries are
             used as they are: give unit rows to get cosines.
 
     Raises:
         InputError: shape, dtype, a NaN in w, or an infinity in w that is to be normalised.
+        BackendError: int8 is asked for on a device, or the extension is missing.
     """
 
-    def __init__(self, w: Array, *, normalize: bool = True) -> None:
+    def __init__(self, w: Array, dtype: str = "float32", *, normalize: bool = True) -> None:
+        if dtype not in DTYPES:
+            raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
         rows = _matrix(w, "w")
         if rows.shape[0] == 0:
             raise InputError("w has no rows; give at least one class vector, shape (C, D)")
-        _check_class_vectors(rows, normalize)
-        if normalize:
-            rows = _unit_rows(rows)
+        if dtype == "int8" and rows.device.type != "cpu":
+            raise BackendError(f"dtype 'int8' needs w on the CPU, it is on {rows.device}")
+        self.dtype, self.normalize = dtype, normalize
+        rows = self._prepared(rows)
         self.categories, self.width = int(rows.shape[0]), int(rows.shape[1])
         self.device = rows.device
         # On the CPU only the panels are kept (csrc/topk.h), elsewhere the rows; the other form is
         # made when a backend asks for it.
-        self._data = pack(rows) if rows.device.type == "cpu" else rows.contiguous().clone()
+        self._packed: Panels | None = None
+        self._rows: Tensor | None = None
         self._device_panels: Tensor | None = None
+        if rows.device.type == "cpu":
+            self._packed = Panels.of(rows, dtype)
+        else:
+            self._rows = rows.to(DTYPES[dtype]).float().contiguous().clone()
+
+    def _prepared(self, rows: Tensor) -> Tensor:
+        _check_class_vectors(rows, self.normalize)
+        return _unit_rows(rows) if self.normalize else rows
 
     def __len__(self) -> int:
         return self.categories
 
     def __repr__(self) -> str:
-        return f"TagIndex(categories={self.categories}, width={self.width}, device='{self.device}')"
+        return (
+            f"TagIndex(categories={self.categories}, width={self.width}, dtype='{self.dtype}', "
+            f"device='{self.device}')"
+        )
 
     @property
     def w(self) -> Tensor:
         """The class vectors as searched, (C, D) float32: a copy on the CPU."""
-        if self.device.type != "cpu":
-            return self._data
-        return self._data.permute(0, 2, 1).reshape(-1, self.width)[: self.categories].contiguous()
+        if self._packed is not None:
+            return self._packed.rows(self.width)
+        if self._rows is None:
+            raise BackendError("the index holds no class vectors")
+        return self._rows
+
+    def add(self, w: Array) -> None:
+        """Append class vectors, (n, D) as in the constructor: they become categories C, C + 1, …"""
+        rows = self._new_rows(w)
+        if self._packed is not None:
+            self._packed.grow(rows)
+        else:
+            self._rows = torch.cat([self.w, rows.to(DTYPES[self.dtype]).float()])
+        self.categories += int(rows.shape[0])
+        self._device_panels = None
+
+    def update(self, indices: Array, w: Array) -> None:
+        """Replace the categories at (n,) ``indices`` (distinct integers) by rows of w (n, D)."""
+        positions, rows = self._positions(indices), self._new_rows(w)
+        if rows.shape[0] != len(positions):
+            raise InputError(f"w has {rows.shape[0]} rows for {len(positions)} indices")
+        if self._packed is not None:
+            self._packed.write(positions, rows)
+        else:
+            self.w[positions.to(self.device)] = rows.to(DTYPES[self.dtype]).float()
+        self._device_panels = None
+
+    def remove(self, indices: Array) -> Tensor:
+        """Remove the categories at (n,) ``indices``; the last ones move into the freed places.
+
+        Returns:
+            (C - n,) int64 on the CPU: the former index of every category that is left. Names and
+            per-category arrays follow with ``names = [names[i] for i in order]``.
+
+        Raises:
+            InputError: an index is out of range or named twice, or nothing would be left.
+        """
+        positions = self._positions(indices)
+        left = self.categories - len(positions)
+        if left == 0:
+            raise InputError(f"indices name all {self.categories} categories; an index keeps one")
+        gone = torch.zeros(self.categories, dtype=torch.bool)
+        gone[positions] = True
+        holes = gone[:left].nonzero()[:, 0]
+        movers = left + (~gone[left:]).nonzero()[:, 0]
+        order = torch.arange(left)
+        order[holes] = movers
+        if self._packed is not None:
+            self._packed.move(movers, holes, left)
+        else:
+            self._rows = self.w[order.to(self.device)]
+        self.categories = left
+        self._device_panels = None
+        return order
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the packed index to a safetensors file, whole or not at all.
+
+        Raises:
+            BackendError: the index is not on the CPU.
+        """
+        if self._packed is None:
+            raise BackendError(f"only an index on the CPU is saved, this one is on {self.device}")
+        save_panels(path, self._packed, self.width, self.normalize)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, verify: bool = True) -> TagIndex:
+        """Map a saved index into memory: nothing is copied, and processes share one copy.
+
+        Changing a loaded index copies what it touches; the file stays as it is. Replace the file
+        by :meth:`save`, never write into it while it is mapped.
+
+        Args:
+            path: what :meth:`save` wrote.
+            verify: read the whole file once to check its SHA-256.
+
+        Raises:
+            ArtifactError: the file is missing, damaged, or not a TagIndex.
+        """
+        index = cls.__new__(cls)
+        index._packed, index.width, index.normalize = load_panels(path, verify=verify)
+        index.dtype, index.categories = index._packed.dtype, index._packed.categories
+        index.device = torch.device("cpu")
+        index._rows = index._device_panels = None
+        return index
+
+    def _new_rows(self, w: Array) -> Tensor:
+        rows = _matrix(w, "w")
+        if rows.shape[1] != self.width:
+            raise InputError(f"w has {rows.shape[1]} columns but the index has width {self.width}")
+        _check_device(rows, "w", self.device)
+        return self._prepared(rows)
+
+    def _positions(self, indices: Array) -> Tensor:
+        positions = torch.as_tensor(indices, device="cpu")
+        if positions.ndim == 1 and positions.numel() == 0:
+            return positions.to(torch.int64)
+        if positions.ndim != 1 or positions.dtype not in _INTEGERS:
+            raise InputError(
+                f"indices have shape {tuple(positions.shape)} and {positions.dtype}; give a "
+                "sequence of integers"
+            )
+        positions = positions.to(torch.int64)
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= self.categories:
+            raise InputError(
+                f"indices reach from {low} to {high}; the index has categories 0 to "
+                f"{self.categories - 1}"
+            )
+        if len(positions.unique()) != len(positions):
+            raise InputError("indices name a category twice; name each one once")
+        return positions
 
     def topk(
         self,
@@ -86,6 +228,7 @@ class TagIndex:
         bias: Array | None = None,
         scale: float = 1.0,
         *,
+        per_category_threshold: Array | None = None,
         backend: str = "auto",
     ) -> TopK:
         """The k best categories of every row of x.
@@ -96,6 +239,7 @@ class TagIndex:
             threshold: keep scores >= this number, or >= these (C,) float32 numbers. None: all.
             bias: (C,) float32, added to the scaled similarities.
             scale: finite factor on the similarities.
+            per_category_threshold: (C,) float32, beside a threshold that is one number.
             backend: "auto" takes "cpp" on the CPU and "torch" elsewhere. "torch" writes the
                 scores in blocks of rows and sums in whatever order matmul does, so its scores
                 may differ in the last bits; the tie rule is the same. "cuda" is a fused kernel
@@ -127,21 +271,30 @@ class TagIndex:
                 raise InputError("threshold is NaN; give a number, or None to keep every score")
         elif threshold is not None:
             minima = self._per_category(threshold, "threshold")
+        if per_category_threshold is not None:
+            if minima is not None:
+                raise InputError("threshold is an array too; give one number beside the other")
+            minima = self._per_category(per_category_threshold, "per_category_threshold")
         added = None if bias is None else self._per_category(bias, "bias")
         chosen = _choose_backend(backend, self.device, int(k))
-        if chosen == "cpp":
-            op, data = torch.ops.pvp_fast.topk_cpu, self._data
-        elif chosen == "cuda":
-            op, data = torch.ops.pvp_fast.topk_cuda, self._panels()
-        else:
-            op, data = torch.ops.pvp_fast.topk_torch, self.w
-        return TopK(
-            *op(queries, data, self.categories, int(k), minimum, minima, added, float(scale))
-        )
+        rest = (self.categories, int(k), minimum, minima, added, float(scale))
+        if chosen == "cpp" and self._packed is not None:
+            panels = self._packed
+            if _is_plain(queries):
+                return TopK(*search_cpu(queries, panels.data, panels.vectors, *rest))
+            if panels.vectors is not None:
+                op = torch.ops.pvp_fast.topk_cpu_int8
+                return TopK(*op(queries, panels.data, panels.vectors, *rest))
+            return TopK(*torch.ops.pvp_fast.topk_cpu(queries, panels.data, *rest))
+        if self.dtype == "bfloat16":
+            queries = queries.to(torch.bfloat16).float()
+        if chosen == "cuda":
+            return TopK(*torch.ops.pvp_fast.topk_cuda(queries, self._panels(), *rest))
+        return TopK(*torch.ops.pvp_fast.topk_torch(queries, self.w, *rest))
 
     def _panels(self) -> Tensor:
         if self._device_panels is None:
-            self._device_panels = pack_on_device(self._data)
+            self._device_panels = pack_on_device(self.w)
         return self._device_panels
 
     def _per_category(self, values: Array, name: str) -> Tensor:
@@ -220,6 +373,15 @@ def _choose_backend(backend: str, device: torch.device, k: int) -> str:
         if k > extension().CUDA_MAX_K:
             raise BackendError(f"backend 'cuda' keeps at most 256, k is {k}; use backend='torch'")
     return backend
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Nobody traces, fakes or watches this call: the operator's dispatch would only cost time."""
+    return (
+        type(x) is Tensor
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
 
 
 class _Writable:

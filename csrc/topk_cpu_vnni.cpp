@@ -1,0 +1,24 @@
+// The int8 tile for AVX512-VNNI: vpdpbusd takes four products a lane, unsigned by signed, in int32.
+#include "topk_tile_avx512.h"
+
+namespace pvp_fast {
+namespace {
+
+struct int8 : avx512, bound_finish {
+  using sum = __m512i;
+  using columns = __m512i;
+  using query = __m512i;
+  static sum zero() { return _mm512_setzero_si512(); }
+  static columns load_columns(const uint32_t* from) { return _mm512_loadu_si512(from); }
+  static query load_query(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
+  static sum step(query x, columns w, sum s) { return _mm512_dpbusd_epi32(s, x, w); }
+  static __m512 to_float(sum s, const uint32_t* offsets) {
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_loadu_si512(offsets)));
+  }
+};
+
+}  // namespace
+
+uint32_t tile_avx512vnni(const tile_args& tile) { return by_rows<int8>(tile); }
+
+}  // namespace pvp_fast

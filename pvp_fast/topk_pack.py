@@ -1,0 +1,152 @@
+"""How class vectors lie in memory for the extension (csrc/topk.h), in torch: made, changed, read.
+
+A category is one lane of a panel of 32: a column of 4-byte words. A word holds one float32, two
+bfloat16 or four int8 of the class vector; int8 lanes end in four words that bound what rounding
+left out. So every dtype is (panels, words, 32) int32, and a category changes without the others.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+from pvp_fast.topk_ops import extension
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+LANES = 32
+INT8_STATS = 4
+INT8_WIDTH = 65536
+
+_BLOCK = 8192  # rows encoded at once, a multiple of LANES
+_SMALLEST8, _LARGEST8 = 1e-15, 1e15  # magnitudes that int8 quantises; others are always rescored
+
+
+def word_count(dtype: str, width: int) -> int:
+    """Words of one lane."""
+    if dtype == "float32":
+        return width
+    return -(-width // 2) if dtype == "bfloat16" else -(-width // 4) + INT8_STATS
+
+
+def encode(rows: Tensor, dtype: str) -> Tensor:
+    """(n, D) float32 CPU rows to (n, words) int32."""
+    if dtype == "float32":
+        return rows.contiguous().view(torch.int32)
+    if dtype == "bfloat16":
+        even = torch.nn.functional.pad(rows, (0, rows.shape[1] % 2))
+        return even.to(torch.bfloat16).contiguous().view(torch.int32)
+    return _encode_int8(rows)
+
+
+def decode(words: Tensor, dtype: str, width: int) -> Tensor:
+    """(n, words) int32 of float32 or bfloat16 lanes back to (n, D) float32."""
+    # clone, for contiguous() leaves the strides of a single row or column as they are
+    words = words.clone(memory_format=torch.contiguous_format)
+    return words.view(DTYPES[dtype])[:, :width].float()
+
+
+def _encode_int8(rows: Tensor) -> Tensor:
+    largest = rows.abs().amax(dim=1)
+    usable = (largest == 0) | ((largest >= _SMALLEST8) & (largest <= _LARGEST8))
+    step = torch.where(usable, largest / 127, 0.0)
+    wide, factor = rows.double(), step.double()[:, None]
+    rounded = torch.where(factor > 0, wide / factor, 0.0).round_().clamp_(-127, 127)
+    up = 1 + 2.0**-20  # lengths are bounds: rounded upwards
+    residual = torch.where(usable, (wide - rounded * factor).norm(dim=1) * up, torch.inf)
+    length = torch.where(usable, wide.norm(dim=1) * up, torch.inf)
+    bytes_ = torch.nn.functional.pad(rounded, (0, -rows.shape[1] % 4)).to(torch.int8)
+    stats = (
+        (128 * rounded.sum(dim=1)).to(torch.int32),
+        step.view(torch.int32),
+        residual.float().view(torch.int32),
+        length.float().view(torch.int32),
+    )
+    return torch.cat([bytes_.contiguous().view(torch.int32), torch.stack(stats, dim=1)], dim=1)
+
+
+class Panels:
+    """The packed class vectors of one index on the CPU, with room to grow.
+
+    ``data`` is (panels, words, 32) in int32 seen as the index's dtype; ``vectors`` the (C, D)
+    float32 rows that int8 rescores with, else None.
+    """
+
+    def __init__(self, words: Tensor, vectors: Tensor | None, dtype: str, categories: int) -> None:
+        self.dtype, self.categories = dtype, categories
+        self._words, self._vectors = words, vectors
+        self._show()
+
+    @classmethod
+    def of(cls, rows: Tensor, dtype: str) -> Panels:
+        """Pack (C, D) float32 CPU rows."""
+        categories, width = rows.shape
+        if dtype == "int8" and width > INT8_WIDTH:
+            raise InputError(f"w has width {width}; int8 sums fit 32 bits up to {INT8_WIDTH}")
+        panels = -(-categories // LANES)
+        words = torch.empty((panels, word_count(dtype, width), LANES), dtype=torch.int32)
+        if dtype == "float32":
+            rows = rows.resolve_neg()
+            extension().pack(
+                rows.data_ptr(), categories, width, rows.stride(0), rows.stride(1), words.data_ptr()
+            )
+            return cls(words, None, dtype, categories)
+        for start in range(0, categories, _BLOCK):
+            block = encode(rows[start : start + _BLOCK], dtype)
+            block = torch.nn.functional.pad(block, (0, 0, 0, -block.shape[0] % LANES))
+            at = start // LANES
+            words[at : at + block.shape[0] // LANES] = block.view(
+                -1, LANES, words.shape[1]
+            ).transpose(1, 2)
+        vectors = None
+        if dtype == "int8":
+            vectors = torch.empty((categories, width), dtype=torch.float32)
+            vectors.copy_(rows)
+        return cls(words, vectors, dtype, categories)
+
+    def _show(self) -> None:
+        used = self._words[: -(-self.categories // LANES)]
+        self.data = used.view(DTYPES[self.dtype])
+        self.vectors = None if self._vectors is None else self._vectors[: self.categories]
+
+    def rows(self, width: int) -> Tensor:
+        """The class vectors as searched, (C, D) float32: a copy."""
+        if self.vectors is not None:
+            return self.vectors.clone()
+        panels = self._words[: -(-self.categories // LANES)]
+        words = panels.transpose(1, 2).reshape(-1, panels.shape[1])[: self.categories]
+        return decode(words, self.dtype, width)
+
+    def write(self, positions: Tensor, rows: Tensor) -> None:
+        """Replace the categories at (n,) positions by (n, D) float32 rows."""
+        self._words[positions // LANES, :, positions % LANES] = encode(rows, self.dtype)
+        if self._vectors is not None:
+            self._vectors[positions] = rows
+
+    def grow(self, rows: Tensor) -> None:
+        """Append (n, D) float32 rows; memory grows by half at a time, nothing is packed again."""
+        first, self.categories = self.categories, self.categories + rows.shape[0]
+        panels = -(-self.categories // LANES)
+        if panels > self._words.shape[0]:
+            self._words = _enlarged(self._words, panels)
+        if self._vectors is not None and self.categories > self._vectors.shape[0]:
+            self._vectors = _enlarged(self._vectors, self.categories)
+        self._show()
+        self.write(torch.arange(first, self.categories), rows)
+
+    def move(self, source: Tensor, target: Tensor, categories: int) -> None:
+        """Move lanes from source to target, then keep the first ``categories``."""
+        words = self._words[source // LANES, :, source % LANES]
+        self._words[target // LANES, :, target % LANES] = words
+        if self._vectors is not None:
+            self._vectors[target] = self._vectors[source]
+        self.categories = categories
+        if categories % LANES:
+            self._words[categories // LANES, :, categories % LANES :] = 0
+        self._show()
+
+
+def _enlarged(tensor: Tensor, size: int) -> Tensor:
+    larger = tensor.new_zeros((max(size, tensor.shape[0] * 3 // 2), *tensor.shape[1:]))
+    larger[: tensor.shape[0]] = tensor
+    return larger

@@ -4,9 +4,10 @@ Symmetric contrastive learning (CLIP, arXiv 2103.00020, section 2.3) on rendered
 sentences that mention exactly their categories. In a batch, pairs of the same category set share
 their target, and a sentence that tells a part of a scene is not its negative. A linear head that
 images and sentences share predicts which categories each mentions; it makes a short training go
-far, and is left behind when the weights are exported. The schedule follows the time budget, so a
-slow machine trains fewer steps, not longer. Resumable; the weights that ship are an exponential
-moving average.
+far, and is left behind when the weights are exported. A small term pairs scenes with the bare names
+of their categories, as many captions of the web, CLIP's data, are little more than names. The
+schedule follows the time budget, so a slow machine trains fewer steps, not longer. Resumable; the
+weights that ship are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -66,10 +67,16 @@ class PocketConfig:
     token_dropout: float = 0.03
     ema: float = 0.998
     head_weight: float = 1.0
+    name_weight: float = 0.05
     max_steps: int | None = None
     evaluate_every_minutes: float = 3.0
     evaluation_scenes: int = 600
     seed: int = 0
+
+
+def soft_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross entropy of rows of logits to rows of weights, each row of weights scaled to sum 1."""
+    return -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, sets: Tensor) -> Tensor:
@@ -85,11 +92,21 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, sets: Tensor) -
     part = (both == size) & ~equal  # [i, j]: sentence j tells a part of scene i
     logits = (scale * image @ text.T).masked_fill(part, -1e4)
 
-    def one_way(logits: Tensor, target: Tensor) -> Tensor:
-        return -(target / target.sum(1, keepdim=True) * logits.log_softmax(1)).sum(1).mean()
-
     target = equal.float()
-    return (one_way(logits, target) + one_way(logits.T, target)) / 2
+    return (soft_cross_entropy(logits, target) + soft_cross_entropy(logits.T, target)) / 2
+
+
+def name_loss(image: Tensor, names: Tensor, scale: Tensor, sets: Tensor) -> Tensor:
+    """Symmetric InfoNCE of B scenes (B, D) and the names of all categories (C, D), unit rows.
+
+    Args:
+        sets: (B, C) bool, the categories of each scene, all of them its targets. A name that no
+            scene of the batch shows has no target among them and is only a negative.
+    """
+    logits, target = scale * image @ names.T, sets.float()
+    shown = sets.any(0)
+    to_scenes = soft_cross_entropy(logits.T[shown], target.T[shown])
+    return (soft_cross_entropy(logits, target) + to_scenes) / 2
 
 
 def multi_hot(sets: Sequence[Sequence[int]], n_categories: int) -> Tensor:
@@ -179,7 +196,9 @@ class PocketTrainer:
         config = self.config
         easy = max(0.0, 1 - 4 * progress)
         sentences, sets = self.pairs.draw(config.batch_size, easy)
-        rows = self.tokens.compact(self.tokenize(sentences))
+        template = self.rng.choice(CLIP_TEMPLATES)
+        named = [template.format(name) for name in self.vocabulary.names]
+        rows = self.tokens.compact(self.tokenize([*sentences, *named]))
         forget = torch.rand(rows.shape, generator=self.generator) < config.token_dropout
         # The end-of-text token stays: it is where the text is pooled.
         rows = torch.where(forget & (rows != self.tokens.size - 1), 0, rows)
@@ -189,13 +208,18 @@ class PocketTrainer:
             image = self.model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
             text = self.model.encode_text(rows)
         image, text = (F.normalize(v.float(), dim=-1) for v in (image, text))
+        text, names = text.split([len(sentences), len(named)])
         labels = multi_hot(sets, len(self.vocabulary))
         mentions = sum(
             F.binary_cross_entropy_with_logits(self.head(v), labels.float(), reduction="sum")
             for v in (image, text)
         )
-        contrastive = contrastive_loss(image, text, self.model.logit_scale.exp(), labels)
-        return contrastive + config.head_weight * mentions / (2 * len(sets))
+        scale = self.model.logit_scale.exp()
+        return (
+            contrastive_loss(image, text, scale, labels)
+            + config.name_weight * name_loss(image, names, scale, labels)
+            + config.head_weight * mentions / (2 * len(sets))
+        )
 
     def advance(self) -> float:
         """One optimiser step; returns its loss."""

@@ -1,0 +1,95 @@
+"""Ahead-of-time compilation: every kernel, for real targets, on a machine without a GPU.
+
+What it finds without running anything: kernels that do not compile, registers spilled to memory,
+and more shared memory than a multiprocessor has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pvp_fast.errors import BackendError
+
+MODULES = ("elementwise",)
+
+
+@dataclass(frozen=True)
+class AotSpec:
+    """One kernel in one configuration.
+
+    Attributes:
+        signature: Triton type of each argument that is not a constexpr: ``"*fp32"``, ``"i32"``, ….
+        constexprs: value of each constexpr argument.
+    """
+
+    name: str
+    kernel: Any
+    signature: dict[str, str]
+    constexprs: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Resources of a compiled kernel: registers a thread, stack bytes (spills), shared bytes."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
+def collect() -> list[AotSpec]:
+    """The specs of every kernel module, in order."""
+    return [
+        spec
+        for name in MODULES
+        for spec in importlib.import_module(f"pvp_fast.kernels.{name}").aot_specs()
+    ]
+
+
+def compile_spec(spec: AotSpec, capability: int) -> Usage:
+    """Compile for ``capability`` (80, 90, …) and read the resources from the cubin.
+
+    Raises:
+        BackendError: the spec leaves an argument out, or cuobjdump prints no usage line.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    names = spec.kernel.arg_names
+    if missing := [n for n in names if n not in spec.signature and n not in spec.constexprs]:
+        raise BackendError(f"{spec.name}: the spec says nothing about {', '.join(missing)}")
+    # PyTorch allocations are 16-byte aligned, as a launch would find them.
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if spec.signature.get(name, "").startswith("*")
+    }
+    signature = {name: spec.signature.get(name, "constexpr") for name in names}
+    compiled = triton.compile(
+        ASTSource(spec.kernel, signature, spec.constexprs, aligned),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
+    )
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(compiled.asm["cubin"])
+        text = subprocess.run(
+            [str(tool), "--dump-resource-usage", str(cubin)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+)", text)
+    if found is None:
+        raise BackendError(f"{spec.name}: cuobjdump printed no resource usage")
+    return Usage(int(found[1]), int(found[2]), int(compiled.metadata.shared))

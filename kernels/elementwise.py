@@ -1,0 +1,420 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Scores to gradients, in place: the losses that are a sum over the entries of (B, C).
+
+For raw similarities r (rows, C), s = scale · r + bias and labels y, one pass reads r once, writes
+g · scale · grad_scale over it, where g = ∂loss/∂s, and per block of a row the sums Σ loss, Σ g · r
+and Σ g (the gradients of scale and bias): 2·sizeof(r) + label bytes an entry. Between two matrix
+products this is the whole loss of a chunk of rows, and r never leaves the cache it was written to.
+
+With σ = sigmoid(s), u = σ(1 − σ), q = min(1 − σ + clip, 1), p = 1 − q:
+
+    asl     −y · log max(σ, ε) · (1 − σ)^γ₊ − (1 − y) · log max(q, ε) · p^γ₋
+    bce     max(s, 0) − s·y + log(1 + exp(−|s|))
+    focal   bce · (σ + y − 2σy)^γ · (α·y + (1 − α)(1 − y))
+    siglip  log(1 + exp(−(2y − 1)·s))
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+from pvp_fast.kernels.aot import AotSpec
+
+KINDS = {"asl": 0, "bce": 1, "focal": 2, "siglip": 3}
+# How labels are stored: values in [0, 1]; −1/0/1 with 0 unknown; lists of positives.
+DENSE, PARTIAL, LISTS = 0, 1, 2
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+_ASL = tl.constexpr(0)
+_BCE = tl.constexpr(1)
+_FOCAL = tl.constexpr(2)
+_DENSE = tl.constexpr(0)
+_PARTIAL = tl.constexpr(1)
+
+
+@triton.jit
+def power(base, exponent, WHOLE: tl.constexpr):
+    """base^exponent for base ≥ 0, with 0^exponent = 0 for every exponent but 0.
+
+    WHOLE is the exponent when it is 0, 1, 2, 3 or 4, else −1.
+    """
+    if WHOLE == 0:
+        result = base * 0 + 1
+    elif WHOLE == 1:
+        result = base
+    elif WHOLE == 2:
+        result = base * base
+    elif WHOLE == 3:
+        result = base * base * base
+    elif WHOLE == 4:
+        square = base * base
+        result = square * square
+    else:
+        positive = base > 0
+        result = tl.where(positive, tl.exp2(exponent * tl.log2(tl.where(positive, base, 1.0))), 0.0)
+    return result
+
+
+@triton.jit
+def softplus_tail(e):
+    """log(1 + e) for 0 ≤ e ≤ 1, by its series where 1 + e would round e away."""
+    return tl.where(e < 0.01, e * (1.0 - e * (0.5 - e * (1.0 / 3.0))), tl.log(1.0 + e))
+
+
+@triton.jit
+def entry_loss(
+    s,
+    y,
+    gamma_pos,
+    gamma_neg,
+    clip,
+    eps,
+    KIND: tl.constexpr,
+    WHOLE_POS: tl.constexpr,
+    WHOLE_NEG: tl.constexpr,
+    DETACH: tl.constexpr,
+):
+    """Loss and ∂loss/∂s of each entry; all float32. Focal's γ is gamma_pos, its α is clip."""
+    e = tl.exp(-tl.abs(s))
+    inverse = 1.0 / (1.0 + e)
+    sigma = tl.where(s >= 0, 1.0, e) * inverse
+    # 1 − σ, without the cancellation near σ = 1.
+    rest = tl.where(s >= 0, e, 1.0) * inverse
+    slope = sigma * rest
+    if KIND == _ASL:
+        log_pos = tl.log(tl.maximum(sigma, eps))
+        focus_pos = power(rest, gamma_pos, WHOLE_POS)
+        d_pos = tl.where(sigma >= eps, rest, 0.0) * focus_pos
+        wide = rest + clip
+        q = tl.minimum(wide, 1.0)
+        p = tl.maximum(sigma - clip, 0.0)
+        log_neg = tl.log(tl.maximum(q, eps))
+        focus_neg = power(p, gamma_neg, WHOLE_NEG)
+        dq = tl.where(wide <= 1.0, -slope, 0.0)
+        d_neg = tl.where(q >= eps, dq / tl.maximum(q, eps), 0.0) * focus_neg
+        if not DETACH:
+            d_pos -= log_pos * gamma_pos * sigma * focus_pos
+            d_neg -= tl.where(
+                p > 0, log_neg * gamma_neg * dq * focus_neg / tl.where(p > 0, p, 1.0), 0.0
+            )
+        loss = -(y * log_pos * focus_pos + (1.0 - y) * log_neg * focus_neg)
+        g = -(y * d_pos + (1.0 - y) * d_neg)
+    elif KIND == _BCE:
+        loss = tl.maximum(s, 0.0) - s * y + softplus_tail(e)
+        g = sigma - y
+    elif KIND == _FOCAL:
+        entropy = tl.maximum(s, 0.0) - s * y + softplus_tail(e)
+        wrong = sigma * (1.0 - y) + rest * y
+        focus = power(wrong, gamma_pos, WHOLE_POS)
+        d_focus = tl.where(
+            wrong > 0, gamma_pos * focus / tl.where(wrong > 0, wrong, 1.0) * slope, 0.0
+        ) * (1.0 - 2.0 * y)
+        balance = tl.where(clip >= 0, clip * y + (1.0 - clip) * (1.0 - y), 1.0)
+        loss = entropy * focus * balance
+        g = ((sigma - y) * focus + entropy * d_focus) * balance
+    else:
+        z = 2.0 * y - 1.0
+        t = z * s
+        et = tl.exp(-tl.abs(t))
+        loss = tl.maximum(-t, 0.0) + softplus_tail(et)
+        g = -z * tl.where(t >= 0, et, 1.0) / (1.0 + et)
+    return loss, g
+
+
+@triton.jit
+def load_labels(
+    y_ptr,
+    offsets_ptr,
+    rows,
+    cols,
+    in_row,
+    valid,
+    y_row,
+    y_col,
+    LABELS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Targets of a tile, float32, and the factor that is 0 where the label is unknown.
+
+    Lists: y_ptr holds the category numbers, offsets_ptr (rows + 1) where each row's list begins.
+    """
+    known = tl.full((BLOCK_R, BLOCK_C), 1.0, tl.float32)
+    if LABELS == _DENSE:
+        at = rows.to(tl.int64)[:, None] * y_row + cols.to(tl.int64)[None, :] * y_col
+        target = tl.load(y_ptr + at, mask=valid, other=0).to(tl.float32)
+    elif LABELS == _PARTIAL:
+        at = rows.to(tl.int64)[:, None] * y_row + cols.to(tl.int64)[None, :] * y_col
+        label = tl.load(y_ptr + at, mask=valid, other=0)
+        target = tl.where(label == 1, 1.0, 0.0)
+        known = tl.where(label != 0, 1.0, 0.0)
+    else:
+        first = tl.load(offsets_ptr + rows, mask=in_row, other=0).to(tl.int64)
+        last = tl.load(offsets_ptr + rows + 1, mask=in_row, other=0).to(tl.int64)
+        target = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        most = tl.max(last - first, axis=0)
+        j = tl.zeros((), tl.int64)
+        while j < most:
+            owned = in_row & (first + j < last)
+            category = tl.load(y_ptr + first + j, mask=owned, other=-1).to(tl.int64)
+            target = tl.where(category[:, None] == cols.to(tl.int64)[None, :], 1.0, target)
+            j += 1
+    return target, known
+
+
+@triton.jit
+def _elementwise_kernel(
+    scores_ptr,  # (R, C), row stride given, read and overwritten
+    y_ptr,  # (R, C) labels, or (nnz,) category numbers
+    offsets_ptr,  # (R + 1,) with lists
+    weight_ptr,  # (C,) float32
+    scale_ptr,  # (1,) float32
+    bias_ptr,  # (1,) float32
+    sums_ptr,  # (3, R, n_blocks) float32: loss, g · r, g
+    n_rows,
+    n_cols,
+    n_blocks,
+    plane,  # n_rows · n_blocks
+    score_row,
+    y_row,
+    y_col,
+    gamma_pos,
+    gamma_neg,
+    clip,
+    eps,
+    grad_scale,
+    KIND: tl.constexpr,
+    LABELS: tl.constexpr,
+    WHOLE_POS: tl.constexpr,
+    WHOLE_NEG: tl.constexpr,
+    DETACH: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    block = pid % n_blocks
+    rows = (pid // n_blocks).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    cols = block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_row = rows < n_rows
+    in_col = cols < n_cols
+    valid = in_row[:, None] & in_col[None, :]
+    at = scores_ptr + rows[:, None] * score_row + cols[None, :]
+    raw = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+    s = raw
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr)
+        s = s * scale
+    if HAS_BIAS:
+        s = s + tl.load(bias_ptr)
+    y, factor = load_labels(
+        y_ptr, offsets_ptr, rows, cols, in_row, valid, y_row, y_col, LABELS, BLOCK_R, BLOCK_C
+    )
+    loss, g = entry_loss(s, y, gamma_pos, gamma_neg, clip, eps, KIND, WHOLE_POS, WHOLE_NEG, DETACH)
+    if HAS_WEIGHT:
+        factor = factor * tl.load(weight_ptr + cols, mask=in_col, other=0.0)[None, :]
+    # A choice, not a product: an infinite score of an unknown entry must not give NaN.
+    keep = valid & (factor != 0)
+    loss = tl.where(keep, loss * factor, 0.0)
+    g = tl.where(keep, g * factor, 0.0)
+    out = sums_ptr + rows * n_blocks + block
+    tl.store(out, tl.sum(loss, axis=1), mask=in_row)
+    if HAS_SCALE:
+        tl.store(out + plane, tl.sum(g * raw, axis=1), mask=in_row)
+    if HAS_BIAS:
+        tl.store(out + 2 * plane, tl.sum(g, axis=1), mask=in_row)
+    if HAS_SCALE:
+        g = g * scale
+    tl.store(at, (g * grad_scale).to(scores_ptr.dtype.element_ty), mask=valid)
+
+
+class RowSums(NamedTuple):
+    """Per row, float32: the summed loss and, where asked for, ∂/∂scale and ∂/∂bias of it."""
+
+    loss: Tensor
+    dscale: Tensor | None
+    dbias: Tensor | None
+
+
+def whole(exponent: float) -> int:
+    """The exponent when repeated multiplication computes it, else −1."""
+    return int(exponent) if exponent in (0, 1, 2, 3, 4) else -1
+
+
+def label_arguments(
+    labels: Tensor | tuple[Tensor, Tensor], rows: int, cols: int
+) -> tuple[Tensor, Tensor, int, int, int]:
+    """y, offsets, row stride, column stride and the label mode of what a kernel is launched with.
+
+    Raises:
+        InputError: labels of another shape, or offsets and indices that are not contiguous.
+    """
+    if isinstance(labels, Tensor):
+        if labels.shape != (rows, cols):
+            raise InputError(
+                f"labels have shape {tuple(labels.shape)}; the scores are ({rows}, {cols})"
+            )
+        mode = PARTIAL if labels.dtype in SIGNED else DENSE
+        y = labels.view(torch.uint8) if labels.dtype == torch.bool else labels
+        return y, y, y.stride(0), y.stride(1), mode
+    offsets, indices = labels
+    if offsets.shape != (rows + 1,) or indices.ndim != 1:
+        raise InputError(
+            f"label lists need offsets ({rows + 1},) and indices (nnz,), not "
+            f"{tuple(offsets.shape)} and {tuple(indices.shape)}"
+        )
+    if not (offsets.is_contiguous() and indices.is_contiguous()):
+        raise InputError("offsets and indices must be contiguous, call .contiguous() on them")
+    return indices, offsets, 0, 0, LISTS
+
+
+def elementwise_loss_(
+    scores: Tensor,
+    labels: Tensor | tuple[Tensor, Tensor],
+    kind: str,
+    *,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    eps: float = 1e-8,
+    detach_focal_weight: bool = True,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    grad_scale: float = 1.0,
+    block_cols: int = 1024,
+    num_warps: int = 4,
+) -> RowSums:
+    """Loss of a tile of scores; the tile is overwritten by its gradient. No host synchronisation.
+
+    Args:
+        scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
+            grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
+        labels: (R, C) bool, uint8, float (soft) or signed integers (−1/0/1, 0 unknown), any
+            strides; or (offsets (R + 1,), indices) lists of positives. Offsets need not start at 0,
+            so that a slice of them describes a chunk of rows. Indices outside [0, C) match nothing.
+        kind: "asl", "bce", "focal" or "siglip".
+        scale, bias: (1,) float32 on the device; the loss is of s = scale · r + bias.
+        weight: (C,) float32 factor of each category, contiguous.
+        gamma_pos, gamma_neg, clip, eps, detach_focal_weight: of asl.
+        alpha, gamma: of focal; alpha < 0 leaves the balance out.
+
+    Returns:
+        :class:`RowSums`; not multiplied by grad_scale.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: use one of {', '.join(KINDS)}")
+    if scores.ndim != 2 or scores.dtype not in FLOATS:
+        raise InputError(
+            f"scores must be (R, C) float32, float16 or bfloat16, not {scores.dtype} of shape "
+            f"{tuple(scores.shape)}"
+        )
+    rows, cols = scores.shape
+    if cols > 1 and scores.stride(1) != 1:
+        raise InputError("scores must have contiguous columns, call .contiguous() on them")
+    for name, value, size in (("scale", scale, 1), ("bias", bias, 1), ("weight", weight, cols)):
+        if value is not None and (
+            value.dtype != torch.float32 or value.numel() != size or not value.is_contiguous()
+        ):
+            raise InputError(f"{name} must be {size} contiguous float32 values on the device")
+    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
+    block_c = max(16, min(block_cols, triton.next_power_of_2(max(1, cols))))
+    block_r = max(1, 1024 // block_c)
+    n_blocks = -(-cols // block_c)
+    sums = torch.empty(3, rows, n_blocks, dtype=torch.float32, device=scores.device)
+    if rows and cols:
+        focal = kind == "focal"
+        _elementwise_kernel[(-(-rows // block_r) * n_blocks,)](
+            scores,
+            y,
+            offsets,
+            scores if weight is None else weight,
+            scores if scale is None else scale,
+            scores if bias is None else bias,
+            sums,
+            rows,
+            cols,
+            n_blocks,
+            rows * n_blocks,
+            scores.stride(0),
+            y_row,
+            y_col,
+            gamma if focal else gamma_pos,
+            gamma_neg,
+            alpha if focal else clip,
+            eps,
+            grad_scale,
+            KIND=KINDS[kind],
+            LABELS=mode,
+            WHOLE_POS=whole(gamma if focal else gamma_pos),
+            WHOLE_NEG=whole(gamma_neg),
+            DETACH=detach_focal_weight,
+            HAS_WEIGHT=weight is not None,
+            HAS_SCALE=scale is not None,
+            HAS_BIAS=bias is not None,
+            BLOCK_R=block_r,
+            BLOCK_C=block_c,
+            num_warps=num_warps,
+        )
+    return RowSums(
+        sums[0].sum(-1),
+        None if scale is None else sums[1].sum(-1),
+        None if bias is None else sums[2].sum(-1),
+    )
+
+
+_LABEL_TYPES = {"bool": (DENSE, "*u8"), "soft": (DENSE, "*fp32"), "partial": (PARTIAL, "*i8")}
+
+
+def aot_specs() -> list[AotSpec]:
+    """Every loss with dense labels, and every label kind with ASL; float32 and bfloat16."""
+    cases = [(kind, dtype, "bool") for kind in KINDS for dtype in ("fp32", "bf16")]
+    cases += [("asl", "bf16", labels) for labels in ("soft", "partial", "lists")]
+    return [
+        AotSpec(
+            name=f"elementwise[{kind},{dtype},{labels}]",
+            kernel=_elementwise_kernel,
+            signature={
+                "scores_ptr": f"*{dtype}",
+                "y_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
+                "offsets_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
+                "weight_ptr": "*fp32",
+                "scale_ptr": "*fp32",
+                "bias_ptr": "*fp32",
+                "sums_ptr": "*fp32",
+                **dict.fromkeys(
+                    ("n_rows", "n_cols", "n_blocks", "plane", "score_row", "y_row", "y_col"), "i32"
+                ),
+                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps", "grad_scale"), "fp32"),
+            },
+            constexprs={
+                "KIND": KINDS[kind],
+                "LABELS": LISTS if labels == "lists" else _LABEL_TYPES[labels][0],
+                "WHOLE_POS": 1 if kind == "asl" else 2,
+                "WHOLE_NEG": -1 if labels == "soft" else 4,
+                "DETACH": labels != "soft",
+                "HAS_WEIGHT": True,
+                "HAS_SCALE": True,
+                "HAS_BIAS": True,
+                "BLOCK_R": 1 if labels != "partial" else 8,
+                "BLOCK_C": 1024 if labels != "partial" else 128,
+            },
+            num_warps=4,
+            num_stages=3,
+        )
+        for kind, dtype, labels in cases
+    ]

@@ -1,0 +1,203 @@
+"""Kernels against float64 truth, run by tests/test_kernels.py with TRITON_INTERPRET=1.
+
+The bar for the loss and every gradient: an error at most twice that of plain PyTorch in the same
+dtype, plus 1e-4; and the same bits when run again.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
+
+from pvp_fast.errors import InputError
+from pvp_fast.kernels.elementwise import elementwise_loss_
+from pvp_fast.losses import (
+    CSRLabels,
+    asl_loss_from_scores,
+    bce_loss_from_scores,
+    focal_loss_from_scores,
+    siglip_loss_from_scores,
+)
+
+PLAIN = {
+    "asl": asl_loss_from_scores,
+    "bce": bce_loss_from_scores,
+    "focal": focal_loss_from_scores,
+    "siglip": siglip_loss_from_scores,
+}
+SHAPES = [(1, 1), (2, 20), (3, 81), (7, 80), (33, 130)]
+LABELS = ["bool", "uint8", "soft", "partial", "lists"]
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_labels(kind: str, rows: int, cols: int, seed: int = 0) -> Tensor | CSRLabels:
+    """Row 0 has no positive; the last of several rows has no negative."""
+    positive = torch.rand(rows, cols, generator=generator(seed)) < 0.15
+    positive[0] = False
+    if rows > 1:
+        positive[-1] = True
+    if kind == "soft":
+        return torch.rand(rows, cols, generator=generator(seed))
+    if kind == "partial":
+        known = torch.rand(rows, cols, generator=generator(seed + 1)) < 0.7
+        return torch.where(known, torch.where(positive, 1, -1), 0).to(torch.int8)
+    if kind == "lists":
+        offsets = torch.zeros(rows + 1, dtype=torch.int64)
+        offsets[1:] = positive.sum(1).cumsum(0)
+        return CSRLabels(offsets, positive.nonzero()[:, 1])
+    return positive.to(torch.uint8) if kind == "uint8" else positive
+
+
+def for_kernel(y: Tensor | CSRLabels) -> Tensor | tuple[Tensor, Tensor]:
+    return (y.offsets, y.indices) if isinstance(y, CSRLabels) else y
+
+
+def close(ours: Tensor, plain: Tensor, truth: Tensor, slack: float = 0.0) -> None:
+    """``slack`` is relative: half precision stores are truncated by the interpreter."""
+    assert not ours.isnan().any()
+    error = (ours.double() - truth).abs()
+    bound = 2 * (plain.double() - truth).abs().max() + 1e-4 * max(1.0, float(truth.abs().max()))
+    assert bool((error <= bound + slack * truth.abs()).all()), float((error - bound).max())
+
+
+def plain(kind: str, raw: Tensor, y, dtype: torch.dtype, scale=None, bias=None, **options):
+    """Row losses by their sum, and gradients of raw, scale and bias, by autograd."""
+    raw = raw.to(dtype).requires_grad_()
+    leaves = [raw]
+    s = raw
+    if scale is not None:
+        leaves.append(scale.to(dtype).requires_grad_())
+        s = s * leaves[-1]
+    if bias is not None:
+        leaves.append(bias.to(dtype).requires_grad_())
+        s = s + leaves[-1]
+    loss = PLAIN[kind](s, y, reduction="sum", **options)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def check(kind: str, raw: Tensor, y, *, scale=None, bias=None, weight=None, **options) -> None:
+    half = raw.dtype != torch.float32
+    double = {} if weight is None else {"weight": weight.double()}
+    single = {} if weight is None else {"weight": weight}
+    truth = plain(kind, raw, y, torch.float64, scale, bias, **options, **double)
+    same = plain(kind, raw.float(), y, torch.float32, scale, bias, **options, **single)
+    runs = []
+    for _ in range(2):
+        tile = raw.clone()
+        sums = elementwise_loss_(
+            tile, for_kernel(y), kind, scale=scale, bias=bias, weight=weight, **options
+        )
+        extra = [t.sum()[None] for t in (sums.dscale, sums.dbias) if t is not None]
+        runs.append([sums.loss.sum(), tile, *extra])
+    for i, (ours, again, p, t) in enumerate(zip(*runs, same, truth, strict=True)):
+        assert torch.equal(ours, again)
+        close(ours, p, t, 2**-7 if half and i == 1 else 0.0)
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_elementwise(kind: str, labels: str, shape: tuple[int, int]) -> None:
+    raw = torch.randn(shape, generator=generator(3)) * 3
+    check(kind, raw, make_labels(labels, *shape))
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_extreme_scores_scale_bias_and_weight(kind: str) -> None:
+    raw = torch.linspace(-80, 80, 3 * 41).reshape(3, 41)
+    weight = torch.rand(41, generator=generator(1))
+    y = make_labels("bool", 3, 41)
+    check(kind, raw, y)
+    check(
+        kind,
+        raw / 20,
+        y,
+        scale=torch.tensor([2.5]),
+        bias=torch.tensor([-1.0]),
+        weight=weight,
+    )
+
+
+@pytest.mark.parametrize("detach", [True, False])
+@pytest.mark.parametrize(
+    ("gamma_pos", "gamma_neg", "clip"),
+    [(0.0, 0.0, 0.0), (1.0, 4.0, 0.05), (0.5, 0.5, 0.0), (2.0, 3.0, 0.0), (1.5, 2.5, 0.2)],
+)
+def test_both_asl_conventions(
+    detach: bool, gamma_pos: float, gamma_neg: float, clip: float
+) -> None:
+    raw = torch.randn(5, 37, generator=generator(5)) * 4
+    options = {"gamma_pos": gamma_pos, "gamma_neg": gamma_neg, "clip": clip}
+    check("asl", raw, make_labels("bool", 5, 37), detach_focal_weight=detach, **options)
+    check("asl", raw * 10, make_labels("bool", 5, 37), detach_focal_weight=detach, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", PLAIN)
+def test_half_precision_scores(kind: str, dtype: torch.dtype) -> None:
+    raw = (torch.randn(4, 50, generator=generator(7)) * 3).to(dtype)
+    check(kind, raw, make_labels("bool", 4, 50))
+
+
+@pytest.mark.parametrize("options", [{"gamma": 0.0}, {"alpha": -1.0}, {"gamma": 1.5}])
+def test_focal_settings(options: dict[str, float]) -> None:
+    raw = torch.randn(3, 20, generator=generator(9)) * 2
+    check("focal", raw, make_labels("bool", 3, 20), **options)
+
+
+def test_a_row_wider_than_a_block_and_strided_tiles() -> None:
+    y = make_labels("lists", 3, 130)
+    wide = torch.randn(3, 200, generator=generator(2))
+    tile = wide[:, 10:140]
+    truth = plain("asl", tile, y, torch.float64)
+    outside = wide[:, 140:].clone()
+    sums = elementwise_loss_(tile, for_kernel(y), "asl", block_cols=32)
+    close(sums.loss.sum(), truth[0], truth[0])
+    close(tile, truth[1], truth[1])
+    assert torch.equal(wide[:, 140:], outside)
+
+
+def test_a_chunk_of_rows_takes_a_slice_of_the_offsets() -> None:
+    y = make_labels("lists", 6, 30)
+    raw = torch.randn(6, 30, generator=generator(4))
+    whole, part = raw.clone(), raw[2:5].clone()
+    full = elementwise_loss_(whole, (y.offsets, y.indices), "bce", grad_scale=0.5)
+    some = elementwise_loss_(part, (y.offsets[2:6], y.indices), "bce", grad_scale=0.5)
+    assert torch.equal(full.loss[2:5], some.loss)
+    assert torch.equal(whole[2:5], part)
+
+
+def test_transposed_labels_unknown_infinities_and_nothing_at_all() -> None:
+    raw = torch.randn(4, 9, generator=generator(6))
+    y = make_labels("bool", 4, 9)
+    check("asl", raw, y.T.contiguous().T)
+    hidden = torch.full((1, 2), float("inf"))
+    sums = elementwise_loss_(hidden, torch.tensor([[0, 0]], dtype=torch.int8), "bce")
+    assert sums.loss.item() == 0
+    assert hidden.tolist() == [[0.0, 0.0]]
+    empty = elementwise_loss_(torch.zeros(0, 5), torch.zeros(0, 5), "asl")
+    assert empty.loss.shape == (0,)
+    assert elementwise_loss_(torch.zeros(2, 0), torch.zeros(2, 0), "asl").loss.tolist() == [0, 0]
+
+
+def test_the_launcher_refuses_what_it_cannot_run() -> None:
+    scores, y = torch.zeros(2, 3), torch.zeros(2, 3)
+    with pytest.raises(InputError, match="kind"):
+        elementwise_loss_(scores, y, "hinge")
+    with pytest.raises(InputError, match="float32"):
+        elementwise_loss_(scores.double(), y, "asl")
+    with pytest.raises(InputError, match="contiguous columns"):
+        elementwise_loss_(torch.zeros(3, 2).T, y, "asl")
+    with pytest.raises(InputError, match="shape"):
+        elementwise_loss_(scores, torch.zeros(3, 2), "asl")
+    with pytest.raises(InputError, match="offsets"):
+        elementwise_loss_(scores, (torch.zeros(2).long(), torch.zeros(0).long()), "asl")
+    with pytest.raises(InputError, match="weight"):
+        elementwise_loss_(scores, y, "asl", weight=torch.ones(2))

@@ -16,7 +16,7 @@ from typing import Any
 
 from pvp_fast.errors import BackendError
 
-MODULES = ("elementwise",)
+MODULES = ("elementwise", "ranking")
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,32 @@ class Usage:
     shared: int
 
 
+def with_ones(spec: AotSpec) -> AotSpec:
+    """The spec without its options and with every integer argument 1.
+
+    Triton compiles an argument that is 1 as a constant, which other code paths must stand.
+    """
+    ones = {name: 1 for name, kind in spec.signature.items() if kind == "i32"}
+    narrow = {"BLOCK_C": 16} if "BLOCK_C" in spec.constexprs else {}
+    return AotSpec(
+        f"{spec.name} of ones",
+        spec.kernel,
+        {name: kind for name, kind in spec.signature.items() if name not in ones},
+        {k: False if k.startswith("HAS_") else v for k, v in spec.constexprs.items()}
+        | ones
+        | narrow,
+        spec.num_warps,
+        spec.num_stages,
+    )
+
+
 def collect() -> list[AotSpec]:
     """The specs of every kernel module, in order."""
-    return [
-        spec
-        for name in MODULES
-        for spec in importlib.import_module(f"pvp_fast.kernels.{name}").aot_specs()
-    ]
+    specs = []
+    for name in MODULES:
+        own: list[AotSpec] = importlib.import_module(f"pvp_fast.kernels.{name}").aot_specs()
+        specs += [*own, with_ones(own[0])]
+    return specs
 
 
 def compile_spec(spec: AotSpec, capability: int) -> Usage:

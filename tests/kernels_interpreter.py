@@ -15,11 +15,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from pvp_fast.errors import InputError
 from pvp_fast.kernels.elementwise import elementwise_loss_
+from pvp_fast.kernels.ranking import ranking_loss_
 from pvp_fast.losses import (
     CSRLabels,
     asl_loss_from_scores,
     bce_loss_from_scores,
     focal_loss_from_scores,
+    ranking_loss_from_scores,
     siglip_loss_from_scores,
 )
 
@@ -28,7 +30,9 @@ PLAIN = {
     "bce": bce_loss_from_scores,
     "focal": focal_loss_from_scores,
     "siglip": siglip_loss_from_scores,
+    "ranking": ranking_loss_from_scores,
 }
+ENTRYWISE = ["asl", "bce", "focal", "siglip"]
 SHAPES = [(1, 1), (2, 20), (3, 81), (7, 80), (33, 130)]
 LABELS = ["bool", "uint8", "soft", "partial", "lists"]
 
@@ -91,9 +95,12 @@ def check(kind: str, raw: Tensor, y, *, scale=None, bias=None, weight=None, **op
     runs = []
     for _ in range(2):
         tile = raw.clone()
-        sums = elementwise_loss_(
-            tile, for_kernel(y), kind, scale=scale, bias=bias, weight=weight, **options
-        )
+        if kind == "ranking":
+            sums = ranking_loss_(tile, for_kernel(y), scale=scale, weight=weight, **options)
+        else:
+            sums = elementwise_loss_(
+                tile, for_kernel(y), kind, scale=scale, bias=bias, weight=weight, **options
+            )
         extra = [t.sum()[None] for t in (sums.dscale, sums.dbias) if t is not None]
         runs.append([sums.loss.sum(), tile, *extra])
     for i, (ours, again, p, t) in enumerate(zip(*runs, same, truth, strict=True)):
@@ -101,7 +108,7 @@ def check(kind: str, raw: Tensor, y, *, scale=None, bias=None, weight=None, **op
         close(ours, p, t, 2**-7 if half and i == 1 else 0.0)
 
 
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", ENTRYWISE)
 @pytest.mark.parametrize("labels", LABELS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_elementwise(kind: str, labels: str, shape: tuple[int, int]) -> None:
@@ -109,7 +116,7 @@ def test_elementwise(kind: str, labels: str, shape: tuple[int, int]) -> None:
     check(kind, raw, make_labels(labels, *shape))
 
 
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", ENTRYWISE)
 def test_extreme_scores_scale_bias_and_weight(kind: str) -> None:
     raw = torch.linspace(-80, 80, 3 * 41).reshape(3, 41)
     weight = torch.rand(41, generator=generator(1))
@@ -140,7 +147,7 @@ def test_both_asl_conventions(
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("kind", ENTRYWISE)
 def test_half_precision_scores(kind: str, dtype: torch.dtype) -> None:
     raw = (torch.randn(4, 50, generator=generator(7)) * 3).to(dtype)
     check(kind, raw, make_labels("bool", 4, 50))
@@ -201,3 +208,24 @@ def test_the_launcher_refuses_what_it_cannot_run() -> None:
         elementwise_loss_(scores, (torch.zeros(2).long(), torch.zeros(0).long()), "asl")
     with pytest.raises(InputError, match="weight"):
         elementwise_loss_(scores, y, "asl", weight=torch.ones(2))
+
+
+@pytest.mark.parametrize("labels", LABELS)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 300)], ids=str)
+def test_ranking(labels: str, shape: tuple[int, int]) -> None:
+    raw = torch.randn(shape, generator=generator(3))
+    y = make_labels(labels, *shape)
+    check("ranking", raw, y)
+    weight = torch.rand(shape[1], generator=generator(1))
+    check("ranking", raw, y, scale=torch.tensor([4.0]), weight=weight, margin=0.7)
+
+
+def test_ranking_extremes_half_precision_and_nothing_at_all() -> None:
+    raw = torch.linspace(-80, 80, 3 * 41).reshape(3, 41)
+    check("ranking", raw, make_labels("bool", 3, 41))
+    check("ranking", (raw / 40).bfloat16(), make_labels("partial", 3, 41))
+    wide = torch.randn(2, 70, generator=generator(8))
+    check("ranking", wide, torch.rand(2, 70, generator=generator(9)) < 0.6)
+    assert ranking_loss_(torch.zeros(0, 5), torch.zeros(0, 5)).loss.shape == (0,)
+    with pytest.raises(InputError, match="weight"):
+        ranking_loss_(torch.zeros(2, 3), torch.zeros(2, 3), weight=torch.ones(2))

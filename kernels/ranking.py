@@ -1,0 +1,313 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Scores to gradients, in place, for the pairwise ranking hinge.
+
+    loss_b = Σ_{p ∈ P_b} Σ_{n ∉ P_b} weight_n · max(0, margin − s_bp + s_bn),  s = scale · r
+
+A program owns a row, so nothing is added across programs. First, 16 positives at a time stay in
+registers while the negatives stream past: the loss, and each positive's gradient. Then the
+negatives stream past once more and take theirs. O(P·C) work, two reads and one write of the row;
+(C, C) pairs are never in memory. A bias cancels in the difference and has no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+from pvp_fast.kernels.aot import AotSpec
+from pvp_fast.kernels.elementwise import FLOATS, LISTS, RowSums, label_arguments
+
+_DENSE = tl.constexpr(0)
+_PARTIAL = tl.constexpr(1)
+_LISTS = tl.constexpr(2)
+
+
+@triton.jit
+def _positives_kernel(
+    y_ptr,  # (R, C) labels
+    indices_ptr,  # (R, C) int32: row b's positives first
+    counts_ptr,  # (R,) int64
+    n_cols,
+    y_row,
+    y_col,
+    BLOCK_C: tl.constexpr,
+):
+    """Lists from dense labels, in ascending order, without a host synchronisation."""
+    row = tl.program_id(0).to(tl.int64)
+    found = tl.zeros((), tl.int64)
+    for start in range(0, n_cols, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        valid = cols < n_cols
+        label = tl.load(y_ptr + row * y_row + cols * y_col, mask=valid, other=0).to(tl.float32)
+        positive = valid & (label > 0.5)
+        one = positive.to(tl.int32)
+        place = found + tl.cumsum(one, 0) - 1
+        tl.store(indices_ptr + row * n_cols + place, cols.to(tl.int32), mask=positive)
+        found += tl.sum(one, 0)
+    tl.store(counts_ptr + row, found)
+
+
+@triton.jit
+def _share(
+    y_ptr,
+    indices_ptr,
+    weight_ptr,
+    row,
+    cols,
+    valid,
+    first,
+    last,
+    y_row,
+    y_col,
+    LABELS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """The weight of each column as a negative (0 for positive or unknown), and the positives."""
+    if LABELS == _LISTS:
+        hits = tl.zeros((BLOCK_C,), tl.int32)
+        j = first
+        while j < last:
+            at = j + tl.arange(0, BLOCK_P)
+            listed = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
+            hits += tl.sum((listed[:, None] == cols[None, :]).to(tl.int32), axis=0)
+            j += BLOCK_P
+        positive = valid & (hits > 0)
+        negative = valid & (hits == 0)
+    else:
+        label = tl.load(y_ptr + row * y_row + cols * y_col, mask=valid, other=0).to(tl.float32)
+        positive = valid & (label > 0.5)
+        negative = valid & (label <= 0.5)
+        if LABELS == _PARTIAL:
+            negative = valid & (label < 0)
+    share = tl.where(negative, 1.0, 0.0)
+    if HAS_WEIGHT:
+        share = share * tl.load(weight_ptr + cols, mask=valid, other=0.0)
+    return share, positive
+
+
+@triton.jit
+def _ranking_kernel(
+    scores_ptr,  # (R, C), row stride given, read and overwritten
+    y_ptr,  # (R, C) labels where dense
+    indices_ptr,  # lists of positives
+    first_ptr,  # (R,) int64: where a row's list begins
+    last_ptr,  # (R,) int64: and ends
+    pos_grad_ptr,  # as long as indices, float32 scratch
+    weight_ptr,  # (C,) float32
+    scale_ptr,  # (1,) float32
+    loss_ptr,  # (R,) float32
+    dscale_ptr,  # (R,) float32
+    n_cols,
+    score_row,
+    y_row,
+    y_col,
+    margin,
+    grad_scale,
+    LABELS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    scores = scores_ptr + row * score_row
+    first = tl.load(first_ptr + row).to(tl.int64)
+    last = tl.load(last_ptr + row).to(tl.int64)
+    scale = 1.0
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr)
+    loss = tl.zeros((BLOCK_P,), tl.float32)
+    dscale = tl.zeros((BLOCK_P,), tl.float32)
+    j = first
+    while j < last:
+        at = j + tl.arange(0, BLOCK_P)
+        owned = at < last
+        category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+        raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
+        count = tl.zeros((BLOCK_P,), tl.float32)
+        for start in range(0, n_cols, BLOCK_C):
+            cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
+            valid = cols < n_cols
+            raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+            share, positive = _share(
+                y_ptr, indices_ptr, weight_ptr, row, cols, valid, first, last, y_row, y_col,
+                LABELS, HAS_WEIGHT, BLOCK_P, BLOCK_C,
+            )  # fmt: skip
+            apart = raw[None, :] - raw_pos[:, None]
+            hinge = margin + scale * apart
+            part = tl.where(owned[:, None] & (hinge > 0), share[None, :], 0.0)
+            loss += tl.sum(part * hinge, axis=1)
+            count += tl.sum(part, axis=1)
+            dscale += tl.sum(part * apart, axis=1)
+        tl.store(pos_grad_ptr + at, -count, mask=owned)
+        j += BLOCK_P
+    tl.store(loss_ptr + row, tl.sum(loss, 0))
+    if HAS_SCALE:
+        tl.store(dscale_ptr + row, tl.sum(dscale, 0))
+    for start in range(0, n_cols, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        valid = cols < n_cols
+        raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+        share, positive = _share(
+            y_ptr, indices_ptr, weight_ptr, row, cols, valid, first, last, y_row, y_col,
+            LABELS, HAS_WEIGHT, BLOCK_P, BLOCK_C,
+        )  # fmt: skip
+        active = tl.zeros((BLOCK_C,), tl.float32)
+        j = first
+        while j < last:
+            at = j + tl.arange(0, BLOCK_P)
+            owned = at < last
+            category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+            raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
+            hinge = margin + scale * (raw[None, :] - raw_pos[:, None])
+            active += tl.sum((owned[:, None] & (hinge > 0)).to(tl.float32), axis=0)
+            j += BLOCK_P
+        g = active * share * (scale * grad_scale)
+        # The positives keep their scores until every negative has seen them.
+        tl.store(scores + cols, g.to(scores_ptr.dtype.element_ty), mask=valid & (positive == 0))
+    tl.debug_barrier()
+    j = first
+    while j < last:
+        at = j + tl.arange(0, BLOCK_P)
+        owned = at < last
+        category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+        g = tl.load(pos_grad_ptr + at, mask=owned, other=0.0) * (scale * grad_scale)
+        tl.store(scores + category, g.to(scores_ptr.dtype.element_ty), mask=owned)
+        j += BLOCK_P
+
+
+def ranking_loss_(
+    scores: Tensor,
+    labels: Tensor | tuple[Tensor, Tensor],
+    *,
+    margin: float = 1.0,
+    scale: Tensor | None = None,
+    weight: Tensor | None = None,
+    grad_scale: float = 1.0,
+    num_warps: int = 4,
+) -> RowSums:
+    """Ranking hinge of a tile of scores, overwritten by its gradient. No host synchronisation.
+
+    Args:
+        scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
+            grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
+        labels: as :func:`pvp_fast.kernels.elementwise.elementwise_loss_`; above 0.5 is a positive.
+            Lists must name each category at most once a row, within [0, C).
+        scale: (1,) float32 on the device. weight: (C,) float32 factor of each negative.
+
+    Returns:
+        :class:`pvp_fast.kernels.elementwise.RowSums` without a bias.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    if scores.ndim != 2 or scores.dtype not in FLOATS:
+        raise InputError(
+            f"scores must be (R, C) float32, float16 or bfloat16, not {scores.dtype} of shape "
+            f"{tuple(scores.shape)}"
+        )
+    rows, cols = scores.shape
+    if cols > 1 and scores.stride(1) != 1:
+        raise InputError("scores must have contiguous columns, call .contiguous() on them")
+    if weight is not None and (
+        weight.dtype != torch.float32 or weight.shape != (cols,) or not weight.is_contiguous()
+    ):
+        raise InputError(f"weight must be {cols} contiguous float32 values on the device")
+    if scale is not None and (scale.dtype != torch.float32 or scale.numel() != 1):
+        raise InputError("scale must be one float32 value on the device")
+    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
+    loss = torch.zeros(rows, dtype=torch.float32, device=scores.device)
+    dscale = torch.zeros_like(loss)
+    if rows and cols:
+        if mode == LISTS:
+            indices, first, last = y, offsets[:-1], offsets[1:]
+        else:
+            indices = torch.empty(rows, cols, dtype=torch.int32, device=scores.device)
+            counts = torch.empty(rows, dtype=torch.int64, device=scores.device)
+            block = min(1024, triton.next_power_of_2(cols))
+            _positives_kernel[(rows,)](y, indices, counts, cols, y_row, y_col, BLOCK_C=block)
+            first = torch.arange(rows, device=scores.device) * cols
+            last = first + counts
+        _ranking_kernel[(rows,)](
+            scores,
+            y,
+            indices,
+            first,
+            last,
+            torch.empty(indices.numel(), dtype=torch.float32, device=scores.device),
+            scores if weight is None else weight,
+            scores if scale is None else scale,
+            loss,
+            dscale,
+            cols,
+            scores.stride(0),
+            y_row,
+            y_col,
+            margin,
+            grad_scale,
+            LABELS=mode,
+            HAS_WEIGHT=weight is not None,
+            HAS_SCALE=scale is not None,
+            BLOCK_P=16,
+            BLOCK_C=max(16, min(128, triton.next_power_of_2(cols))),
+            num_warps=num_warps,
+        )
+    return RowSums(loss, None if scale is None else dscale, None)
+
+
+def aot_specs() -> list[AotSpec]:
+    """The ranking kernel for each label kind, and the kernel that makes lists."""
+    sizes = ("n_cols", "score_row", "y_row", "y_col")
+    specs = [
+        AotSpec(
+            name=f"ranking[{dtype},{labels}]",
+            kernel=_ranking_kernel,
+            signature={
+                "scores_ptr": f"*{dtype}",
+                "y_ptr": y,
+                "indices_ptr": "*i64" if mode == LISTS else "*i32",
+                "first_ptr": "*i64",
+                "last_ptr": "*i64",
+                **dict.fromkeys(
+                    ("pos_grad_ptr", "weight_ptr", "scale_ptr", "loss_ptr", "dscale_ptr"), "*fp32"
+                ),
+                **dict.fromkeys(sizes, "i32"),
+                "margin": "fp32",
+                "grad_scale": "fp32",
+            },
+            constexprs={
+                "LABELS": mode,
+                "HAS_WEIGHT": True,
+                "HAS_SCALE": True,
+                "BLOCK_P": 16,
+                "BLOCK_C": 128,
+            },
+            num_warps=4,
+            num_stages=3,
+        )
+        for dtype in ("fp32", "bf16")
+        for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
+    ]
+    specs.append(
+        AotSpec(
+            name="positives[bool]",
+            kernel=_positives_kernel,
+            signature={
+                "y_ptr": "*u8",
+                "indices_ptr": "*i32",
+                "counts_ptr": "*i64",
+                "n_cols": "i32",
+                "y_row": "i32",
+                "y_col": "i32",
+            },
+            constexprs={"BLOCK_C": 1024},
+            num_warps=4,
+            num_stages=3,
+        )
+    )
+    return specs

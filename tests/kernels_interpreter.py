@@ -8,6 +8,7 @@ import os
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -16,6 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 from pvp_fast.errors import InputError
 from pvp_fast.kernels.elementwise import elementwise_loss_
 from pvp_fast.kernels.ranking import ranking_loss_
+from pvp_fast.kernels.small_c import MAX_C, small_c_loss
 from pvp_fast.losses import (
     CSRLabels,
     asl_loss_from_scores,
@@ -229,3 +231,75 @@ def test_ranking_extremes_half_precision_and_nothing_at_all() -> None:
     assert ranking_loss_(torch.zeros(0, 5), torch.zeros(0, 5)).loss.shape == (0,)
     with pytest.raises(InputError, match="weight"):
         ranking_loss_(torch.zeros(2, 3), torch.zeros(2, 3), weight=torch.ones(2))
+
+
+def plain_small(kind, x, w, y, dtype, scale, bias, normalize, weight=None, **options):
+    leaves = [t.to(dtype, copy=True).requires_grad_() for t in (x, w, scale, bias)]
+    a, b, k, c = leaves
+    if normalize:
+        a, b = F.normalize(a, dim=-1), F.normalize(b, dim=-1)
+    weight = None if weight is None else weight.to(dtype)
+    loss = PLAIN[kind](k * (a @ b.T) + c, y, reduction="sum", weight=weight, **options)
+    return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+
+def check_small(kind, x, w, y, *, normalize=True, scale=5.0, max_programs=132, **options) -> None:
+    k, c = torch.tensor([scale]), torch.tensor([-0.5])
+    truth, same = (
+        plain_small(kind, x, w, y, dtype, k, c, normalize, **options)
+        for dtype in (torch.float64, torch.float32)
+    )
+    runs = []
+    for _ in range(2):
+        sums, dx, dw = small_c_loss(
+            x,
+            w,
+            for_kernel(y),
+            kind,
+            scale=k,
+            bias=c,
+            normalize=normalize,
+            max_programs=max_programs,
+            **options,
+        )
+        runs.append([sums.loss.sum(), dx, dw, sums.dscale.sum()[None], sums.dbias.sum()[None]])
+    half = x.dtype != torch.float32
+    for i, (ours, again, p, t) in enumerate(zip(*runs, same, truth, strict=True)):
+        assert torch.equal(ours, again)
+        close(ours, p, t, 2**-7 if half and i in (1, 2) else 0.0)
+
+
+@pytest.mark.parametrize("kind", ENTRYWISE)
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] <= MAX_C], ids=str)
+def test_small_c(kind: str, shape: tuple[int, int]) -> None:
+    rows, cols = shape
+    x = torch.randn(rows, 37, generator=generator(1))
+    w = torch.randn(cols, 37, generator=generator(2))
+    check_small(kind, x, w, make_labels("bool", rows, cols))
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_small_c_label_kinds(labels: str) -> None:
+    x = torch.randn(18, 70, generator=generator(1))
+    w = torch.randn(20, 70, generator=generator(2))
+    weight = torch.rand(20, generator=generator(3))
+    check_small("asl", x, w, make_labels(labels, 18, 20), weight=weight, detach_focal_weight=False)
+
+
+def test_small_c_extremes_half_precision_few_programs_and_zero_rows() -> None:
+    x = torch.randn(40, 24, generator=generator(1))
+    w = torch.randn(20, 24, generator=generator(2))
+    y = make_labels("bool", 40, 20)
+    check_small("asl", x, w, y, scale=80.0)
+    check_small("bce", x, w, y, normalize=False, scale=1.0)
+    check_small("asl", x, w, y, max_programs=1)
+    check_small("asl", x.bfloat16(), w.bfloat16(), y)
+    x = x.index_fill(0, torch.tensor([3]), 0.0)
+    w = w.index_fill(0, torch.tensor([4]), 0.0)
+    sums, dx, dw = small_c_loss(x, w, y, "asl")
+    assert all(t.isfinite().all() for t in (sums.loss, dx, dw))
+    empty = small_c_loss(x[:0], w, y[:0], "asl")
+    assert empty.dx.shape == (0, 24)
+    assert not empty.dw.any()
+    with pytest.raises(InputError, match="C <= 64"):
+        small_c_loss(x, torch.zeros(300, 24), torch.zeros(40, 300), "asl")

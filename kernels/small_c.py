@@ -1,0 +1,417 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Small vocabularies: similarity, loss and every gradient in one kernel and one small sum.
+
+A program takes 16 queries and all C ≤ 64 class vectors. It streams over D once for the scores
+and the norms, evaluates the loss on a tile that never leaves its registers, and streams over D
+again for dx and its own partial dw. With x̂ = x/‖x‖, the gradient through the normalisation is
+(dx̂ − x̂⟨x̂, dx̂⟩)/‖x‖, and ⟨x̂, dx̂⟩ = Σ_c ds_c · scale · cos_c is in the tile already. A second
+kernel adds the partial dw in a fixed order. No atomics, no host synchronisation; memory moved is
+2·(B·D + C·D) reads and B·D + 2·n_programs·C·D·4 bytes of partial sums.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+from pvp_fast.kernels.aot import AotSpec
+from pvp_fast.kernels.elementwise import (
+    FLOATS,
+    KINDS,
+    LISTS,
+    RowSums,
+    entry_loss,
+    label_arguments,
+    load_labels,
+    whole,
+)
+
+MAX_C = 64
+BLOCK_B = 16
+# Columns at a time -> (width at a time, warps, stages), without a spill on sm_80 and sm_90.
+TILES = {16: (32, 4, 2), 32: (32, 4, 2), 64: (16, 8, 2)}
+# Triton's interpreter multiplies half precision wrongly; a GPU keeps its tensor cores.
+_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@triton.jit
+def _small_c_kernel(
+    x_ptr,  # (B, D), contiguous
+    w_ptr,  # (C, D), contiguous
+    y_ptr,  # (B, C) labels, or (nnz,) category numbers
+    offsets_ptr,  # (B + 1,) with lists
+    weight_ptr,  # (C,) float32
+    scale_ptr,  # (1,) float32
+    bias_ptr,  # (1,) float32
+    dx_ptr,  # (B, D)
+    part_ptr,  # (n_programs, C, D) float32: Σ_b ds · scale · x̂
+    along_ptr,  # (n_programs, C) float32: Σ_b ds · scale · cos
+    norm_ptr,  # (C,) float32: 1/‖w_c‖
+    sums_ptr,  # (3, B) float32: loss, ds · cos, ds
+    n_rows,
+    n_cols,
+    width,
+    y_row,
+    y_col,
+    gamma_pos,
+    gamma_neg,
+    clip,
+    eps,
+    grad_scale,
+    KIND: tl.constexpr,
+    LABELS: tl.constexpr,
+    WHOLE_POS: tl.constexpr,
+    WHOLE_NEG: tl.constexpr,
+    DETACH: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
+    HAS_SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    n_programs = tl.num_programs(0)
+    # 32 bits do for w: at most 64 rows. x and the partial sums have 64-bit bases.
+    cols = tl.arange(0, BLOCK_C)
+    in_col = cols < n_cols
+    depth = tl.arange(0, BLOCK_D)
+    scale = 1.0
+    if HAS_SCALE:
+        scale = tl.load(scale_ptr)
+    bias = 0.0
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr)
+    part = part_ptr + pid.to(tl.int64) * n_cols * width
+    along = along_ptr + pid.to(tl.int64) * n_cols
+    tile = pid
+    while tile * BLOCK_R < n_rows:
+        later = in_col & (cols * 0 + tile > pid)
+        rows = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+        in_row = rows < n_rows
+        valid = in_row[:, None] & in_col[None, :]
+        dot = tl.zeros((BLOCK_R, BLOCK_C), tl.float32)
+        x_square = tl.zeros((BLOCK_R,), tl.float32)
+        w_square = tl.zeros((BLOCK_C,), tl.float32)
+        for start in range(0, width, BLOCK_D):
+            d = start + depth
+            in_d = d < width
+            x = tl.load(
+                x_ptr + rows[:, None] * width + d[None, :],
+                mask=in_row[:, None] & in_d[None, :],
+                other=0.0,
+            )
+            w = tl.load(
+                w_ptr + cols[:, None] * width + d[None, :],
+                mask=in_col[:, None] & in_d[None, :],
+                other=0.0,
+            )
+            if UPCAST:
+                x = x.to(tl.float32)
+                w = w.to(tl.float32)
+            dot = tl.dot(x, tl.trans(w), dot, input_precision=PRECISION)
+            if NORMALIZE:
+                x_wide = x.to(tl.float32)
+                w_wide = w.to(tl.float32)
+                x_square += tl.sum(x_wide * x_wide, axis=1)
+                w_square += tl.sum(w_wide * w_wide, axis=1)
+        if NORMALIZE:
+            x_inverse = 1.0 / tl.maximum(tl.sqrt(x_square), 1e-12)
+            w_inverse = 1.0 / tl.maximum(tl.sqrt(w_square), 1e-12)
+            dot = dot * x_inverse[:, None] * w_inverse[None, :]
+        else:
+            x_inverse = x_square * 0 + 1.0
+            w_inverse = w_square * 0 + 1.0
+        y, factor = load_labels(
+            y_ptr, offsets_ptr, rows, cols, in_row, valid, y_row, y_col, LABELS, BLOCK_R, BLOCK_C
+        )
+        loss, ds = entry_loss(
+            dot * scale + bias,
+            y,
+            gamma_pos,
+            gamma_neg,
+            clip,
+            eps,
+            KIND,
+            WHOLE_POS,
+            WHOLE_NEG,
+            DETACH,
+        )
+        if HAS_WEIGHT:
+            factor = factor * tl.load(weight_ptr + cols, mask=in_col, other=0.0)[None, :]
+        keep = valid & (factor != 0)
+        loss = tl.where(keep, loss * factor, 0.0)
+        ds = tl.where(keep, ds * factor, 0.0)
+        tl.store(sums_ptr + rows, tl.sum(loss, axis=1), mask=in_row)
+        if HAS_SCALE:
+            tl.store(sums_ptr + n_rows + rows, tl.sum(ds * dot, axis=1), mask=in_row)
+        if HAS_BIAS:
+            tl.store(sums_ptr + 2 * n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
+        ds = ds * (scale * grad_scale)
+        x_along = tl.sum(ds * dot, axis=1)
+        if NORMALIZE:
+            before = tl.load(along + cols, mask=later, other=0.0)
+            tl.store(along + cols, before + tl.sum(ds * dot, axis=0), mask=in_col)
+        to_w = tl.trans(ds * x_inverse[:, None])
+        to_x = ds * w_inverse[None, :]
+        for start in range(0, width, BLOCK_D):
+            d = start + depth
+            in_d = d < width
+            at_x = rows[:, None] * width + d[None, :]
+            at_w = cols[:, None] * width + d[None, :]
+            x_valid = in_row[:, None] & in_d[None, :]
+            w_valid = in_col[:, None] & in_d[None, :]
+            x = tl.load(x_ptr + at_x, mask=x_valid, other=0.0).to(tl.float32)
+            w = tl.load(w_ptr + at_w, mask=w_valid, other=0.0).to(tl.float32)
+            dx = tl.dot(to_x, w, input_precision=PRECISION)
+            if NORMALIZE:
+                dx = (dx - x * (x_inverse * x_along)[:, None]) * x_inverse[:, None]
+            tl.store(dx_ptr + at_x, dx.to(dx_ptr.dtype.element_ty), mask=x_valid)
+            dw = tl.load(part + at_w, mask=w_valid & later[:, None], other=0.0)
+            dw = tl.dot(to_w, x, dw, input_precision=PRECISION)
+            tl.store(part + at_w, dw, mask=w_valid)
+        if NORMALIZE:
+            tl.store(norm_ptr + cols, w_inverse, mask=in_col & (cols * 0 + tile == 0))
+        # The next tile reads the partial sums other threads of this program have written.
+        tl.debug_barrier()
+        tile += n_programs
+
+
+@triton.jit
+def _sum_parts_kernel(
+    part_ptr,  # (n_parts, C, D) float32
+    along_ptr,  # (n_parts, C) float32
+    norm_ptr,  # (C,) float32
+    w_ptr,  # (C, D)
+    dw_ptr,  # (C, D)
+    n_parts,
+    n_cols,
+    width,
+    n_blocks,
+    NORMALIZE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    row = (pid // n_blocks).to(tl.int64)
+    d = (pid % n_blocks).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    in_d = d < width
+    total = tl.zeros((BLOCK_D,), tl.float32)
+    along = tl.zeros((), tl.float32)
+    at = part_ptr + row * width + d
+    for i in range(0, n_parts):
+        step = tl.full((), 1, tl.int64) * i * n_cols
+        total += tl.load(at + step * width, mask=in_d, other=0.0)
+        if NORMALIZE:
+            along += tl.load(along_ptr + step + row)
+    if NORMALIZE:
+        inverse = tl.load(norm_ptr + row)
+        w = tl.load(w_ptr + row * width + d, mask=in_d, other=0.0).to(tl.float32)
+        total = (total - w * (inverse * along)) * inverse
+    tl.store(dw_ptr + row * width + d, total.to(dw_ptr.dtype.element_ty), mask=in_d)
+
+
+class SmallC(NamedTuple):
+    """Row sums as of the scores, and the gradients of x (B, D) and w (C, D) in their dtypes."""
+
+    sums: RowSums
+    dx: Tensor
+    dw: Tensor
+
+
+def small_c_loss(
+    x: Tensor,
+    w: Tensor,
+    labels: Tensor | tuple[Tensor, Tensor],
+    kind: str,
+    *,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    eps: float = 1e-8,
+    detach_focal_weight: bool = True,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    grad_scale: float = 1.0,
+    max_programs: int = 132,
+) -> SmallC:
+    """Loss of the scores scale · ⟨x̂, ŵ⟩ + bias with every gradient. No host synchronisation.
+
+    Args:
+        x: (B, D). w: (C, D), C ≤ 64, one dtype: float32, float16 or bfloat16; contiguous.
+        labels, kind, scale, bias, weight and the losses' settings: as
+            :func:`pvp_fast.kernels.elementwise.elementwise_loss_`.
+        normalize: unit rows of x and w first.
+        max_programs: partial dw kept at once, each C·D float32.
+
+    Returns:
+        :class:`SmallC`; dx and dw are multiplied by grad_scale, the sums are not.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1] or len(w) > MAX_C:
+        raise InputError(
+            f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (B, D) and (C, D), C <= {MAX_C}"
+        )
+    if x.dtype not in FLOATS or w.dtype != x.dtype:
+        raise InputError(f"x and w must share float32, float16 or bfloat16: {x.dtype}, {w.dtype}")
+    if not (x.is_contiguous() and w.is_contiguous()):
+        raise InputError("x and w must be contiguous, call .contiguous() on them")
+    if kind not in KINDS:
+        raise InputError(f"kind={kind!r}: use one of {', '.join(KINDS)}")
+    (rows, width), cols = x.shape, len(w)
+    for name, value, size in (("scale", scale, 1), ("bias", bias, 1), ("weight", weight, cols)):
+        if value is not None and (
+            value.dtype != torch.float32 or value.numel() != size or not value.is_contiguous()
+        ):
+            raise InputError(f"{name} must be {size} contiguous float32 values on the device")
+    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
+    sums = torch.zeros(3, rows, dtype=torch.float32, device=x.device)
+    dx, dw = torch.zeros_like(x), torch.zeros_like(w)
+    if rows and cols and width:
+        programs = min(max_programs, -(-rows // BLOCK_B))
+        part = sums.new_empty(programs, cols, width)
+        along = sums.new_empty(programs, cols)
+        norm = sums.new_empty(cols)
+        focal = kind == "focal"
+        block_c = max(16, triton.next_power_of_2(cols))
+        _small_c_kernel[(programs,)](
+            x,
+            w,
+            y,
+            offsets,
+            x if weight is None else weight,
+            x if scale is None else scale,
+            x if bias is None else bias,
+            dx,
+            part,
+            along,
+            norm,
+            sums,
+            rows,
+            cols,
+            width,
+            y_row,
+            y_col,
+            gamma if focal else gamma_pos,
+            gamma_neg,
+            alpha if focal else clip,
+            eps,
+            grad_scale,
+            KIND=KINDS[kind],
+            LABELS=mode,
+            WHOLE_POS=whole(gamma if focal else gamma_pos),
+            WHOLE_NEG=whole(gamma_neg),
+            DETACH=detach_focal_weight,
+            NORMALIZE=normalize,
+            HAS_WEIGHT=weight is not None,
+            HAS_SCALE=scale is not None,
+            HAS_BIAS=bias is not None,
+            UPCAST=_INTERPRETED,
+            PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
+            BLOCK_R=BLOCK_B,
+            BLOCK_C=block_c,
+            BLOCK_D=TILES[block_c][0],
+            num_warps=TILES[block_c][1],
+            num_stages=TILES[block_c][2],
+        )
+        blocks = -(-width // 256)
+        _sum_parts_kernel[(cols * blocks,)](
+            part,
+            along,
+            norm,
+            w,
+            dw,
+            programs,
+            cols,
+            width,
+            blocks,
+            NORMALIZE=normalize,
+            BLOCK_D=256,
+        )
+    extra = (None if scale is None else sums[1], None if bias is None else sums[2])
+    return SmallC(RowSums(sums[0], *extra), dx, dw)
+
+
+def aot_specs() -> list[AotSpec]:
+    """VOC's, COCO's and the largest C with ASL; the other losses and label kinds at COCO's."""
+    cases = [
+        ("asl", d, "bool", c)
+        for d in ("fp32", "bf16")
+        for c in (
+            32,
+            64,
+        )
+    ]
+    cases += [(kind, "bf16", "bool", 64) for kind in ("bce", "focal", "siglip")]
+    cases += [("asl", "bf16", "lists", 64)]
+    specs = [
+        AotSpec(
+            name=f"small_c[{kind},{dtype},{labels},C={block_c}]",
+            kernel=_small_c_kernel,
+            signature={
+                "x_ptr": f"*{dtype}",
+                "w_ptr": f"*{dtype}",
+                "y_ptr": "*i64" if labels == "lists" else "*u8",
+                "offsets_ptr": "*i64" if labels == "lists" else "*u8",
+                "dx_ptr": f"*{dtype}",
+                **dict.fromkeys(
+                    (
+                        *("weight_ptr", "scale_ptr", "bias_ptr"),
+                        *("part_ptr", "along_ptr", "norm_ptr", "sums_ptr"),
+                    ),
+                    "*fp32",
+                ),
+                **dict.fromkeys(("n_rows", "n_cols", "width", "y_row", "y_col"), "i32"),
+                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps", "grad_scale"), "fp32"),
+            },
+            constexprs={
+                "KIND": KINDS[kind],
+                "LABELS": LISTS if labels == "lists" else 0,
+                "WHOLE_POS": 1 if kind == "asl" else 2,
+                "WHOLE_NEG": 4,
+                "DETACH": True,
+                "NORMALIZE": True,
+                "HAS_WEIGHT": True,
+                "HAS_SCALE": True,
+                "HAS_BIAS": True,
+                "UPCAST": False,
+                "PRECISION": "tf32x3" if dtype == "fp32" else "tf32",
+                "BLOCK_R": BLOCK_B,
+                "BLOCK_C": block_c,
+                "BLOCK_D": TILES[block_c][0],
+            },
+            num_warps=TILES[block_c][1],
+            num_stages=TILES[block_c][2],
+        )
+        for kind, dtype, labels, block_c in cases
+    ]
+    specs.append(
+        AotSpec(
+            name="sum_parts[bf16]",
+            kernel=_sum_parts_kernel,
+            signature={
+                **dict.fromkeys(("part_ptr", "along_ptr", "norm_ptr"), "*fp32"),
+                "w_ptr": "*bf16",
+                "dw_ptr": "*bf16",
+                **dict.fromkeys(("n_parts", "n_cols", "width", "n_blocks"), "i32"),
+            },
+            constexprs={"NORMALIZE": True, "BLOCK_D": 256},
+            num_warps=4,
+            num_stages=3,
+        )
+    )
+    return specs

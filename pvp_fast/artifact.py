@@ -149,9 +149,14 @@ class Artifact:
             payload = (folder / name).read_bytes()
             if sha256(payload).hexdigest() != manifest["sha256"]:
                 raise ArtifactError(f"{folder / name} is damaged: its SHA-256 does not match")
+            backbone = dict(manifest["backbone"])
+            if not isinstance(backbone["name"], str) or not isinstance(
+                backbone["pretrained"], str | None
+            ):
+                raise ArtifactError(f"{folder / MANIFEST} does not say which backbone it is for")
             return cls(
                 vocabulary=Vocabulary.from_dict(manifest["vocabulary"]),
-                backbone=dict(manifest["backbone"]),
+                backbone=backbone,
                 tensors=load(payload),
                 config=manifest["config"],
                 metrics=manifest["metrics"],

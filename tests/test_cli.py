@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import shutil
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +137,190 @@ def test_info_names_the_instruction_set_of_the_top_k(monkeypatch, capsys):
     assert line().startswith("portable (chosen by PVP_FAST_ISA")
     monkeypatch.setenv("PVP_FAST_ISA", "z80")
     assert "z80 cannot run here" in line()
+
+
+class Endpoint(ThreadingHTTPServer):
+    """A server on this machine that speaks OpenAI's chat protocol; the first answer is a 503."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), EndpointHandler)
+        self.seen = []
+
+
+class EndpointHandler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        seen = self.server.seen
+        seen.append((self.path, body, self.headers.get("Authorization")))
+        asked = body["messages"][0]["content"].split("shows: ")[1].split(". Name")[0]
+        lines = f"A {asked} by the lake, view {len(seen)}.\nOne {asked} again, view {len(seen)}."
+        message = {"role": "assistant", "content": lines}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        data = json.dumps({"choices": [choice]}).encode()
+        self.send_response(503 if len(seen) == 1 else 200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_):
+        """Quiet."""
+
+
+@pytest.fixture
+def endpoint():
+    server = Endpoint()
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_sentences_from_a_language_model(endpoint, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    (tmp_path / "words.txt").write_text("dog\ncat\n", encoding="utf-8")
+    record, out = tmp_path / "record.jsonl", tmp_path / "llm.jsonl"
+    line = ["sentences", "--vocabulary", str(tmp_path / "words.txt"), "--llm", "tiny"]
+    line += ["--base-url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--workers", "1"]
+    line += ["--record", str(record)]
+    assert run([*line, "--generate", "6", "-o", str(out)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    rows = [json.loads(text) for text in out.read_text(encoding="utf-8").splitlines()]
+    assert len(rows) == 6
+    assert all(set(row["labels"]) <= {"dog", "cat"} and row["labels"] for row in rows)
+    assert {path for path, _, _ in endpoint.seen} == {"/v1/chat/completions"}
+    assert {key for _, _, key in endpoint.seen} == {"Bearer sk-secret"}
+    assert "sk-secret" not in record.read_text(encoding="utf-8") + captured.err
+
+    asked = len(endpoint.seen)  # all that is wanted is in the record: nothing is asked again
+    assert run([*line, "--generate", "6"]) == 0
+    assert [json.loads(text) for text in capsys.readouterr().out.splitlines()] == rows
+    assert len(endpoint.seen) == asked
+    # What it wrote is a corpus that train and --label read.
+    assert run(["sentences", *line[1:3], "--label", str(out)]) == 0
+
+
+def test_a_language_model_that_is_not_there_is_one_sentence(tmp_path, capsys):
+    line = ["sentences", "--vocabulary", "voc2007", "--generate", "3"]
+    line += ["--record", str(tmp_path / "record.jsonl")]
+    assert run(line) == 1
+    assert "--base-url" in capsys.readouterr().err
+    assert run([*line, "--local-llm", str(tmp_path / "nothing")]) == 1
+    err = capsys.readouterr().err
+    assert "nothing" in err
+    assert "Traceback" not in err
+
+
+def test_the_demo_over_two_seeds_shows_the_spread(tmp_path, capsys):
+    line = ["demo", "--out", str(tmp_path), "--sentences", "30", "--steps", "1"]
+    assert run([*line, "--seeds", "2"]) == 0
+    captured = capsys.readouterr()
+    page = Path(captured.out.strip().splitlines()[-1])
+    assert "±" in page.read_text(encoding="utf-8")
+    assert "±" in captured.out + captured.err
+    assert {"seed0", "seed1"} <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs a shell")
+def test_a_reader_that_goes_away_ends_the_run_in_silence(artifact, tmp_path):
+    source = sorted(demo_set().glob("*.jpg"))[0]
+    for number in range(150):
+        (tmp_path / f"{number:03}.jpg").symlink_to(source)
+    many = [str(path) for path in sorted(tmp_path.glob("*.jpg"))]
+    program = [sys.executable, "-c", "import pvp_fast.cli as c; c.main()"]
+    words = [*program, "tag", str(artifact), *many, "--batch-size", "1", "--threshold", "0"]
+    script = f"{shlex.join(words)} | head -1; echo ${{PIPESTATUS[0]}}"
+    root = str(Path(__file__).parent.parent)
+    paths = os.pathsep.join([*sys.path, root])
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    first, status = done.stdout.splitlines()
+    assert json.loads(first)["image"].endswith("000.jpg")
+    assert status == "141"
+    assert done.stderr == ""
+
+
+NAMES = ("dog", "cat", "car")
+
+
+def voc_tree(root, photos):
+    lists = root / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    shutil.move(photos, root / "JPEGImages")
+    for column, name in enumerate(NAMES):
+        values = [1 if i % 3 == column else 0 if i == column + 1 else -1 for i in range(6)]
+        rows = "".join(f"{i:06} {value:2d}\n" for i, value in enumerate(values))
+        (lists / f"{name}_test.txt").write_text(rows, encoding="utf-8")
+
+
+def coco_tree(root, photos):
+    (root / "annotations").mkdir()
+    shutil.move(photos, root / "val2014")
+    data = {
+        "images": [{"id": 70 + i, "file_name": f"{i:06}.jpg"} for i in range(6)],
+        "categories": [{"id": 90 - c, "name": name} for c, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": i, "image_id": 70 + i % 6, "category_id": 90 - i % 3, "bbox": [0, 0, 1, 1]}
+            for i in range(12)
+        ],
+    }
+    (root / "annotations" / "instances_val2014.json").write_text(json.dumps(data))
+
+
+def nuswide_tree(root, photos):
+    (root / "Flickr").mkdir()
+    shutil.move(photos, root / "Flickr" / "sky")
+    (root / "ImageList").mkdir()
+    (root / "TrainTestLabels").mkdir()
+    listed = "".join(f"sky\\{i:06}.jpg\n" for i in range(6))
+    (root / "ImageList" / "TestImagelist.txt").write_text(listed)
+    for column, name in enumerate(NAMES):
+        rows = "".join(f"{int(i % 3 == column)}\n" for i in range(6))
+        (root / "TrainTestLabels" / f"Labels_{name}_Test.txt").write_text(rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "build"), [("voc", voc_tree), ("coco", coco_tree), ("nuswide", nuswide_tree)]
+)
+def test_evaluate_reads_every_data_set(artifact, tmp_path, capsys, kind, build):
+    photos, root, out = tmp_path / "photos", tmp_path / "VOC2007", tmp_path / "all.json"
+    photos.mkdir()
+    root.mkdir()
+    for number, path in enumerate(sorted(demo_set().glob("*.jpg"))[:6]):
+        shutil.copy(path, photos / f"{number:06}.jpg")
+    build(root, photos)
+    line = ["evaluate", str(artifact), "--dataset", kind, "--path", str(root), "--json", str(out)]
+    maps = []
+    for difficult in ("ignore", "negative", "positive"):
+        assert run([*line, "--difficult", difficult]) == 0
+        table = capsys.readouterr().out
+        for rung in ("zero-shot CLIP", "text prompts", "text prompts + transfer", "+ dual adapter"):
+            (row,) = [x for x in table.splitlines() if x[:26].strip() == rung]
+            assert all(0 <= float(value) <= 100 for value in row[26:].split())
+        found = json.loads(out.read_text(encoding="utf-8"))
+        assert (found["images"], found["failures"]) == (6, 0)
+        maps.append(table.split("zero-shot CLIP")[1].splitlines()[0])
+    assert (len(set(maps)) > 1) == (kind == "voc")  # only VOC has difficult objects
+
+    gone = next(root.rglob("*000003.jpg"))
+    gone.unlink()
+    assert run(line) == 3
+    captured = capsys.readouterr()
+    assert "5 images, 1 unreadable" in captured.out
+    assert "000003.jpg: no such file" in captured.err
+    for path in root.rglob("*.jpg"):
+        path.write_bytes(b"")
+    assert run(line) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert "zero bytes" in err
+    assert "none of the 6 images" in err

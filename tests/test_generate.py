@@ -257,7 +257,9 @@ def test_the_progress_bar_shows(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generate_sentences(client(server), VOCABULARY, 3, tmp_path / "r.jsonl", progress=True)
-    assert "3/3" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "3/3" in captured.err
+    assert captured.out == ""
 
 
 def test_bad_arguments(server: Server, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """The command line: ``pvp-fast demo | train | tag | evaluate | sentences | add-category | info``.
 
 Exit codes: 0 all is well, 1 an error (one sentence on stderr), 2 wrong usage, 3 done, but some
-images could not be read, 130 interrupted. Results go to stdout, everything else to stderr.
+images could not be read, 130 interrupted, 141 the reader of stdout went away (``| head``).
+Results go to stdout, everything else to stderr.
 """
 
 from pvp_fast.cli.app import main, run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from pvp_fast.cli import add, demo, evaluate, info, sentences, tag, train
 from pvp_fast.errors import PvpFastError
 
 OK, ERROR, USAGE, SOME_UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
+READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
 
 app = typer.Typer(
     name="pvp-fast",
@@ -57,10 +59,15 @@ def run(argv: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output went away (pvp-fast tag … | head); there is nobody to tell.
-        sys.stderr.close()
-        return ERROR
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader of our output went away (pvp-fast tag … | head), which click turns into an
+        # exit; there is nobody to tell.
+        if not isinstance(error, BrokenPipeError) and not isinstance(
+            error.__context__, BrokenPipeError
+        ):
+            raise
+        _drop_stdout()
+        return READER_GONE
     except Exception as error:
         # click's own exceptions know how to show themselves; typer hides where it keeps click.
         if hasattr(error, "exit_code") and hasattr(error, "show"):
@@ -70,6 +77,14 @@ def run(argv: Sequence[str]) -> int:
             raise
         print(f"pvp-fast: {_sentence(error)}", file=sys.stderr)
         return ERROR
+
+
+def _drop_stdout() -> None:
+    """Send what stdout still buffers nowhere, so that the flush at exit does not fail as well."""
+    if sys.__stdout__ is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.__stdout__.fileno())
+        os.close(nowhere)
 
 
 def _sentence(error: Exception) -> str:

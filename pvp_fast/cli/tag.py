@@ -15,6 +15,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 import typer
 
 from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
     from pvp_fast.tagger import TagResult
@@ -56,17 +57,16 @@ def tag(
 
       pvp-fast tag runs/coco/artifact 'photos/**/*.jpg' --format csv -o tags.csv
     """
-    from pvp_fast.images import find_images
     from pvp_fast.tagger import Tagger
 
-    paths = find_images(images)
     tagger = Tagger.load(artifact, device=pick_device(device))
-    results = tagger.tag(iter(paths), top_k=top_k, threshold=threshold, batch_size=batch_size)
-    bad = 0
+    results = tagger.tag(_paths(images), top_k=top_k, threshold=threshold, batch_size=batch_size)
+    bad = seen = 0
 
     def counted() -> Iterator[TagResult]:
-        nonlocal bad
+        nonlocal bad, seen
         for result in results:
+            seen += 1
             if result.error is not None:
                 bad += 1
                 print(f"pvp-fast: {result.key}: {result.error}", file=sys.stderr)
@@ -74,9 +74,22 @@ def tag(
 
     with _target(output) as stream:
         write_results(counted(), format.value, stream)
+    if not seen:
+        raise InputError(f"images: no image file in {', '.join(images)}")
     if bad:
         progress_console().print(f"{bad} image{'s' * (bad > 1)} could not be read")
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def _paths(images: Iterable[str]) -> Iterator[Path]:
+    """Files to tag; a name that matches nothing is kept, to be reported like any bad image."""
+    from pvp_fast.images import find_images
+
+    for name in images:
+        try:
+            yield from find_images([name])
+        except InputError:
+            yield Path(name)
 
 
 def write_results(results: Iterable[TagResult], format: str, stream: IO[str]) -> None:
@@ -96,17 +109,22 @@ def write_results(results: Iterable[TagResult], format: str, stream: IO[str]) ->
         writer.writerow(["image", "tag", "score", "error"])
         for result in results:
             for t in result.tags:
-                writer.writerow([_plain(result.key), t.name, f"{t.score:.6f}", ""])
+                writer.writerow(
+                    [_plain(result.key, stream), _plain(t.name, stream), f"{t.score:.6f}", ""]
+                )
             if not result.tags:
-                writer.writerow([_plain(result.key), "", "", result.error or ""])
+                error = _plain(result.error or "", stream)
+                writer.writerow([_plain(result.key, stream), "", "", error])
             stream.flush()
     else:
         _table(results, stream)
 
 
-def _plain(key: object) -> str:
-    # File names that are not UTF-8 carry surrogates, which no stream can encode.
-    return str(key).encode("utf-8", "backslashreplace").decode("utf-8")
+def _plain(key: object, stream: IO[str]) -> str:
+    # File names that are not UTF-8 carry surrogates, which no stream can encode; an ASCII
+    # terminal cannot encode any accent.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return str(key).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def _table(results: Iterable[TagResult], stream: IO[str]) -> None:
@@ -119,8 +137,8 @@ def _table(results: Iterable[TagResult], stream: IO[str]) -> None:
         table.add_column(title, overflow="fold")  # a name cut short helps nobody
     for result in results:
         tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
-        cell = Text(f"cannot be read: {result.error}", "red") if result.error else Text(tags)
-        table.add_row(Text(_plain(result.key)), cell)
+        text, style = (f"cannot be read: {result.error}", "red") if result.error else (tags, "")
+        table.add_row(Text(_plain(result.key, stream)), Text(_plain(text, stream), style))
     # A file or pipe has no width: keep each image on one line there.
     Console(file=stream, highlight=False, width=None if stream.isatty() else 4000).print(table)
 

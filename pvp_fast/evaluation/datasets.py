@@ -45,7 +45,7 @@ def _lines(path: Path) -> Iterator[str]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no readable JSON: {error}") from error
 
 
@@ -83,7 +83,9 @@ def read_voc(root: Path, split: str = "test") -> EvalSet:
     rows: dict[str, list[int]] = {}
     for column, path in enumerate(lists):
         for line in _lines(path):
-            image, value = line.split()
+            image, _, value = line.partition(" ")
+            if value.strip() not in ("-1", "0", "1"):
+                raise InputError(f"{path} has the line {line!r}; give an image and -1, 0 or 1")
             rows.setdefault(image, [0] * len(names))[column] = int(value)
     images = sorted(rows)
     paths = tuple(safe_join(root / "JPEGImages", f"{image}.jpg") for image in images)
@@ -103,8 +105,9 @@ def read_coco(root: Path, split: str = "val2014") -> EvalSet:
         paths = tuple(safe_join(root / split, image["file_name"]) for image in images)
         rows = [present[image["id"]] for image in images]
         names = tuple(c["name"] for c in categories)
-    except (KeyError, TypeError) as error:
-        raise InputError(f"instances_{split}.json is not of COCO's format: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        file = root / "annotations" / f"instances_{split}.json"
+        raise InputError(f"{file} is not of COCO's instances format: {error!r}") from error
     return EvalSet(paths, names, _positives(rows, len(categories)))
 
 
@@ -115,13 +118,21 @@ def read_nuswide(root: Path, split: str = "Test") -> EvalSet:
         raise InputError(f"path: {root} has no TrainTestLabels/Labels_*_{split}.txt")
     names = tuple(p.name.removeprefix("Labels_").removesuffix(f"_{split}.txt") for p in files)
     listed = list(_lines(root / "ImageList" / f"{split}Imagelist.txt"))
-    columns = [[int(value) for value in _lines(path)] for path in files]
+    columns = [_zeros_and_ones(path) for path in files]
     for path, column in zip(files, columns, strict=True):
         if len(column) != len(listed):
             raise InputError(f"{path} has {len(column)} labels for {len(listed)} images")
     labels = torch.tensor(columns, dtype=torch.int8).T * 2 - 1
     paths = tuple(safe_join(root / "Flickr", line.replace("\\", "/")) for line in listed)
     return EvalSet(paths, names, labels.contiguous())
+
+
+def _zeros_and_ones(path: Path) -> list[int]:
+    values = list(_lines(path))
+    for number, value in enumerate(values, 1):
+        if value not in ("0", "1"):
+            raise InputError(f"{path}, line {number} is {value[:40]!r}; give 0 or 1")
+    return [int(value) for value in values]
 
 
 READERS: dict[str, tuple[Callable[[Path, str], EvalSet], str]] = {
@@ -141,4 +152,7 @@ def read_dataset(kind: str, path: str | Path, split: str | None = None) -> EvalS
     if kind not in READERS:
         raise InputError(f"kind={kind!r}: use one of {', '.join(READERS)}")
     reader, usual = READERS[kind]
-    return reader(Path(path), usual if split is None else split)
+    found = reader(Path(path), usual if split is None else split)
+    if not found.paths:
+        raise InputError(f"path: {path} lists no image; give a {kind} data set that has some")
+    return found

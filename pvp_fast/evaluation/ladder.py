@@ -60,7 +60,10 @@ def encode_set(
         if progress:
             progress(min(start + batch_size, len(dataset.paths)), len(dataset.paths))
     if not parts:
-        raise InputError("dataset: not one of its images could be read")
+        path, reason = failures[0] if failures else ("dataset", "it lists no image")
+        raise InputError(
+            f"dataset: none of the {len(dataset.paths)} images could be read; {path}: {reason}"
+        )
     return Features(torch.cat(parts), dataset.labels[kept], dataset.names, tuple(failures))
 
 

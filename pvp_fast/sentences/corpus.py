@@ -187,9 +187,10 @@ def build_corpus(
             if vocabulary.label(text) == meaning:
                 add(text, meaning)
     if not texts:
+        origin = f" of {source}" if source else ""
         raise CorpusError(
-            f"none of the {read} sentences mentions a category of {vocabulary}; check that they "
-            "are about these categories, or give the categories synonyms"
+            f"none of the {read} sentences{origin} mentions a category of {vocabulary}; check "
+            "that they are about these categories, or give the categories synonyms"
         )
     return Corpus(tuple(texts), tuple(labels), vocabulary, source)
 

@@ -225,6 +225,7 @@ class _bar:  # noqa: N801
     """A rich progress bar as a context manager that yields ``advance(done)``."""
 
     def __init__(self, total: int, done: int, name: str, shown: bool) -> None:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
         self._progress = Progress(
@@ -232,6 +233,7 @@ class _bar:  # noqa: N801
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
+            console=Console(stderr=True),  # stdout is for the sentences
             disable=not shown,
         )
         self._task = self._progress.add_task(f"sentences by {name}", total=total, completed=done)

@@ -1,9 +1,11 @@
-"""Batched top-k tagging on the CPU against torch and NumPy: D = 512, k = 10, float32 and bfloat16.
+"""Batched top-k tagging on the CPU: ours against torch, NumPy, FAISS and usearch; D = 512, k = 10.
 
-``python benchmarks/bench_topk.py`` prints the table (``--full`` adds C = 1 000 000);
-``pytest benchmarks/bench_topk.py`` times our side with pytest-benchmark and fails if it disagrees
-with NumPy in float64. Packing the class vectors (``TagIndex``) is reported apart. Work per call:
-2 B C D floating-point operations over 4 C D bytes of class vectors.
+``python benchmarks/bench_topk.py --json FILE`` runs the table (``--full`` adds C = 1 000 000;
+``--vectors FILE.npy`` tiles real class vectors with noise instead of random ones). Contenders run
+interleaved in this process, over several sets of queries in turn. FAISS (with and without its BLAS
+path) and usearch take part where they are installed. ``pytest benchmarks/bench_topk.py`` times our
+side with pytest-benchmark. Everything timed is first checked against float64. Packing the class
+vectors is reported apart. Work per call: 2 B C D operations over the bytes of the class vectors.
 """
 
 from __future__ import annotations
@@ -12,105 +14,232 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import machine, race, table
+from common import machine, race, table, write_results
+from peaks import Peaks, measure_peaks
 
 from pvp_fast import TagIndex
 from pvp_fast.topk import TopK
+from pvp_fast.topk_pack import DTYPES
 
-WIDTH, KEPT = 512, 10
+WIDTH, KEPT, QUERY_SETS = 512, 10, 4
 CATEGORIES, BATCHES = (1_000, 10_000, 100_000), (1, 12, 64, 256)
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+
+
+def unit(values: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(values, dim=1)
+
+
+def class_vectors(categories: int, path: Path | None) -> torch.Tensor:
+    """(C, D) unit rows: random, or real ones repeated with noise of a third of their spread."""
+    generator = torch.Generator().manual_seed(categories)
+    if path is None:
+        return unit(torch.randn(categories, WIDTH, generator=generator))
+    real = torch.from_numpy(np.load(path, allow_pickle=False)).float()
+    real = unit(real if real.shape[1] == WIDTH else real.T.contiguous())
+    rows = real[torch.arange(categories) % len(real)]
+    spread = (real - real.mean(0)).norm(dim=1).mean() / WIDTH**0.5
+    noise = torch.randn(categories, WIDTH, generator=generator) * spread / 3
+    return unit(rows + noise)
 
 
 class Problem:
-    """Unit queries and class vectors, and every contender's way to the k best."""
+    """Class vectors of one C and every contender's way to the k best of a batch."""
 
-    def __init__(self, categories: int, batch: int) -> None:
-        generator = torch.Generator().manual_seed(categories + batch)
-        unit = torch.nn.functional.normalize
-        self.w = unit(torch.randn(categories, WIDTH, generator=generator), dim=1)
-        self.x = unit(torch.randn(batch, WIDTH, generator=generator), dim=1)
-        start = time.perf_counter()
-        self.index = TagIndex(self.w, normalize=False)
-        self.pack_ms = 1e3 * (time.perf_counter() - start)
-        self.w16, self.x16 = self.w.bfloat16(), self.x.bfloat16()
+    def __init__(self, w: torch.Tensor) -> None:
+        self.w = w
+        self.indexes: dict[str, TagIndex] = {}
+        self.pack_ms: dict[str, float] = {}
+        for dtype in DTYPES:
+            start = time.perf_counter()
+            self.indexes[dtype] = TagIndex(w, dtype, normalize=False)
+            self.pack_ms[dtype] = 1e3 * (time.perf_counter() - start)
+        self.w16 = w.bfloat16()
+        self.others = {**self._faiss(), **self._usearch()}
 
-    def ours(self) -> TopK:
-        return self.index.topk(self.x, KEPT)
+    def queries(self, batch: int) -> list[torch.Tensor]:
+        """Unit rows near class vectors, as images are near their tags' names."""
+        generator = torch.Generator().manual_seed(batch)
+        sets = []
+        for _ in range(QUERY_SETS):
+            rows = torch.randint(len(self.w), (batch,), generator=generator)
+            noise = torch.randn(batch, WIDTH, generator=generator) / WIDTH**0.5
+            sets.append(unit(self.w[rows] + noise))
+        return sets
 
-    def torch_float32(self) -> object:
-        return torch.topk(self.x @ self.w.T, KEPT)
+    def contenders(self, batch: int) -> dict[str, Callable[[], object]]:
+        sets = self.queries(batch)
+        sets16 = [x.bfloat16() for x in sets]
 
-    def torch_bfloat16(self) -> object:
-        return torch.topk(self.x16 @ self.w16.T, KEPT)
+        def over(call: Callable[[Any], object], inputs: list[Any]) -> Callable[[], object]:
+            turn = cycle(inputs)
+            return lambda: call(next(turn))
 
-    def numpy_float32(self) -> object:
-        scores = self.x.numpy() @ self.w.numpy().T
+        ours = {
+            f"ours {dtype}": over(lambda x, index=index: index.topk(x, KEPT), sets)
+            for dtype, index in self.indexes.items()
+        }
+        return {
+            **ours,
+            "torch float32": over(lambda x: torch.topk(x @ self.w.T, KEPT), sets),
+            "torch bfloat16": over(lambda x: torch.topk(x @ self.w16.T, KEPT), sets16),
+            "NumPy float32": over(self._numpy, [x.numpy() for x in sets]),
+            **{name: over(call, [x.numpy() for x in sets]) for name, call in self.others.items()},
+        }
+
+    def _numpy(self, x: np.ndarray) -> np.ndarray:
+        scores = x @ self.w.numpy().T
         rows = np.arange(len(scores))[:, None]
         best = np.argpartition(scores, -KEPT, axis=1)[:, -KEPT:]
         return best[rows, np.argsort(-scores[rows, best], axis=1, kind="stable")]
 
-    def check(self) -> None:
-        """Ours are the k best of float64 up to float32 rounding, for at most 64 of the rows."""
-        got = self.ours()
-        exact = self.x[:64].double() @ self.w.double().T
+    def _faiss(self) -> dict[str, Callable[[Any], object]]:
+        try:
+            import faiss
+        except ImportError:
+            return {}
+        faiss.omp_set_num_threads(torch.get_num_threads())
+        product = faiss.METRIC_INNER_PRODUCT
+        quantizer = faiss.ScalarQuantizer
+        indexes = {
+            "FAISS flat": faiss.IndexFlatIP(WIDTH),
+            "FAISS SQbf16": faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_bf16, product),
+            "FAISS SQ8": faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_8bit, product),
+        }
+        for index in indexes.values():
+            index.train(self.w.numpy())
+            index.add(self.w.numpy())
+        usual = faiss.cvar.distance_compute_blas_threshold
+
+        def flat(x: np.ndarray, threshold: int) -> object:
+            faiss.cvar.distance_compute_blas_threshold = threshold
+            return indexes["FAISS flat"].search(x, KEPT)
+
+        return {
+            "FAISS flat": lambda x: flat(x, usual),
+            "FAISS flat, BLAS": lambda x: flat(x, 1),
+            "FAISS SQbf16": lambda x: indexes["FAISS SQbf16"].search(x, KEPT),
+            "FAISS SQ8": lambda x: indexes["FAISS SQ8"].search(x, KEPT),
+        }
+
+    def _usearch(self) -> dict[str, Callable[[Any], object]]:
+        try:
+            from usearch.index import MetricKind, search
+        except ImportError:
+            return {}
+        threads = torch.get_num_threads()
+
+        def exact(x: np.ndarray) -> object:
+            return search(self.w.numpy(), x, KEPT, MetricKind.IP, exact=True, threads=threads)
+
+        return {"usearch exact": exact}
+
+    def check(self, batch: int) -> dict[str, float]:
+        """Recall of ours against float64, at most 64 rows; float32 and int8 must agree in bits."""
+        x = self.queries(batch)[0][:64]
+        exact = x.double() @ self.w.double().T
         best = exact.topk(KEPT).values
-        found = exact.gather(1, got.indices[:64])
-        torch.testing.assert_close(found, best, rtol=0, atol=1e-6)
-        torch.testing.assert_close(got.scores[:64].double(), found, rtol=0, atol=1e-6)
+        answers = {dtype: index.topk(x, KEPT) for dtype, index in self.indexes.items()}
+        for got in (answers["float32"], answers["int8"]):
+            torch.testing.assert_close(exact.gather(1, got.indices), best, rtol=0, atol=1e-6)
+        for a, b in zip(answers["float32"], answers["int8"], strict=True):
+            if not torch.equal(a, b):
+                raise AssertionError("int8 differs from float32")
+        wanted = exact.topk(KEPT).indices
+        return {
+            dtype: (got.indices[:, :, None] == wanted[:, None]).any(2).double().mean().item()
+            for dtype, got in answers.items()
+        }
 
 
 @pytest.mark.parametrize("categories", CATEGORIES)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_topk(benchmark: Callable[[Callable[[], TopK]], TopK], categories: int, batch: int) -> None:
-    problem = Problem(categories, batch)
-    problem.check()
-    benchmark(problem.ours)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_topk(
+    benchmark: Callable[[Callable[[], TopK]], TopK], dtype: str, batch: int, categories: int
+) -> None:
+    w = class_vectors(categories, None)
+    index = TagIndex(w, dtype, normalize=False)
+    generator = torch.Generator().manual_seed(batch)
+    x = unit(torch.randn(batch, WIDTH, generator=generator))
+    got = benchmark(lambda: index.topk(x, KEPT))
+    best = (x.double() @ w.double().T).topk(KEPT).values
+    tolerance = 2e-3 if dtype == "bfloat16" else 1e-6
+    torch.testing.assert_close(got.scores.double(), best, rtol=0, atol=tolerance)
 
 
-def measure(categories: int, batch: int, rounds: int) -> list[str]:
-    problem = Problem(categories, batch)
-    problem.check()
-    times = race(
-        {
-            "ours": problem.ours,
-            "torch f32": problem.torch_float32,
-            "torch bf16": problem.torch_bfloat16,
-            "NumPy f32": problem.numpy_float32,
-        },
-        rounds=rounds,
-    )
-    ours = times["ours"]
-    alike = min(times["torch f32"], times["NumPy f32"])
-    operations, size = 2 * batch * categories * WIDTH, 4 * categories * WIDTH
-    return [
-        f"{categories:,}",
-        f"{batch}",
-        *(f"{value:.3f}" for value in times.values()),
-        f"{alike / ours:.2f}",
-        f"{operations / ours / 1e6:.0f}",
-        f"{size / ours / 1e6:.1f}",
-        f"{problem.pack_ms:.1f}",
-    ]
+def measure(problem: Problem, batch: int, rounds: int, peaks: Peaks) -> dict[str, Any]:
+    categories = len(problem.w)
+    recall = problem.check(batch)
+    times = race(problem.contenders(batch), rounds=rounds)
+    operations = 2 * batch * categories * WIDTH
+    share = {}
+    for dtype in DTYPES:
+        seconds = times[f"ours {dtype}"] / 1e3
+        peak = getattr(peaks, dtype)
+        size = BYTES[dtype] * categories * WIDTH
+        share[dtype] = {
+            "gflops": operations / seconds / 1e9,
+            "gb_per_s": size / seconds / 1e9,
+            "of_peak": None if peak is None else operations / seconds / peak,
+            "of_bandwidth": None if peaks.bandwidth is None else size / seconds / peaks.bandwidth,
+        }
+    return {
+        "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
+        "ms": times, "ours": share, "recall": recall, "pack_ms": problem.pack_ms,
+    }  # fmt: skip
+
+
+def show(rows: list[dict[str, Any]]) -> str:
+    """One line a size: milliseconds of all, then ours against the best other of its kind."""
+    names = list(rows[0]["ms"])
+    full = [n for n in names if not n.startswith("ours") and "bf" not in n and "SQ" not in n]
+    header = ["C", "B", *names, "f32: best other / ours", "bf16: torch / ours",
+              "int8: torch bf16 / ours", "bf16 % peak", "bf16 GB/s"]  # fmt: skip
+    body = []
+    for row in rows:
+        ms, bf16 = row["ms"], row["ours"]["bfloat16"]
+        body.append(
+            [
+                f"{row['categories']:,}",
+                f"{row['batch']}",
+                *(f"{ms[name]:.3f}" for name in names),
+                f"{min(ms[name] for name in full) / ms['ours float32']:.2f}",
+                f"{ms['torch bfloat16'] / ms['ours bfloat16']:.2f}",
+                f"{ms['torch bfloat16'] / ms['ours int8']:.2f}",
+                "" if bf16["of_peak"] is None else f"{100 * bf16['of_peak']:.0f}",
+                f"{bf16['gb_per_s']:.0f}",
+            ]
+        )
+    return table(header, body)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="add C = 1 000 000 (about 6 GB)")
+    parser.add_argument("--full", action="store_true", help="add C = 1 000 000 (about 12 GB)")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (median)")
+    parser.add_argument("--vectors", type=Path, help="real class vectors, (C, 512) .npy")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
-    header = ["C", "B", "ours ms", "torch f32", "torch bf16", "NumPy f32"]
-    header += ["best f32 / ours", "GFLOP/s", "GB/s of w", "pack ms"]
-    categories = (*CATEGORIES, 1_000_000) if options.full else CATEGORIES
-    rows = [measure(c, b, options.rounds) for c in categories for b in BATCHES]
-    print(f"D = {WIDTH}, k = {KEPT}, float32; {machine()}\n")
-    print(table(header, rows))
+    peaks = measure_peaks(torch.get_num_threads())
+    rows = []
+    for categories in (*CATEGORIES, 1_000_000) if options.full else CATEGORIES:
+        problem = Problem(class_vectors(categories, options.vectors))
+        rows += [measure(problem, batch, options.rounds, peaks) for batch in BATCHES]
+    print(f"D = {WIDTH}, k = {KEPT}; {machine()}\npeaks: {peaks.to_dict()}\n")
+    print(show(rows))
+    if options.json is not None:
+        data = "random" if options.vectors is None else f"{options.vectors.stem}, tiled with noise"
+        write_results(options.json, {"data": data, "peaks": peaks.to_dict(), "rows": rows})
 
 
 if __name__ == "__main__":

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
+
+from pvp_fast.files import atomic_write
 
 Contender = Callable[[], object]
 
@@ -42,6 +49,23 @@ def machine() -> str:
     except (OSError, StopIteration):
         pass
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def write_results(path: Path, record: Mapping[str, Any]) -> None:
+    """Write a record as JSON, with the command, the commit and the machine that made it."""
+    root = Path(__file__).resolve().parent.parent
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
+    # A script of this folder and its options; the paths of inputs and outputs are the user's own.
+    script = Path(sys.argv[0]).name
+    options = [Path(word).name if "/" in word else word for word in sys.argv[1:]]
+    header = {
+        "command": " ".join(["python", f"benchmarks/{script}", *options]),
+        "commit": commit,
+        "device": machine(),
+    }
+    with atomic_write(path, "w") as stream:
+        json.dump({**header, **record}, stream, indent=1)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:

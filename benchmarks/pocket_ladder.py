@@ -10,16 +10,14 @@ pictograms come from: pvp_fast/pocket/weights/CARD.md.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
 import torch
-from common import machine
+from common import write_results
 
 from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
 from pvp_fast.evaluation.ladder import Features, ladder
-from pvp_fast.files import atomic_write
 from pvp_fast.pocket.train import PocketConfig, PocketTrainer
 from pvp_fast.sentences import grammar_sentences
 
@@ -50,13 +48,7 @@ def main() -> None:
         print(f"\n{style}\n{result.table()}\nat the artifact's thresholds: {result.tagging}")
         results[style] = result.to_dict()
     if options.json:
-        record = {
-            "command": f"python benchmarks/pocket_ladder.py --seeds {options.seeds}",
-            "device": machine(),
-            "styles": results,
-        }
-        with atomic_write(options.json, "w") as stream:
-            json.dump(record, stream, indent=1)
+        write_results(options.json, {"styles": results})
 
 
 if __name__ == "__main__":

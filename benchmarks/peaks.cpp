@@ -1,0 +1,105 @@
+// What this processor can do at most, measured: chains of multiply-adds in registers, and a sum over
+// memory. Built by peaks.py with -march=native; each function runs on `threads` OpenMP threads.
+#include <immintrin.h>
+#include <omp.h>
+
+#include <cstdint>
+
+namespace {
+
+constexpr int kChains = 24;  // as many accumulators as the tiles of csrc/ keep
+
+template <class Step>
+double rate(int threads, double seconds, double per_step, Step step) {
+  double total = 0.0;
+#pragma omp parallel num_threads(threads) reduction(+ : total)
+  {
+    for (int i = 0; i < 200; ++i) step();  // warm up: clocks rise
+#pragma omp barrier
+    const double start = omp_get_wtime();
+    double now = start;
+    int64_t count = 0;
+    while (now - start < seconds) {
+      for (int i = 0; i < 200; ++i) step();
+      count += 200;
+      now = omp_get_wtime();
+    }
+    total += static_cast<double>(count) * per_step / (now - start);
+  }
+  return total;
+}
+
+volatile float sink;
+
+}  // namespace
+
+extern "C" {
+
+// Floating-point operations a second, float32; 0 where the instruction is missing.
+double peak_float32(int threads, double seconds) {
+#if defined(__AVX512F__)
+  return rate(threads, seconds, 64.0 * kChains * 16 * 2, [] {
+    __m512 sums[kChains] = {}, a = _mm512_set1_ps(0.5f), b = _mm512_set1_ps(1e-3f);
+    for (int r = 0; r < 64; ++r) {
+#pragma GCC unroll 24
+      for (int i = 0; i < kChains; ++i) sums[i] = _mm512_fmadd_ps(a, b, sums[i]);
+      asm volatile("" : "+v"(a));
+    }
+    for (int i = 1; i < kChains; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    sink = _mm512_cvtss_f32(sums[0]);
+  });
+#else
+  return 0.0;
+#endif
+}
+
+double peak_bfloat16(int threads, double seconds) {
+#if defined(__AVX512BF16__)
+  return rate(threads, seconds, 64.0 * kChains * 32 * 2, [] {
+    __m512 sums[kChains] = {};
+    __m512i a = _mm512_set1_epi32(0x3f003f00), b = _mm512_set1_epi32(0x3a833a83);
+    for (int r = 0; r < 64; ++r) {
+#pragma GCC unroll 24
+      for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)a, (__m512bh)b);
+      asm volatile("" : "+v"(a));
+    }
+    for (int i = 1; i < kChains; ++i) sums[0] = _mm512_add_ps(sums[0], sums[i]);
+    sink = _mm512_cvtss_f32(sums[0]);
+  });
+#else
+  return 0.0;
+#endif
+}
+
+double peak_int8(int threads, double seconds) {
+#if defined(__AVX512VNNI__)
+  return rate(threads, seconds, 64.0 * kChains * 64 * 2, [] {
+    __m512i sums[kChains] = {}, a = _mm512_set1_epi32(0x01020304), b = _mm512_set1_epi32(0x01010101);
+    for (int r = 0; r < 64; ++r) {
+#pragma GCC unroll 24
+      for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+      asm volatile("" : "+v"(a));
+    }
+    for (int i = 1; i < kChains; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
+    sink = static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sums[0])));
+  });
+#else
+  return 0.0;
+#endif
+}
+
+// Bytes a second read from `size` floats.
+double bandwidth(const float* data, int64_t size, int threads) {
+  double best = 0.0;
+  for (int turn = 0; turn < 5; ++turn) {
+    float total = 0.0f;
+    const double start = omp_get_wtime();
+#pragma omp parallel for simd num_threads(threads) reduction(+ : total) schedule(static)
+    for (int64_t i = 0; i < size; ++i) total += data[i];
+    const double rate = 4.0 * static_cast<double>(size) / (omp_get_wtime() - start);
+    if (rate > best) best = rate;
+    sink = total;
+  }
+  return best;
+}
+}

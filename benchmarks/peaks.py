@@ -1,0 +1,66 @@
+"""The processor's own peaks, measured in this process: what percentages in the tables refer to."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+SOURCE = Path(__file__).with_name("peaks.cpp")
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Operations a second for each dtype (None: no such instruction) and bytes a second."""
+
+    float32: float | None
+    bfloat16: float | None
+    int8: float | None
+    bandwidth: float | None
+
+    def to_dict(self) -> dict[str, float | None]:
+        return {
+            "float32_gflops": _giga(self.float32),
+            "bfloat16_gflops": _giga(self.bfloat16),
+            "int8_gops": _giga(self.int8),
+            "bandwidth_gb": _giga(self.bandwidth),
+        }
+
+
+def _giga(value: float | None) -> float | None:
+    return None if value is None else round(value / 1e9, 1)
+
+
+def measure_peaks(threads: int, seconds: float = 0.3) -> Peaks:
+    """Compile peaks.cpp and run it; all None without g++ or on another kind of processor."""
+    compiler = shutil.which("g++")
+    if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
+        return Peaks(None, None, None, None)
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "peaks.so"
+        flags = [
+            "-O3",
+            "-march=native",
+            "-ffast-math",
+            "-fopenmp",
+            "-shared",
+            "-fPIC",
+            "-std=c++17",
+        ]
+        subprocess.run([compiler, *flags, str(SOURCE), "-o", str(library)], check=True)
+        loaded = ctypes.CDLL(str(library))
+    rates = []
+    for name in ("peak_float32", "peak_bfloat16", "peak_int8"):
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.c_double]
+        rates.append(function(threads, seconds) or None)
+    loaded.bandwidth.restype = ctypes.c_double
+    loaded.bandwidth.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
+    data = np.random.default_rng(0).random(1 << 27, dtype=np.float32)  # 512 MB, beyond any cache
+    return Peaks(*rates, loaded.bandwidth(data.ctypes.data, data.size, threads))

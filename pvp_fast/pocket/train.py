@@ -4,10 +4,10 @@ Symmetric contrastive learning (CLIP, arXiv 2103.00020, section 2.3) on rendered
 sentences that mention exactly their categories. In a batch, pairs of the same category set share
 their target, and a sentence that tells a part of a scene is not its negative. A linear head that
 images and sentences share predicts which categories each mentions; it makes a short training go
-far, and is left behind when the weights are exported. A small term pairs scenes with the bare names
-of their categories, as many captions of the web, CLIP's data, are little more than names. The
-schedule follows the time budget, so a slow machine trains fewer steps, not longer. Resumable; the
-weights that ship are an exponential moving average.
+far, and is left behind when the weights are exported. ``name_weight`` above 0 also pairs scenes
+with the bare names of their categories: zero-shot gains much, and text prompts then gain nothing.
+The schedule follows the time budget, so a slow machine trains fewer steps, not longer. Resumable;
+the weights that ship are an exponential moving average.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class PocketConfig:
     token_dropout: float = 0.03
     ema: float = 0.998
     head_weight: float = 1.0
-    name_weight: float = 0.05
+    name_weight: float = 0.0
     max_steps: int | None = None
     evaluate_every_minutes: float = 3.0
     evaluation_scenes: int = 600
@@ -197,7 +197,7 @@ class PocketTrainer:
         easy = max(0.0, 1 - 4 * progress)
         sentences, sets = self.pairs.draw(config.batch_size, easy)
         template = self.rng.choice(CLIP_TEMPLATES)
-        named = [template.format(name) for name in self.vocabulary.names]
+        named = [template.format(name) for name in self.vocabulary.names if config.name_weight]
         rows = self.tokens.compact(self.tokenize([*sentences, *named]))
         forget = torch.rand(rows.shape, generator=self.generator) < config.token_dropout
         # The end-of-text token stays: it is where the text is pooled.
@@ -208,18 +208,18 @@ class PocketTrainer:
             image = self.model.encode_image(pixels.contiguous(memory_format=torch.channels_last))
             text = self.model.encode_text(rows)
         image, text = (F.normalize(v.float(), dim=-1) for v in (image, text))
-        text, names = text.split([len(sentences), len(named)])
+        names, text = text[len(sentences) :], text[: len(sentences)]
         labels = multi_hot(sets, len(self.vocabulary))
         mentions = sum(
             F.binary_cross_entropy_with_logits(self.head(v), labels.float(), reduction="sum")
             for v in (image, text)
         )
         scale = self.model.logit_scale.exp()
-        return (
-            contrastive_loss(image, text, scale, labels)
-            + config.name_weight * name_loss(image, names, scale, labels)
-            + config.head_weight * mentions / (2 * len(sets))
-        )
+        total = contrastive_loss(image, text, scale, labels)
+        total = total + config.head_weight * mentions / (2 * len(sets))
+        if named:
+            total = total + config.name_weight * name_loss(image, names, scale, labels)
+        return total
 
     def advance(self) -> float:
         """One optimiser step; returns its loss."""

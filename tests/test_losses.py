@@ -181,6 +181,10 @@ def test_bad_arguments_are_named() -> None:
         losses.bce_loss(x, torch.randn(4, 5), torch.zeros(2, 4))
     with pytest.raises(InputError, match="y has shape"):
         losses.bce_loss(x, w, torch.zeros(2, 5))
+    with pytest.raises(InputError, match=r"y is torch.int64: give y\.bool\(\)"):
+        losses.bce_loss(x, w, torch.zeros(2, 4, dtype=torch.int64))
+    with pytest.raises(InputError, match="only -1, 0 and 1"):
+        losses.bce_loss(x, w, torch.full((2, 4), 2, dtype=torch.int8))
     with pytest.raises(InputError, match="reduction"):
         losses.asl_loss(x, w, torch.zeros(2, 4), reduction="median")
     with pytest.raises(BackendError, match="triton"):

@@ -71,8 +71,9 @@ Labels = Tensor | CSRLabels
 def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets (B, C) in the dtype of ``scores``, and the mask of known entries (None = all).
 
-    A signed integer tensor holds partial labels: +1 present, −1 absent, 0 unknown (no loss). All
-    other dtypes hold 0/1 or soft targets in [0, 1].
+    int8 holds partial labels: +1 present, −1 absent, 0 unknown (no loss). bool and uint8 hold 0/1,
+    floats 0/1 or soft targets in [0, 1]. Wider integers are refused: they are most often 0/1, whose
+    zeros would then cost nothing.
 
     Raises:
         InputError: a shape other than that of the scores, or values outside the rules above.
@@ -83,8 +84,13 @@ def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
         raise InputError(
             f"y has shape {tuple(y.shape)}; the scores are (B, C) = {tuple(scores.shape)}"
         )
-    if y.dtype in (torch.int8, torch.int16, torch.int32, torch.int64):
+    if y.dtype in (torch.int16, torch.int32, torch.int64):
+        raise InputError(
+            f"y is {y.dtype}: give y.bool() for labels 0/1, or y.to(torch.int8) for partial labels "
+            "-1/0/1, whose zeros are unknown"
+        )
+    if y.dtype == torch.int8:
         if bool((y.abs() > 1).any()):
-            raise InputError("y: signed integer labels are partial and hold only -1, 0 and 1")
+            raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
         return (y == 1).to(scores.dtype), y != 0
     return y.to(scores.dtype), None

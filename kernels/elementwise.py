@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.aot import AotSpec
+
+from .aot import AotSpec
 
 KINDS = {"asl": 0, "bce": 1, "focal": 2, "siglip": 3}
 # How labels are stored: values in [0, 1]; −1/0/1 with 0 unknown; lists of positives.

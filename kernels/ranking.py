@@ -17,8 +17,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.aot import AotSpec
-from pvp_fast.kernels.elementwise import FLOATS, LISTS, RowSums, label_arguments
+
+from .aot import AotSpec
+from .elementwise import FLOATS, LISTS, RowSums, label_arguments
 
 _DENSE = tl.constexpr(0)
 _PARTIAL = tl.constexpr(1)

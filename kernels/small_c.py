@@ -21,8 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.aot import AotSpec
-from pvp_fast.kernels.elementwise import (
+
+from .aot import AotSpec
+from .elementwise import (
     FLOATS,
     KINDS,
     LISTS,

@@ -234,14 +234,14 @@ def test_a_reader_that_goes_away_ends_the_run_in_silence(artifact, tmp_path):
     program = [sys.executable, "-c", "import pvp_fast.cli as c; c.main()"]
     words = [*program, "tag", str(artifact), *many, "--batch-size", "1", "--threshold", "0"]
     script = f"{shlex.join(words)} | head -1; echo ${{PIPESTATUS[0]}}"
-    root = str(Path(__file__).parent.parent)
-    paths = os.pathsep.join([*sys.path, root])
     done = subprocess.run(
         ["bash", "-c", script],
         capture_output=True,
         text=True,
         timeout=120,
-        env={**os.environ, "PYTHONPATH": paths},
+        # Elsewhere than in a checkout, whose own pvp_fast/ would hide the installed one.
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     first, status = done.stdout.splitlines()
     assert json.loads(first)["image"].endswith("000.jpg")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -328,7 +329,13 @@ def test_another_process_reads_it(tmp_path):
         "print(TagIndex.load(sys.argv[1]).topk(torch.ones(1, 8), 5).indices.tolist())"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Elsewhere than in a checkout, whose own pvp_fast/ would hide the installed one.
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     assert json.loads(result.stdout) == index.topk(torch.ones(1, 8), 5).indices.tolist()
 

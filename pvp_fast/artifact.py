@@ -23,6 +23,7 @@ from torch import Tensor
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.vocabulary import Vocabulary
 
 FORMAT = 1
@@ -30,7 +31,9 @@ TENSORS = "artifact.safetensors"
 MANIFEST = "artifact.json"
 BANKS = ("original", "text_only", "text", "visual")
 ADAPTER = "adapter."
-
+# The local branch, optional: all four or none.
+LOCAL = ("local", "local_ctx", "local_weight", "local_temperature")
+LOCAL_TILE = 128
 
 # What a manifest of the wrong shape or depth, absurd values in it, or a bad file can raise.
 _UNREADABLE = (
@@ -57,7 +60,8 @@ class Artifact:
             transfer), ``text`` g (C, D), ``visual`` v (C, P, D), ``pixels`` (C, P, 3, H, W),
             ``ctx`` (the prompts' context), ``adapter.*``, ``platt`` (C, 2) slope and intercept
             from mixed cosine to probability, ``thresholds`` (C,) probabilities, and optionally
-            ``local`` (C, D).
+            the local branch: ``local`` g' (C, D), ``local_ctx`` (its context), ``local_weight``
+            (C,) share of the local score, ``local_temperature`` (1,) of the spatial softmax.
         config: the training settings. metrics: what training measured.
     """
 
@@ -81,6 +85,40 @@ class Artifact:
         for name, shape in (("thresholds", (count,)), ("platt", (count, 2))):
             if name not in self.tensors or tuple(self.tensors[name].shape) != shape:
                 raise ArtifactError(f"the artifact needs a tensor {name!r} of shape {shape}")
+        self._check_local(count, width)
+
+    def _check_local(self, count: int, width: int) -> None:
+        present = [name for name in LOCAL if name in self.tensors]
+        if not present:
+            return
+        shapes = {"local": (count, width), "local_weight": (count,), "local_temperature": (1,)}
+        for name in LOCAL:
+            if name not in present:
+                raise ArtifactError(f"the artifact has {present[0]!r} but lacks {name!r}")
+            found = tuple(self.tensors[name].shape)
+            if found != shapes.get(name, found):
+                raise ArtifactError(f"tensor {name!r} has shape {found}, not {shapes[name]}")
+        weight, heat = self.tensors["local_weight"], self.tensors["local_temperature"]
+        if not bool(((weight >= 0) & (weight <= 1)).all()):
+            raise ArtifactError("tensor 'local_weight' has values outside 0 to 1")
+        if not bool(((heat > 0) & heat.isfinite()).all()):
+            raise ArtifactError("tensor 'local_temperature' is not a number above 0")
+
+    @property
+    def has_local(self) -> bool:
+        """Whether there is a local branch: then images need region features too."""
+        return "local" in self.tensors
+
+    def local_scores(self, regions: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Local cosines (B, C) of region or token features (B, L, D); see :func:`local_scores`.
+
+        Raises:
+            ArtifactError: the artifact has no local branch.
+        """
+        if not self.has_local:
+            raise ArtifactError("the artifact has no local branch; train with local=True")
+        vectors = self.tensors["local"].to(regions.device)
+        return local_scores(regions, vectors, float(self.tensors["local_temperature"]), mask)
 
     def adapter(self) -> DualAdapter:
         """The dual adapter over the artifact's banks."""
@@ -182,3 +220,33 @@ class Artifact:
 def probability(cosines: Tensor, platt: Tensor) -> Tensor:
     """Calibrated probabilities of mixed cosines (B, C): sigmoid(slope · s + intercept)."""
     return torch.sigmoid(cosines * platt[:, 0] + platt[:, 1])
+
+
+def local_scores(
+    regions: Tensor, vectors: Tensor, temperature: float, mask: Tensor | None = None
+) -> Tensor:
+    """Local cosines (B, C) of features (B, L, D) with g' (C, D): METHOD section 4, unscaled.
+
+    Computed in tiles of one fixed number of categories. That bounds the memory by B·L·128, and
+    keeps every bit of a category's score when others are added behind it: matrix products of
+    another shape may round in another order.
+    """
+    count = len(vectors)
+    if not count:
+        return regions.new_zeros(len(regions), 0)
+    missing = -count % LOCAL_TILE
+    padded = torch.cat([vectors, vectors.new_zeros(missing, vectors.shape[1])])
+    parts = [
+        spatial_softmax_pool(regions, tile, mask, temperature=temperature)
+        for tile in padded.split(LOCAL_TILE)
+    ]
+    return torch.cat(parts, 1)[:, :count]
+
+
+def merge(overall: Tensor, local: Tensor, weight: Tensor) -> Tensor:
+    """Final cosines (B, C): (1 − μ_c) of the whole-image score plus μ_c of the local one.
+
+    Our reading of METHOD section 5's "or a weight": a score standardised over the categories
+    would change with every category that is added.
+    """
+    return (1 - weight) * overall + weight * local

@@ -34,6 +34,13 @@ def region_support(visual: nn.Module) -> str | None:
     return None
 
 
+def require_regions(model: Any, why: str) -> None:
+    """Raise BackboneError, starting with ``why``, unless an open_clip model has region features."""
+    reason = region_support(model.visual)
+    if reason is not None:
+        raise BackboneError(f"{why}, but {reason}")
+
+
 def region_features(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> (B, L, D), row by row over the patch grid, not normalised.
 

@@ -18,6 +18,7 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.backbone import Backbone
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.images import open_image
+from pvp_fast.regions import require_regions
 from pvp_fast.topk import TagIndex
 
 
@@ -53,10 +54,13 @@ class Tagger:
 
     Raises:
         ArtifactError: another backbone.
+        BackboneError: the artifact has a local branch and the backbone has no region features.
     """
 
     def __init__(self, artifact: Artifact, backbone: Backbone) -> None:
         artifact.check_backbone(backbone.fingerprint)
+        if artifact.has_local:
+            require_regions(backbone.model, "the artifact has a local branch")
         self.artifact, self.backbone = artifact, backbone
         self._adapter = artifact.adapter().to(backbone.device)
         platt = artifact.tensors["platt"]
@@ -64,6 +68,11 @@ class Tagger:
         # index ranks the logits of the probabilities.
         with torch.no_grad():
             vectors = self._adapter.class_vectors().cpu() * platt[:, :1]
+        self._local_share: Tensor | None = None
+        if artifact.has_local:
+            weight = artifact.tensors["local_weight"]
+            vectors = vectors * (1 - weight)[:, None]
+            self._local_share = platt[:, 0] * weight
         self._index = TagIndex(vectors, normalize=False)
         self._bias = platt[:, 1].contiguous()
         self._thresholds = artifact.tensors["thresholds"]
@@ -163,26 +172,65 @@ class Tagger:
         if not pixels:
             return []
         with torch.no_grad():
-            z = self.backbone.encode_image(torch.stack(pixels).to(self.backbone.device))
-            return self.tag_features(z, top_k=top_k, threshold=threshold)
+            stacked = torch.stack(pixels).to(self.backbone.device)
+            z = self.backbone.encode_image(stacked)
+            regions = None if self._local_share is None else self.backbone.encode_regions(stacked)
+            return self.tag_features(z, regions, top_k=top_k, threshold=threshold)
 
     @torch.no_grad()
     def tag_features(
-        self, z: Tensor, *, top_k: int | None = 5, threshold: float | None = None
+        self,
+        z: Tensor,
+        regions: Tensor | None = None,
+        *,
+        top_k: int | None = 5,
+        threshold: float | None = None,
     ) -> list[tuple[Tag, ...]]:
-        """Tags from image features (B, D), unit rows, of the same backbone."""
+        """Tags from image features (B, D), unit rows, of the same backbone.
+
+        Args:
+            regions: (B, L, D) from ``backbone.encode_regions``, for an artifact with a local
+                branch.
+
+        Raises:
+            InputError: no regions though there is a local branch, or of another batch.
+        """
         names = self.artifact.vocabulary.names
         least = self._thresholds if threshold is None else torch.tensor(float(threshold))
         cut = torch.logit(least.double()).float().expand(len(names)).contiguous()
         queries = self._adapter.queries(z.to(self.backbone.device)).float().cpu()
-        best = self._index.topk(queries, top_k or len(names), cut, self._bias)
-        chances = torch.sigmoid(best.scores)
+        if self._local_share is None:
+            best = self._index.topk(queries, top_k or len(names), cut, self._bias)
+            scores, indices, counts = best.scores, best.indices, best.counts
+        else:
+            logits = self._merged(queries, regions, self._local_share)
+            logits = logits.masked_fill(logits < cut, -torch.inf)
+            # Stable: of equal scores the lower index comes first, as in the index.
+            order = logits.sort(stable=True, dim=1, descending=True)
+            scores, indices = order.values[:, :top_k], order.indices[:, :top_k]
+            counts = (scores > -torch.inf).sum(1)
+        chances = torch.sigmoid(scores)
         return [
             tuple(Tag(names[c], s, c) for s, c in zip(score[:count], index[:count], strict=True))
             for score, index, count in zip(
-                chances.tolist(), best.indices.tolist(), best.counts.tolist(), strict=True
+                chances.tolist(), indices.tolist(), counts.tolist(), strict=True
             )
         ]
+
+    def _merged(self, queries: Tensor, regions: Tensor | None, share: Tensor) -> Tensor:
+        """Logits (B, C) of both branches. A category's bits do not depend on the others'."""
+        if regions is None or regions.ndim != 3 or len(regions) != len(queries):
+            found = None if regions is None else tuple(regions.shape)
+            raise InputError(
+                f"regions: {found} for {len(queries)} images; this artifact has a local branch, "
+                "give backbone.encode_regions(pixels) of the same images"
+            )
+        count = len(self.artifact.vocabulary)
+        everything = torch.full((count,), -torch.inf)
+        best = self._index.topk(queries, count, everything, self._bias)
+        overall = torch.empty_like(best.scores).scatter_(1, best.indices, best.scores)
+        local = self.artifact.local_scores(regions.to(self.backbone.device)).float().cpu()
+        return overall + local * share
 
     def add_category(
         self,

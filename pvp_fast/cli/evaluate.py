@@ -27,7 +27,7 @@ def evaluate(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
-    """Print the ladder: zero-shot, text prompts, + transfer, + dual adapter (mAP, CF1, OF1).
+    """Print the ladder: zero-shot, text prompts, + transfer, + dual adapter, + local if trained.
 
     With several artifacts (seeds) each number is a mean ± standard deviation. Unreadable images
     are listed on stderr and left out; the exit code is then 3.
@@ -50,7 +50,10 @@ def evaluate(
         artifact.check_backbone(backbone.fingerprint)
     with progress_console().status("encoding images") as status:
         features = encode_set(
-            backbone, evalset, progress=lambda n, of: status.update(f"encoding images {n}/{of}")
+            backbone,
+            evalset,
+            artifacts=loaded,
+            progress=lambda n, of: status.update(f"encoding images {n}/{of}"),
         )
     result = ladder(loaded, features, difficult=difficult)
     typer.echo(result.table())

@@ -47,6 +47,9 @@ def train(
         str | None,
         typer.Option(help="Override steps: N for all, or visual=400,text=200,adapter=300."),
     ] = None,
+    local: Annotated[
+        bool, typer.Option("--local", help="Also train the local branch (tokens and regions).")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     resume: Annotated[
@@ -67,7 +70,7 @@ def train(
     from pvp_fast.training import train as run_training
 
     console = progress_console()
-    config = make_config(preset, seed, steps)
+    config = make_config(preset, seed, steps, local)
     words = read_vocabulary(vocabulary)
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
@@ -85,7 +88,7 @@ def train(
     typer.echo(str(out / "artifact"))
 
 
-def make_config(preset: str, seed: int, steps: str | None) -> TrainConfig:
+def make_config(preset: str, seed: int, steps: str | None, local: bool = False) -> TrainConfig:
     """Settings from a preset's name, a seed and an override such as ``visual=10,text=5``.
 
     Raises:
@@ -96,7 +99,9 @@ def make_config(preset: str, seed: int, steps: str | None) -> TrainConfig:
     if preset not in PRESETS:
         raise InputError(f"--preset {preset!r}: use one of {', '.join(PRESETS)}")
     config = TrainConfig.demo(seed) if preset == "demo" else TrainConfig().with_seed(seed)
-    stages = ("visual", "text", "adapter")
+    config = dataclasses.replace(config, local=local)
+    # What --steps calls a stage, and its section of the configuration.
+    stages = {"visual": "visual", "text": "text", "adapter": "adapter", "local": "local_prompts"}
     for part in (steps or "").split(","):
         if not part.strip():
             continue
@@ -106,7 +111,7 @@ def make_config(preset: str, seed: int, steps: str | None) -> TrainConfig:
                 f"--steps {steps!r}: give a number, or stages such as visual=400,text=200,"
                 "adapter=300"
             )
-        for name in [stage] if equals else stages:
+        for name in [stages[stage]] if equals else stages.values():
             section = getattr(config, name)
             loop = dataclasses.replace(section.loop, steps=int(number))
             config = dataclasses.replace(config, **{name: dataclasses.replace(section, loop=loop)})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, probability
+from pvp_fast.artifact import Artifact, merge, probability
 from pvp_fast.backbone import Backbone
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.evaluation.datasets import EvalSet
@@ -27,23 +27,36 @@ class Features:
     Attributes:
         z: (N, D) unit rows. labels: (N, C) of the images that were read.
         failures: (path, reason) of the others.
+        local: local cosines (N, C) by the version of the artifact whose local branch made them.
     """
 
     z: Tensor
     labels: Tensor
     names: tuple[str, ...]
     failures: tuple[tuple[Path, str], ...]
+    local: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def encode_set(
     backbone: Backbone,
     dataset: EvalSet,
     *,
+    artifacts: Sequence[Artifact] = (),
     batch_size: int = 64,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
-    """Encode every image of a set once."""
+    """Encode every image of a set once.
+
+    Args:
+        artifacts: those with a local branch get their local scores on the way; region features
+            of a whole set are too many to keep.
+
+    Raises:
+        InputError: no image could be read.
+        BackboneError: an artifact has a local branch and the backbone has no region features.
+    """
     parts: list[Tensor] = []
+    near: dict[str, list[Tensor]] = {a.version: [] for a in artifacts if a.has_local}
     kept: list[int] = []
     failures: list[tuple[Path, str]] = []
     for start in range(0, len(dataset.paths), batch_size):
@@ -56,7 +69,13 @@ def encode_set(
                 failures.append((dataset.paths[row], error.reason))
         if pixels:
             with torch.no_grad():
-                parts.append(backbone.encode_image(torch.stack(pixels).to(backbone.device)).cpu())
+                stacked = torch.stack(pixels).to(backbone.device)
+                parts.append(backbone.encode_image(stacked).cpu())
+                if near:
+                    regions = backbone.encode_regions(stacked)
+                    scores = {a.version: a.local_scores(regions) for a in artifacts if a.has_local}
+                    for version, values in scores.items():
+                        near[version].append(values.cpu())
         if progress:
             progress(min(start + batch_size, len(dataset.paths)), len(dataset.paths))
     if not parts:
@@ -64,7 +83,8 @@ def encode_set(
         raise InputError(
             f"dataset: none of the {len(dataset.paths)} images could be read; {path}: {reason}"
         )
-    return Features(torch.cat(parts), dataset.labels[kept], dataset.names, tuple(failures))
+    local = {version: torch.cat(values) for version, values in near.items()}
+    return Features(torch.cat(parts), dataset.labels[kept], dataset.names, tuple(failures), local)
 
 
 @dataclass(frozen=True)
@@ -145,10 +165,12 @@ def ladder(
         difficult: how VOC's label 0 counts (see :mod:`pvp_fast.metrics`).
 
     Raises:
-        InputError: no artifact, or no category in common.
+        InputError: no artifact, no category in common, or local scores that are missing.
     """
     if not artifacts:
         raise InputError("artifacts: give at least one")
+    if len({artifact.has_local for artifact in artifacts}) > 1:
+        raise InputError("artifacts: some have a local branch and some have not; give one kind")
     pairs = match_categories(artifacts[0], features.names)
     if not pairs:
         raise InputError("dataset: it has no category of the artifact's vocabulary")
@@ -160,7 +182,8 @@ def ladder(
     rungs: dict[str, Rung] = {}
     tagging: list[tuple[float, float]] = []
     for artifact in artifacts:
-        for name, scores in _scores(artifact, features.z).items():
+        steps = _scores(artifact, features)
+        for name, scores in steps.items():
             rung = rungs.setdefault(name, Rung(name))
             precision = average_precision(scores[:, rows], labels, difficult=difficult)
             f1 = f1_at_topk(scores[:, rows], labels, 3, difficult=difficult)
@@ -169,7 +192,8 @@ def ladder(
             rung.of1.append(100 * f1.of1)
             for column, value in zip(columns, precision.tolist(), strict=True):
                 rung.per_category[features.names[column]] = 100 * value
-        chances = probability(artifact.adapter()(features.z), artifact.tensors["platt"])[:, rows]
+        final = list(steps.values())[-1]
+        chances = probability(final, artifact.tensors["platt"])[:, rows]
         least = artifact.tensors["thresholds"][rows]
         own = f1_at_threshold(chances, labels, least, difficult=difficult)
         tagging.append((100 * own.cf1, 100 * own.of1))
@@ -186,14 +210,23 @@ def ladder(
     )
 
 
-def _scores(artifact: Artifact, z: Tensor) -> dict[str, Tensor]:
-    """Cosines (N, C) of every rung."""
-    t = artifact.tensors
+def _scores(artifact: Artifact, features: Features) -> dict[str, Tensor]:
+    """Cosines (N, C) of every rung; the last one is what the tagger uses."""
+    t, z = artifact.tensors, features.z
     visual = F.normalize(t["visual"].mean(1), dim=-1)
-    return {
+    steps = {
         "zero-shot CLIP": z @ t["original"].T,
         "pseudo visual prompts": z @ visual.T,
         "text prompts": z @ t["text_only"].T,
         "text prompts + transfer": z @ t["text"].T,
         "+ dual adapter": artifact.adapter()(z),
     }
+    if artifact.has_local:
+        if artifact.version not in features.local:
+            raise InputError(
+                "features: they lack the local scores of an artifact with a local branch; give "
+                "the artifacts to encode_set"
+            )
+        near = features.local[artifact.version]
+        steps["+ local"] = merge(steps["+ dual adapter"], near, t["local_weight"])
+    return steps

@@ -2,6 +2,7 @@
 
 from pvp_fast.training.adapter import AdapterConfig
 from pvp_fast.training.increment import add_category
+from pvp_fast.training.local import LocalPromptConfig
 from pvp_fast.training.loop import LoopConfig
 from pvp_fast.training.pipeline import TrainConfig, train
 from pvp_fast.training.text import TextPromptConfig
@@ -9,6 +10,7 @@ from pvp_fast.training.visual import VisualPromptConfig
 
 __all__ = [
     "AdapterConfig",
+    "LocalPromptConfig",
     "LoopConfig",
     "TextPromptConfig",
     "TrainConfig",

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from pvp_fast.adapters import DualAdapter
-from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.metrics import mean_average_precision
-from pvp_fast.training.features import Sentences, check_loss
+from pvp_fast.training.features import Sentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig
 
 # Mixtures tried at the start; the best on the training sentences' held-out part wins.
@@ -70,12 +69,7 @@ class AdapterStage:
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x, y = self.train.batch(batch)
         scores = self.config.scale * self.module(x)
-        if self.config.loss == "ranking":
-            return {"ranking": ranking_loss_from_scores(scores, y)}
-        from pvp_fast import losses
-
-        loss = getattr(losses, f"{self.config.loss}_loss_from_scores")
-        return {self.config.loss: loss(scores, y, reduction="batchmean")}
+        return {self.config.loss: loss_from_scores(self.config.loss, scores, y)}
 
     @torch.no_grad()
     def _score(self, adapter: DualAdapter) -> float:

@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.artifact import ADAPTER, Artifact
+from pvp_fast.artifact import ADAPTER, Artifact, local_scores, merge
 from pvp_fast.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
+from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
@@ -39,8 +40,9 @@ def add_category(
 ) -> Artifact:
     """A new artifact with one category more; everything already learned keeps every bit.
 
-    The new pseudo visual prompt, the new category's own context (started from the mean of the
-    learned ones) and its mixture are fitted against the frozen rest.
+    The new pseudo visual prompt, the new category's own contexts (started from the mean of the
+    learned ones; a second one with a local branch) and its mixture are fitted against the frozen
+    rest.
 
     Args:
         backbone: the CLIP of the artifact.
@@ -69,16 +71,8 @@ def add_category(
     images = PseudoVisualPrompts(
         1, backbone.image_size, per_category=tensors["visual"].shape[1], seed=seed + new
     ).to(x.device)
-    ctx = tensors["ctx"]
-    specific = ctx.ndim == 3
-    prompts = TextPrompts(
-        backbone, [name], n_ctx=ctx.shape[-2], class_specific=specific, init=None
-    ).to(x.device)
-    if prompts.n_ctx != ctx.shape[-2]:
-        raise InputError(f"name {name!r} is too long for the {ctx.shape[-2]} learned words")
-    with torch.no_grad():
-        prompts.ctx.copy_(ctx.mean(0, keepdim=True) if specific else ctx)
-    prompts.ctx.requires_grad_(specific)
+    prompts = _prompts(backbone, name, tensors["ctx"])
+    specific = prompts.class_specific
 
     visual_bank = F.normalize(tensors["visual"].mean(1), dim=-1).to(x.device)
     text_bank = tensors["text"].to(x.device)
@@ -114,6 +108,10 @@ def add_category(
             beta=float(artifact.adapter().beta.mean()),
         )
         score = adapter(x.cpu())[:, new:]
+        if artifact.has_local:
+            added, near = _local(backbone, artifact, name, corpus.sentences, labels, steps, seed)
+            fresh |= added
+            score = merge(score, near.cpu(), added["local_weight"])
     platt = fit_platt(score, labels[:, new:].cpu())
     fresh["text_only"] = fresh["text"]
     fresh["pixels"] = images.pixels.detach()
@@ -124,8 +122,69 @@ def add_category(
     grown = {k: torch.cat([tensors[k], v.detach().cpu()]) for k, v in fresh.items()}
     state = {k: v for k, v in adapter.state_dict().items() if k not in fresh}
     grown |= {f"{ADAPTER}{k}": v for k, v in state.items()}
-    kept = {k: v for k, v in tensors.items() if k == "ctx" and not specific}
+    # Contexts shared by all categories, and what belongs to none.
+    whole = ("ctx", "local_ctx", "local_temperature")
+    kept = {k: v for k, v in tensors.items() if k in whole and k not in fresh}
     return dataclasses.replace(artifact, vocabulary=vocabulary, tensors={**kept, **grown})
+
+
+def _prompts(backbone: Backbone, name: str, ctx: Tensor) -> TextPrompts:
+    """The new name behind the mean of learned contexts (C, M, W), or behind the shared (M, W)."""
+    specific = ctx.ndim == 3
+    prompts = TextPrompts(
+        backbone, [name], n_ctx=ctx.shape[-2], class_specific=specific, init=None
+    ).to(backbone.device)
+    if prompts.n_ctx != ctx.shape[-2]:
+        raise InputError(f"name {name!r} is too long for the {ctx.shape[-2]} learned words")
+    with torch.no_grad():
+        prompts.ctx.copy_(ctx.mean(0, keepdim=True) if specific else ctx)
+    prompts.ctx.requires_grad_(specific)
+    return prompts
+
+
+def _local(
+    backbone: Backbone,
+    artifact: Artifact,
+    name: str,
+    sentences: Sequence[str],
+    labels: Tensor,
+    steps: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The new category's part of the local branch, and its local cosines (N, 1)."""
+    tensors = artifact.tensors
+    heat = float(tensors["local_temperature"])
+    parts = [sentences[i : i + BATCH] for i in range(0, len(sentences), BATCH)]
+    encoded = [backbone.encode_text_tokens(part) for part in parts]
+    tokens = torch.cat([z.half() for z, _ in encoded])
+    mask = torch.cat([real for _, real in encoded])
+    prompts = _prompts(backbone, name, tensors["local_ctx"])
+    bank = tensors["local"].to(tokens.device)
+    if prompts.class_specific:
+        optimizer = torch.optim.AdamW([prompts.ctx], lr=LR_CTX, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(seed)
+        for step in range(steps):
+            optimizer.param_groups[0]["lr"] = LR_CTX * (1 - step / steps)
+            rows = torch.randint(len(tokens), (BATCH,), generator=generator).to(tokens.device)
+            with torch.enable_grad():
+                w = torch.cat([bank, prompts(backbone)])
+                scores = spatial_softmax_pool(
+                    tokens[rows], w, mask[rows], temperature=heat, scale=SCALE
+                )
+                loss = ranking_loss_from_scores(scores, labels[rows])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    with torch.no_grad():
+        vector = prompts(backbone)
+        near = [
+            local_scores(z.float(), vector, heat, real)
+            for z, real in zip(tokens.split(BATCH), mask.split(BATCH), strict=True)
+        ]
+    added = {"local": vector, "local_weight": tensors["local_weight"].mean()[None]}
+    if prompts.class_specific:
+        added["local_ctx"] = prompts.ctx.detach()
+    return added, torch.cat(near)
 
 
 def _ranking(x: Tensor, w: Tensor, y: Tensor) -> Tensor:

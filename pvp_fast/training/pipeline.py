@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.artifact import ADAPTER, Artifact
+from pvp_fast.artifact import ADAPTER, Artifact, merge
 from pvp_fast.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.regions import require_regions
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
-from pvp_fast.training.features import Sentences
+from pvp_fast.training.features import Sentences, TokenSentences
+from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
@@ -29,16 +31,22 @@ _SECTIONS: dict[str, Any] = {
     "visual": VisualPromptConfig,
     "text": TextPromptConfig,
     "adapter": AdapterConfig,
+    "local_prompts": LocalPromptConfig,
 }
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a whole run; ``held_out`` is the share of sentences kept for judging."""
+    """Settings of a whole run; ``held_out`` is the share of sentences kept for judging.
+
+    ``local`` trains the local branch too, with the settings ``local_prompts``.
+    """
 
     visual: VisualPromptConfig = field(default_factory=VisualPromptConfig)
     text: TextPromptConfig = field(default_factory=TextPromptConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    local_prompts: LocalPromptConfig = field(default_factory=LocalPromptConfig)
+    local: bool = False
     held_out: float = 0.1
     seed: int = 0
 
@@ -49,6 +57,7 @@ class TrainConfig:
             visual=VisualPromptConfig(LoopConfig(steps=120, lr=0.1, batch_size=512, seed=seed)),
             text=TextPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
             adapter=AdapterConfig(LoopConfig(steps=150, lr=1e-3, batch_size=512, seed=seed)),
+            local_prompts=LocalPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
             seed=seed,
         )
 
@@ -100,7 +109,7 @@ def train(
     progress: bool = True,
     resume: bool = True,
 ) -> Artifact:
-    """Run the three stages and save ``out/artifact``.
+    """Run the three stages, and the local branch if asked for, and save ``out/artifact``.
 
     Each stage writes its log and checkpoints under ``out``; called again after an interruption,
     it goes on from the last checkpoint and ends with the same numbers.
@@ -119,8 +128,11 @@ def train(
     Raises:
         InputError: the folder belongs to a run of other settings, corpus or backbone.
         TrainingDiverged: a loss term is not finite.
+        BackboneError: ``config.local`` with a backbone that has no region features.
     """
     config = config or TrainConfig()
+    if config.local:
+        require_regions(backbone.model, "local=True needs region features")
     folder = Path(out)
     _claim(folder, backbone, corpus, config, resume)
 
@@ -159,6 +171,22 @@ def train(
     x, y = judge.all()
     with torch.no_grad():
         scores = adapter.module(x)
+    extra: dict[str, Tensor] = {}
+    if config.local:
+        tokens, token_judge = _token_sentences(cache, backbone, seen, unseen)
+        local = LocalPromptStage(backbone, names, tokens, token_judge, config.local_prompts)
+        metrics["local"] = run_stage(
+            local, config.local_prompts.loop, folder / "local", progress=progress
+        )
+        near, weight = local.held_out_scores(), config.local_prompts.weight
+        share = choose_weight(scores, near, y) if weight is None else weight
+        extra = {
+            "local": local.vectors(),
+            "local_ctx": local.module.ctx.detach(),
+            "local_weight": torch.full((len(names),), share, device=scores.device),
+            "local_temperature": torch.tensor([config.local_prompts.temperature]),
+        }
+        scores = merge(scores, near, extra["local_weight"])
     platt = fit_platt(scores, y)
     tensors: dict[str, Tensor] = {
         "original": original,
@@ -169,6 +197,7 @@ def train(
         "ctx": text.module.prompts.ctx.detach(),
         "platt": platt,
         "thresholds": best_f1_thresholds(scores, y, platt),
+        **extra,
     }
     banks = ("original", "text", "visual")
     state = adapter.module.state_dict()
@@ -189,6 +218,18 @@ def train(
     return artifact
 
 
+def _token_sentences(
+    cache: FeatureCache, backbone: Backbone, *parts: Corpus
+) -> list[TokenSentences]:
+    """Token features of each part; positions that are padding in all its sentences are not kept."""
+    found = []
+    for part in parts:
+        ends = backbone.text_end(backbone.tokenize(part.sentences))
+        tokens, mask = cache.token_features(backbone, part, max_tokens=int(ends.max()) + 1)
+        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device))
+    return found
+
+
 def _claim(
     folder: Path, backbone: Backbone, corpus: Corpus, config: TrainConfig, resume: bool
 ) -> None:
@@ -206,8 +247,10 @@ def _claim(
     if not resume:
         raise InputError(f"out: {folder} already holds a run; give another folder or resume")
     found = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(found.get("config"), dict):  # fields that came later had their defaults
+        found["config"] = TrainConfig.from_dict(found["config"]).to_dict()
     for part, value in run.items():
-        if found.get(part) != json.loads(json.dumps(value)):
+        if json.loads(json.dumps(found.get(part))) != json.loads(json.dumps(value)):
             raise InputError(
                 f"out: {folder} holds a run with another {part}; give another folder, or the "
                 f"same {part} to resume"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -209,11 +210,13 @@ class Tagger:
             order = logits.sort(stable=True, dim=1, descending=True)
             scores, indices = order.values[:, :top_k], order.indices[:, :top_k]
             counts = (scores > -torch.inf).sum(1)
-        chances = torch.sigmoid(scores)
         return [
-            tuple(Tag(names[c], s, c) for s, c in zip(score[:count], index[:count], strict=True))
+            tuple(
+                Tag(names[c], _chance(s), c)
+                for s, c in zip(score[:count], index[:count], strict=True)
+            )
             for score, index, count in zip(
-                chances.tolist(), indices.tolist(), counts.tolist(), strict=True
+                scores.tolist(), indices.tolist(), counts.tolist(), strict=True
             )
         ]
 
@@ -247,6 +250,12 @@ class Tagger:
 
         grown = add_category(self.backbone, self.artifact, name, synonyms, sentences, **options)
         return Tagger(grown, self.backbone)
+
+
+def _chance(logit: float) -> float:
+    # Not torch.sigmoid: it rounds the ends of a tensor differently from its middle, and a tag's
+    # score must not depend on how many categories there are.
+    return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
 
 
 def artifact_path(path: str | os.PathLike[str]) -> Path:

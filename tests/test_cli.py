@@ -35,6 +35,22 @@ def pictures(tmp_path):
     return folder
 
 
+def test_a_local_branch_is_a_rung_and_a_stage_of_steps(tmp_path, pictures, capsys):
+    (tmp_path / "words.txt").write_text("dog\ncat\n", encoding="utf-8")
+    line = ["train", "--vocabulary", str(tmp_path / "words.txt"), "--grammar", "30", "--quiet"]
+    steps = "visual=1,text=1,adapter=1,local=2"
+    assert run([*line, "--local", "--steps", steps, "--out", str(tmp_path / "run")]) == 0
+    rows = (tmp_path / "run" / "local" / "log.csv").read_text().splitlines()
+    assert rows[-1].startswith("2,")
+    path = str(tmp_path / "run" / "artifact")
+    capsys.readouterr()
+    assert run(["evaluate", path, "--dataset", "folder", "--path", str(demo_set())]) == 0
+    assert "+ local" in capsys.readouterr().out
+    assert run(["tag", path, str(pictures), "--threshold", "0"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["tags"]) == 2
+    assert run(["add-category", path, "castle", "--out", str(tmp_path / "more")]) == 0
+
+
 COMMANDS = ["demo", "train", "tag", "evaluate", "sentences", "add-category", "info"]
 
 

@@ -218,12 +218,12 @@ def test_the_ladder_ends_with_what_the_tagger_does(
             assert tag.score == pytest.approx(row[tag.index].item(), abs=1e-4)
     best = tagger.tag(images, top_k=2, threshold=0.0)
     assert [r.tags for r in best] == [r.tags[:2] for r in everything]
-    least = float(expected.median())
+    ranked = sorted(tag.score for result_ in everything for tag in result_.tags)
+    least = (ranked[9] + ranked[10]) / 2
     some = tagger.tag(images, top_k=None, threshold=least)
     kept = [tuple(t for t in r.tags if t.score >= least) for r in everything]
     assert [r.tags for r in some] == kept
-    assert any(kept)
-    assert not all(len(tags) == 4 for tags in kept)
+    assert sum(map(len, kept)) == 10
 
     bare = Features(features.z, features.labels, features.names, ())
     with pytest.raises(InputError, match="encode_set"):

@@ -135,6 +135,14 @@ def test_an_added_category_changes_nothing_else(tagger: Tagger, images: list[Pat
         grown.add_category("castle")
 
 
+def test_a_score_does_not_depend_on_the_number_of_categories(tagger: Tagger) -> None:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.nn.functional.normalize(torch.randn(7, 256, generator=generator), dim=-1)
+    tags = tagger.tag_features(z, top_k=None, threshold=0.0)
+    for k in (1, 2, 3):
+        assert tagger.tag_features(z, top_k=k, threshold=0.0) == [row[:k] for row in tags]
+
+
 def test_a_wrong_backbone_or_argument_is_refused(tagger: Tagger, images: list[Path]) -> None:
     artifact = tagger.artifact
     other = Artifact(

@@ -247,11 +247,20 @@ def _claim(
     if not resume:
         raise InputError(f"out: {folder} already holds a run; give another folder or resume")
     found = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(found.get("config"), dict):  # fields that came later had their defaults
-        found["config"] = TrainConfig.from_dict(found["config"]).to_dict()
+    if isinstance(found.get("config"), dict):
+        found["config"] = _settings(TrainConfig.from_dict(found["config"]))
+    run["config"] = _settings(config)
     for part, value in run.items():
-        if json.loads(json.dumps(found.get(part))) != json.loads(json.dumps(value)):
+        if found.get(part) != value:
             raise InputError(
                 f"out: {folder} holds a run with another {part}; give another folder, or the "
                 f"same {part} to resume"
             )
+
+
+def _settings(config: TrainConfig) -> dict[str, Any]:
+    """What makes a run what it is, as read back from JSON: not the settings of an unused branch."""
+    values: dict[str, Any] = json.loads(json.dumps(config.to_dict()))
+    if not config.local:
+        del values["local_prompts"]
+    return values

@@ -126,10 +126,39 @@ class DualAdapter(nn.Module):
 
     def class_vectors(self) -> torch.Tensor:
         """(C, 2D): the banks under the mixture, in the layout of ``queries``."""
-        alpha, beta = self.alpha[:, None], self.beta[:, None]
-        old = F.normalize(self.class_adapter(self.original), dim=-1)
-        visual = F.normalize(self.visual.mean(dim=1), dim=-1)
-        new = (1 - beta) * self.text + beta * visual
+        return self._mixed(*self._rows())
+
+    @torch.no_grad()
+    def stable_class_vectors(self, tile: int = 128) -> torch.Tensor:
+        """``class_vectors`` in whose rows no bit depends on how many categories there are.
+
+        Products of another shape, and the ends of a tensor, may round differently; so all is
+        computed in padded tiles of one shape. No gradient.
+        """
+        count = len(self.original)
+        parts = []
+        for start in range(0, count, tile):
+            rows = [bank.detach()[start : start + tile] for bank in self._rows()]
+            fill = tile - len(rows[0])
+            padded = [torch.cat([r, r.new_zeros(fill, *r.shape[1:])]) for r in rows]
+            parts.append(self._mixed(*padded))
+        return torch.cat(parts)[:count]
+
+    def _rows(self) -> tuple[torch.Tensor, ...]:
+        """Everything that has one row a category."""
+        return self.original, self.text, self.visual, self.alpha_logit, self.beta_logit
+
+    def _mixed(
+        self,
+        original: torch.Tensor,
+        text: torch.Tensor,
+        visual: torch.Tensor,
+        alpha_logit: torch.Tensor,
+        beta_logit: torch.Tensor,
+    ) -> torch.Tensor:
+        alpha, beta = alpha_logit.sigmoid()[:, None], beta_logit.sigmoid()[:, None]
+        old = F.normalize(self.class_adapter(original), dim=-1)
+        new = (1 - beta) * text + beta * F.normalize(visual.mean(dim=1), dim=-1)
         return torch.cat([(1 - alpha) * old, alpha * new], dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -68,7 +68,7 @@ class Tagger:
         # The calibration is linear in the mixed cosine, so it folds into the class vectors: the
         # index ranks the logits of the probabilities.
         with torch.no_grad():
-            vectors = self._adapter.class_vectors().cpu() * platt[:, :1]
+            vectors = self._adapter.stable_class_vectors().cpu() * platt[:, :1]
         self._local_share: Tensor | None = None
         if artifact.has_local:
             weight = artifact.tensors["local_weight"]

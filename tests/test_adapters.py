@@ -166,3 +166,21 @@ def test_refusals_name_the_argument(change: dict[str, Any], match: str) -> None:
         DualAdapter(**{**good, **change})
     with pytest.raises(InputError, match=r"give \(B, 8\)"):
         DualAdapter(**good)(torch.zeros(2, 7))
+
+
+def test_stable_class_vectors_do_not_depend_on_the_number_of_categories() -> None:
+    generator = torch.Generator().manual_seed(4)
+    bank = F.normalize(torch.randn(21, 64, generator=generator), dim=-1)
+    mix = torch.rand(21, generator=generator)
+
+    def first(count: int) -> DualAdapter:
+        part = bank[:count]
+        adapter = DualAdapter(part, part, part[:, None], alpha=mix[:count], beta=mix[:count])
+        with torch.no_grad():
+            adapter.class_adapter.up.fill_(0.02)
+        return adapter
+
+    whole = first(21).stable_class_vectors(tile=8)
+    torch.testing.assert_close(whole, first(21).class_vectors().detach())
+    for count in range(1, 21):
+        assert torch.equal(first(count).stable_class_vectors(tile=8), whole[:count])

@@ -6,7 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.errors import BackendError, InputError
+from pvp_fast import pooling_ops
+from pvp_fast.errors import InputError
+
+_FUSED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def plain_pool(
+    z: Tensor, w: Tensor, mask: Tensor | None, temperature: float | Tensor, normalize: bool
+) -> Tensor:
+    """The definition in ordinary PyTorch, with (B, L, C) in memory; z and w of one dtype."""
+    if normalize:
+        z, w = F.normalize(z, dim=-1), F.normalize(w, dim=-1)
+    cosines = z @ w.T
+    logits = cosines * temperature
+    if mask is not None:
+        # A finite floor keeps rows without any region free of NaN; their weights are zeroed below.
+        logits = logits.masked_fill(~mask[..., None], torch.finfo(logits.dtype).min)
+    share = logits.softmax(1)
+    if mask is not None:
+        share = share * mask[..., None]
+    return (share * cosines).sum(1)
 
 
 def spatial_softmax_pool(
@@ -26,22 +46,34 @@ def spatial_softmax_pool(
         a = torch.einsum("bld,cd->blc", z, w)
         scores = scale * ((a * temperature).softmax(1) * a).sum(1)
 
+    but (B, L, C) is never in memory, forward or backward: the Triton kernels stream over L with a
+    running maximum, sum and weighted sum, and the PyTorch path takes chunks of images that stay
+    in the cache. The scores are scores like any other, for every ``*_from_scores`` loss::
+
+        loss = asl_loss_from_scores(spatial_softmax_pool(z, w, mask, scale=scale), y)
+
+    which is what pooling fused with a loss means here: its (B, C) scores, a factor L smaller, are
+    in memory; nothing of size (B, L, C) is. float64 takes the plain definition, which has (B, L, C)
+    in memory, and which alone has second derivatives and works in torch.func.grad. Relative errors
+    of the gradients grow as |temperature| · 1e-7.
+
     Args:
-        z: (B, L, D) region or token features. w: (C, D) class vectors.
-        mask: (B, L) bool, True for real regions; a row without any scores 0.
+        z: (B, L, D) region or token features, any float dtype; half precision is evaluated in
+            float32. w: (C, D) class vectors, the same or another dtype.
+        mask: (B, L) bool, True for real regions; what the others hold does not matter and gets
+            gradient 0; a row without any scores 0.
         temperature, scale: numbers or scalar tensors (differentiable).
-        normalize: unit rows of z and w first. Half precision is evaluated in float32.
+        normalize: unit rows of z and w first.
+        backend: "auto" takes Triton where z and w are on a CUDA device, else PyTorch; or "torch",
+            or "triton".
 
     Returns:
-        (B, C) scores.
+        (B, C) scores, float32 (float64 where z is).
 
     Raises:
-        InputError: shapes that do not fit. BackendError: an explicit backend that is not there.
+        InputError: shapes that do not fit, z or w that are not floating point, a temperature of
+            more than one value. BackendError: an explicit backend that is not there.
     """
-    if backend == "triton":
-        raise BackendError("backend='triton': pooling has no fused kernel; use 'auto' or 'torch'")
-    if backend not in ("auto", "torch"):
-        raise InputError(f"backend={backend!r}: use 'auto', 'torch' or 'triton'")
     if z.ndim != 3 or w.ndim != 2 or z.shape[2] != w.shape[1]:
         raise InputError(
             f"z {tuple(z.shape)} and w {tuple(w.shape)} must be (B, L, D) and (C, D) of one width"
@@ -50,17 +82,20 @@ def spatial_softmax_pool(
         raise InputError(
             f"mask must be bool of shape {tuple(z.shape[:2])}, not {mask.dtype} {tuple(mask.shape)}"
         )
-    if z.dtype in (torch.float16, torch.bfloat16):
-        z = z.float()
-    w = w.to(z.dtype)
-    if normalize:
-        z, w = F.normalize(z, dim=-1), F.normalize(w, dim=-1)
-    cosines = z @ w.T
-    logits = cosines * temperature
-    if mask is not None:
-        # A finite floor keeps rows without any region free of NaN; their weights are zeroed below.
-        logits = logits.masked_fill(~mask[..., None], torch.finfo(logits.dtype).min)
-    share = logits.softmax(1)
-    if mask is not None:
-        share = share * mask[..., None]
-    return scale * (share * cosines).sum(1)
+    if not (z.is_floating_point() and w.is_floating_point()):
+        raise InputError(f"z and w must be floating point, not {z.dtype} and {w.dtype}")
+    if isinstance(temperature, Tensor) and temperature.numel() != 1:
+        raise InputError(f"temperature must be one value, not {tuple(temperature.shape)}")
+    triton = pooling_ops.use_triton(backend, z, w)
+    if z.dtype not in _FUSED:
+        if backend == "triton":
+            raise InputError(f"backend='triton' takes float32, float16 and bfloat16, not {z.dtype}")
+        return scale * plain_pool(z, w.to(z.dtype), mask, temperature, normalize)
+    if isinstance(temperature, Tensor):
+        heat = temperature.to(z.device, torch.float32).reshape(())
+    else:
+        heat = torch.full((), temperature, dtype=torch.float32, device=z.device)
+    if w.dtype not in _FUSED:
+        w = w.to(z.dtype)
+    pooled, _ = pooling_ops.pool(z, w, mask, heat, normalize, triton)
+    return scale * pooled

@@ -1,0 +1,67 @@
+"""Spatial softmax pooling and symmetric InfoNCE in NumPy float64, from the formulas."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def unit(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    norm = np.maximum(np.sqrt((rows**2).sum(-1, keepdims=True)), 1e-12)
+    return rows / norm, norm
+
+
+def back_through_norm(grad: np.ndarray, hat: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    return (grad - hat * (grad * hat).sum(-1, keepdims=True)) / norm
+
+
+def pooling(
+    z: np.ndarray,
+    w: np.ndarray,
+    mask: np.ndarray | None,
+    temperature: float,
+    g: np.ndarray,
+    normalize: bool = True,
+) -> tuple[np.ndarray, ...]:
+    """Scores p_bc = Σ_l π a, and the gradients of Σ g · p: dz, dw, dtemperature."""
+    zh, zn = unit(z) if normalize else (z, np.ones_like(z[..., :1]))
+    wh, wn = unit(w) if normalize else (w, np.ones_like(w[..., :1]))
+    scores, dzh, dwh, dt = np.zeros_like(g), np.zeros_like(z), np.zeros_like(w), 0.0
+    for b in range(z.shape[0]):
+        real = np.ones(z.shape[1], bool) if mask is None else mask[b]
+        if not real.any():
+            continue
+        a = zh[b, real] @ wh.T
+        e = np.exp(temperature * a - (temperature * a).max(0))
+        pi = e / e.sum(0)
+        scores[b] = (pi * a).sum(0)
+        # d(Σ π a)/da_l = π_l + T π_l (a_l − Σ π a)
+        da = g[b] * pi * (1 + temperature * (a - scores[b]))
+        dt += (g[b] * pi * (a - scores[b]) * a).sum()
+        dzh[b, real] = da @ wh
+        dwh += da.T @ zh[b, real]
+    if normalize:
+        dzh, dwh = back_through_norm(dzh, zh, zn), back_through_norm(dwh, wh, wn)
+    return scores, dzh, dwh, np.array(dt)
+
+
+def infonce(
+    x: np.ndarray, w: np.ndarray, scale: float, normalize: bool = True
+) -> tuple[np.ndarray, ...]:
+    """(cross-entropy of rows + of columns) / 2 for pairs (i, i); dx, dw, dscale."""
+    xh, xn = unit(x) if normalize else (x, np.ones_like(x[:, :1]))
+    wh, wn = unit(w) if normalize else (w, np.ones_like(w[:, :1]))
+    n = len(x)
+    cosine = xh @ wh.T
+    s = scale * cosine
+    rows = np.exp(s - s.max(1, keepdims=True))
+    rows /= rows.sum(1, keepdims=True)
+    cols = np.exp(s - s.max(0, keepdims=True))
+    cols /= cols.sum(0, keepdims=True)
+    lse_rows = s.max(1) + np.log(np.exp(s - s.max(1, keepdims=True)).sum(1))
+    lse_cols = s.max(0) + np.log(np.exp(s - s.max(0, keepdims=True)).sum(0))
+    loss = (lse_rows + lse_cols - 2 * np.diag(s)).sum() / (2 * n)
+    ds = (rows + cols - 2 * np.eye(n)) / (2 * n)
+    dxh, dwh = scale * ds @ wh, scale * ds.T @ xh
+    if normalize:
+        dxh, dwh = back_through_norm(dxh, xh, xn), back_through_norm(dwh, wh, wn)
+    return np.array(loss), dxh, dwh, np.array((ds * cosine).sum())

@@ -78,13 +78,19 @@ class SplitTagIndex:
         threshold: float | Tensor | None = None,
         bias: Tensor | None = None,
         scale: float = 1.0,
-        **options: Any,
+        *,
+        per_category_threshold: Tensor | None = None,
+        backend: str = "auto",
     ) -> TopK:
-        """As :meth:`TagIndex.topk`; x (B, D), and threshold and bias (C,) over all categories.
+        """As :meth:`TagIndex.topk`; x (B, D), and every vector (C,) over all categories.
 
         The queries are copied to each shard's device; the answer is on the device of x.
         """
-        for name, values in (("threshold", threshold), ("bias", bias)):
+        for name, values in (
+            ("threshold", threshold),
+            ("per_category_threshold", per_category_threshold),
+            ("bias", bias),
+        ):
             if isinstance(values, Tensor) and tuple(values.shape) != (self.categories,):
                 raise InputError(
                     f"{name} has shape {tuple(values.shape)}; give one number per category, "
@@ -98,7 +104,15 @@ class SplitTagIndex:
                     return values
                 return values[start : start + len(shard)].to(shard.device)
 
-            part = shard.topk(x.to(shard.device), k, mine(threshold), mine(bias), scale, **options)
+            part = shard.topk(
+                x.to(shard.device),
+                k,
+                mine(threshold),
+                mine(bias),
+                scale,
+                per_category_threshold=mine(per_category_threshold),
+                backend=backend,
+            )
             parts.append(TopK(*(value.to(x.device) for value in part)))
         return merge(parts, self.offsets[:-1], k)
 
@@ -153,13 +167,16 @@ class ShardedTagIndex:
         threshold: float | Array | None = None,
         bias: Array | None = None,
         scale: float = 1.0,
-        **options: Any,
+        *,
+        per_category_threshold: Array | None = None,
+        backend: str = "auto",
     ) -> TopK:
         """The k best of all ranks' categories, by global index, the same on every rank.
 
         Args:
             x: (B, D) float32, the same queries on every rank.
-            threshold, bias: as :meth:`TagIndex.topk`; vectors are (C_r,), this rank's part.
+            threshold, bias, scale, per_category_threshold, backend: as :meth:`TagIndex.topk`;
+                vectors are (C_r,), this rank's part.
 
         Raises:
             InputError: some rank's arguments or scores cannot be used (NaN), or B or k differ
@@ -167,7 +184,17 @@ class ShardedTagIndex:
         """
         # More than the largest shard's size adds nothing to any rank's answer.
         most = min(k, max(self.sizes)) if isinstance(k, int) and k > 0 else k
-        part = self._together(lambda: self.index.topk(x, most, threshold, bias, scale, **options))
+        part = self._together(
+            lambda: self.index.topk(
+                x,
+                most,
+                threshold,
+                bias,
+                scale,
+                per_category_threshold=per_category_threshold,
+                backend=backend,
+            )
+        )
         calls = self._gather(torch.tensor([part.scores.shape[0], int(k)])).tolist()
         if any(call != calls[0] for call in calls):
             raise InputError(f"the ranks called topk with different (B, k): {calls}")

@@ -39,6 +39,8 @@ def test_shards_of_one_process(k, sizes):
     assert len(split) == len(whole)
     for arguments in ((), (0.5,), (lowest, bias), (None, bias, 2.0)):
         assert same(split.topk(x, k, *arguments), whole.topk(x, k, *arguments))
+    both = {"per_category_threshold": lowest, "bias": bias, "scale": 2.0}
+    assert same(split.topk(x, k, 0.5, **both), whole.topk(x, k, 0.5, **both))
 
 
 def test_shards_that_do_not_fit():
@@ -49,6 +51,8 @@ def test_shards_that_do_not_fit():
     split = SplitTagIndex([TagIndex(torch.ones(2, 2)), TagIndex(torch.ones(1, 2))])
     with pytest.raises(InputError, match=r"bias has shape \(2,\).*\(3,\)"):
         split.topk(torch.ones(1, 2), 1, bias=torch.ones(2))
+    with pytest.raises(InputError, match=r"per_category_threshold has shape \(4,\).*\(3,\)"):
+        split.topk(torch.ones(1, 2), 1, per_category_threshold=torch.ones(4))
 
 
 def test_without_a_process_group():
@@ -75,6 +79,11 @@ def worker(rank, folder):
         results[f"plain {k}"] = same(index.topk(x, k), whole.topk(x, k))
         results[f"sharded {k}"] = same(
             index.topk(x, k, lowest[rows], bias[rows]), whole.topk(x, k, lowest, bias)
+        )
+        part = {"per_category_threshold": lowest[rows], "bias": bias[rows], "scale": 2.0}
+        both = {"per_category_threshold": lowest, "bias": bias, "scale": 2.0}
+        results[f"sharded minima {k}"] = same(
+            index.topk(x, k, 0.5, **part), whole.topk(x, k, 0.5, **both)
         )
     wrong = bias[rows].clone()
     if rank == 1:

@@ -34,6 +34,7 @@ volatile float sink;
 // Accumulators the compiler must believe to differ: else one chain stands in for all of them.
 template <class V>
 void make_distinct(V (&sums)[kChains]) {
+#pragma GCC unroll 24
   for (V& sum : sums) asm volatile("" : "+v"(sum));
 }
 
@@ -86,9 +87,13 @@ double peak_int8(int threads, double seconds) {
     make_distinct(sums);
     for (int r = 0; r < 64; ++r) {
 #pragma GCC unroll 24
-      for (int i = 0; i < kChains; ++i) sums[i] = _mm512_dpbusd_epi32(sums[i], a, b);
+      for (int i = 0; i < kChains; ++i) {
+        // As asm: with the intrinsic GCC 12 spills the accumulators.
+        asm volatile("vpdpbusd %2, %1, %0" : "+v"(sums[i]) : "v"(a), "v"(b));
+      }
       asm volatile("" : "+v"(a));
     }
+#pragma GCC unroll 24
     for (int i = 1; i < kChains; ++i) sums[0] = _mm512_add_epi32(sums[0], sums[i]);
     sink = static_cast<float>(_mm_cvtsi128_si32(_mm512_castsi512_si128(sums[0])));
   });

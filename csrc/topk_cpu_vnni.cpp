@@ -11,7 +11,11 @@ struct int8 : avx512, bound_finish {
   static sum zero() { return _mm512_setzero_si512(); }
   static columns load_columns(const uint32_t* from) { return _mm512_loadu_si512(from); }
   static query load_query(uint32_t bits) { return _mm512_set1_epi32(static_cast<int>(bits)); }
-  static sum step(query x, columns w, sum s) { return _mm512_dpbusd_epi32(s, x, w); }
+  // As asm: GCC 12 keeps accumulators of the intrinsic in two places and spills most of them.
+  static sum step(query x, columns w, sum s) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(s) : "v"(x), "v"(w));
+    return s;
+  }
   static __m512 to_float(sum s, const uint32_t* offsets) {
     return _mm512_cvtepi32_ps(_mm512_sub_epi32(s, _mm512_loadu_si512(offsets)));
   }

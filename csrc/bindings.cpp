@@ -82,11 +82,13 @@ int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
              int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
              double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
              int threads, const std::string& isa, std::uintptr_t scores, std::uintptr_t indices,
-             std::uintptr_t counts, const std::string& dtype, std::uintptr_t vectors) {
+             std::uintptr_t counts, const std::string& dtype, std::uintptr_t vectors,
+             std::uintptr_t centre) {
   topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories, k,
                                 threshold, thresholds, bias, scale, threads);
   query.type = read_type(dtype);
   query.vectors = pointer<const float>(vectors, "vectors", query.type != scalar::int8);
+  query.centre = pointer<const float>(centre, "centre", true);
   check(query.type != scalar::int8 || width <= kInt8Width, "width is too large for int8");
   const topk_result result = read_result(scores, indices, counts, rows == 0);
   const py::gil_scoped_release unlocked;
@@ -149,6 +151,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("threshold"), py::arg("thresholds"), py::arg("bias"), py::arg("scale"),
         py::arg("threads"), py::arg("isa"), py::arg("scores"), py::arg("indices"),
         py::arg("counts"), py::arg("dtype") = "float32", py::arg("vectors") = 0,
+        py::arg("centre") = 0,
         "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");

@@ -17,12 +17,12 @@
 // with denormals counted as zero, inputs and results, here and in value. Again the same bits on
 // every path.
 //
-// int8: w and x are rounded to 8 bits row by row. From the lengths of what the rounding left out
-// follows an upper bound of every value; a category is rescored in float32 when its bound reaches
-// the running k-th best value and the thresholds. So no kept category can be missed, and the result
-// is that of float32, bit for bit:
-//
-//     x = t p + u,  w = s q + r:   |<x, w> - t s <p, q>| <= |t p| |r| + |u| |w|  (+ rounding)
+// int8: w and x are rounded to 8 bits row by row, both without their part along the centre of the
+// class vectors. From the lengths of what the rounding left out follow an upper and a lower bound of
+// every value (topk_int8.h). A category whose upper bound is below k lower bounds, or below the
+// thresholds, is out; the others are scored in float32, those with the largest bounds first, until
+// no bound reaches the k-th best. So no kept category can be missed, and the result is that of
+// float32, bit for bit.
 //
 // Kept: the k largest values with value >= threshold and value >= thresholds[c], ordered by
 // descending value, equal values by ascending category. No (rows, categories) array is written.
@@ -56,9 +56,10 @@ constexpr int64_t step_count(scalar type, int64_t width) {
   return type == scalar::float32 ? width : type == scalar::bfloat16 ? (width + 1) / 2 : (width + 3) / 4;
 }
 
-// Rows of kLanes words that follow the steps of an int8 panel: 128 * sum(q) as int32, then s, |r|
-// and |w| as float32, lengths rounded upwards; infinity makes the category always be rescored.
-constexpr int64_t kInt8Stats = 4;
+// Rows of kLanes words that follow the steps of an int8 panel: 128 * sum(q) as int32, then as float32
+// s, |r|, |w - m| and <m, w - m> (topk_int8.h). Lengths are rounded upwards and at least 1e-37;
+// infinity makes the category always be rescored.
+constexpr int64_t kInt8Stats = 5;
 
 // Most width for int8: 255 * 127 * width must fit an int32.
 constexpr int64_t kInt8Width = 65536;
@@ -75,6 +76,7 @@ struct topk_query {
   int threads;              // upper bound; small work takes fewer
   scalar type = scalar::float32;
   const float* vectors = nullptr;  // int8: (categories, width) contiguous, to rescore with
+  const float* centre = nullptr;   // int8: m (width), or nullptr for zero
 };
 
 struct topk_result {

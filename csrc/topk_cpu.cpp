@@ -9,10 +9,13 @@
 #include <cfenv>
 #include <cmath>
 #include <cstring>
-#include <limits>
+#include <functional>
+#include <iterator>
 #include <stdexcept>
 
 #include "topk.h"
+#include "topk_heap.h"
+#include "topk_int8.h"
 #include "topk_tile.h"
 
 #if defined(_OPENMP)
@@ -25,53 +28,12 @@ namespace {
 static_assert(kTileLanes == kLanes, "one panel layout serves every path");
 
 constexpr int64_t kBlockRows = 240;
+constexpr int64_t kFewRows = 32;             // in a block, they hide the reading of the panels
 constexpr int64_t kWaveRows = 4080;          // with kWaveEntries: bounds the scratch memory
 constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before splitting
 constexpr int64_t kThreadWork = 1 << 18;     // multiply-adds that repay waking one more thread
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-struct entry {
-  float value;
-  int64_t category;
-};
-
-bool better(const entry& a, const entry& b) {
-  return a.value > b.value || (a.value == b.value && a.category < b.category);
-}
-
-// The k best so far of one row and split: a heap with the worst at the front once full.
-struct row_state {
-  entry* heap;
-  int64_t count;
-  int64_t capacity;
-  float floor;  // the scalar threshold
-
-  void push(entry candidate, float& cut) {
-    if (count < capacity) {
-      heap[count++] = candidate;
-      if (count < capacity) return;
-      std::make_heap(heap, heap + count, better);
-    } else {
-      // Categories come in ascending order: an equal value is always the worse one.
-      if (!(candidate.value > heap[0].value)) return;
-      replace_worst(candidate);
-    }
-    cut = std::max(floor, std::nextafter(heap[0].value, kInfinity));
-  }
-
-  void replace_worst(entry candidate) {
-    int64_t hole = 0;
-    for (;;) {
-      int64_t child = 2 * hole + 1;
-      if (child >= count) break;
-      if (child + 1 < count && better(heap[child], heap[child + 1])) ++child;
-      if (!better(candidate, heap[child])) break;
-      heap[hole] = heap[child];
-      hole = child;
-    }
-    heap[hole] = candidate;
-  }
-};
+constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
+constexpr int64_t kLeastWaiting = 128;
 
 // Default rounding for the scope, and denormals as the contract has them: the caller may run with
 // flush-to-zero, and bfloat16 needs it.
@@ -174,50 +136,6 @@ uint32_t to_bfloat16(float value) {
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-// A query rounded to 8 bits, and what bounds the error of that.
-struct rounded_row {
-  float step;    // t
-  float length;  // |t p|, rounded upwards
-  float error;   // |u| and the float32 rounding of both ways to the score, rounded upwards
-};
-
-constexpr float kSmallest8 = 1e-15f, kLargest8 = 1e15f;  // magnitudes that are quantised at all
-
-// to[i * stride]: four values of the row, each + 128.
-rounded_row round_row(const float* row, int64_t width, uint32_t* to, int64_t stride) {
-  float largest = 0.0f;
-  bool finite = true;
-  for (int64_t d = 0; d < width; ++d) {
-    finite = finite && std::isfinite(row[d]);
-    largest = std::max(largest, std::fabs(row[d]));
-  }
-  const bool usable = finite && (largest == 0.0f || (largest >= kSmallest8 && largest <= kLargest8));
-  const double t = usable ? static_cast<double>(largest / 127.0f) : 0.0;
-  const double inverse = t > 0.0 ? 1.0 / t : 0.0;
-  double kept = 0.0, left = 0.0, all = 0.0;
-  for (int64_t i = 0; i < step_count(scalar::int8, width); ++i) {
-    uint32_t word = 0;
-    for (int64_t j = 0; j < 4; ++j) {
-      const int64_t d = 4 * i + j;
-      double p = 0.0;
-      if (usable && d < width) {
-        const double value = row[d];
-        p = std::clamp(std::nearbyint(value * inverse), -127.0, 127.0);
-        kept += (t * p) * (t * p);
-        left += (value - t * p) * (value - t * p);
-        all += value * value;
-      }
-      word |= static_cast<uint32_t>(static_cast<int>(p) + 128) << (8 * j);
-    }
-    to[i * stride] = word;
-  }
-  if (!usable) return {0.0f, kInfinity, kInfinity};
-  constexpr double kUp = 1.0 + 0x1p-20;
-  const double rounding = static_cast<double>(width + 16) * 0x1p-23;
-  return {static_cast<float>(t), static_cast<float>(kUp * std::sqrt(kept)),
-          static_cast<float>(kUp * (std::sqrt(left) + rounding * std::sqrt(all)))};
-}
-
 // Rows [begin, end) of x to [tile][steps][rows of the tile], for float32 and bfloat16.
 void pack_rows(const matrix& x, scalar type, int64_t begin, int64_t end, uint32_t* to) {
   const int64_t rows = end - begin;
@@ -253,23 +171,18 @@ wave_plan plan_wave(const topk_query& q, int64_t first) {
   plan.rows = std::min(most, q.x.rows - first);
   plan.tiles = ceil_div(plan.rows, kTileRows);
   plan.blocks = ceil_div(plan.rows, kBlockRows);
-  const int64_t panels = panel_count(q.categories);
+  plan.splits = 1;
   const double work = static_cast<double>(plan.rows) * static_cast<double>(q.categories) *
                       static_cast<double>(std::max<int64_t>(q.x.columns, 16));
   plan.threads = static_cast<int>(
       std::clamp(work / static_cast<double>(kThreadWork), 1.0, static_cast<double>(q.threads)));
-  // Two items a thread balance uneven progress; a single thread gains nothing from splits.
-  const int64_t wanted = plan.threads == 1 ? 1 : ceil_div(2 * plan.threads, plan.blocks);
-  plan.splits = std::clamp<int64_t>(wanted, 1, panels);
+  if (plan.threads == 1) return plan;
+  // Two items a thread balance uneven progress. Blocks first: every split finds its cut anew.
+  const int64_t items = 2 * plan.threads;
+  plan.blocks = std::max(plan.blocks, std::min(items, plan.rows / kFewRows));
+  plan.splits = std::clamp<int64_t>(ceil_div(items, plan.blocks), 1, panel_count(q.categories));
   return plan;
 }
-
-// Candidates of one row and split that wait for their float32 score.
-struct waiting_list {
-  int count = 0;
-  float bounds[kRescored];
-  int64_t categories[kRescored];
-};
 
 class wave {
  public:
@@ -284,14 +197,20 @@ class wave {
     heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
     states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
     cuts_.assign(states_.size(), q_.threshold);
+    shared_cuts_ = std::vector<std::atomic<float>>(static_cast<size_t>(plan_.rows));
+    for (std::atomic<float>& cut : shared_cuts_) cut.store(q_.threshold, std::memory_order_relaxed);
     first_nan_.store(plan_.rows);
     if (q_.type == scalar::int8) {
       const size_t rows = static_cast<size_t>(plan_.rows);
       rows_.resize(rows * static_cast<size_t>(q_.x.columns));
-      row_scale_.resize(rows);
-      row_length_.resize(rows);
-      row_error_.resize(rows);
-      waiting_.resize(states_.size());
+      for (std::vector<float>* part : {&row_scale_, &row_offset_, &row_shift_, &row_length_,
+                                       &row_error_, &row_slack_}) {
+        part->resize(rows);
+      }
+      lists_.resize(states_.size());
+      lows_.resize(heaps_.size());
+      most_waiting_ = std::clamp(4 * plan_.capacity, kLeastWaiting, kMostWaiting);
+      waiting_.resize(states_.size() * static_cast<size_t>(most_waiting_));
     }
     // The last panel may be part empty: its bias and thresholds are read from padded copies.
     const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
@@ -332,7 +251,7 @@ class wave {
 #endif
       for (int64_t item = 0; item < items; ++item) scan(item % plan_.blocks, item / plan_.blocks);
 #if defined(_OPENMP)
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 4)
 #endif
       for (int64_t row = 0; row < plan_.rows; ++row) finish(row);
     }
@@ -347,16 +266,19 @@ class wave {
   }
 
   void round_tile(int64_t begin, int64_t end, uint32_t* to) {
-    const float factor = std::fabs(q_.scale);
+    query_rounder round(q_.centre, q_.x.columns, q_.scale);
     for (int64_t row = begin; row < end; ++row) {
       float* copy = rows_.data() + row * q_.x.columns;
       const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
       for (int64_t d = 0; d < q_.x.columns; ++d) copy[d] = from[d * q_.x.column_stride];
-      const rounded_row rounded = round_row(copy, q_.x.columns, to + (row - begin), end - begin);
+      const rounded_row rounded = round(copy, to + (row - begin), end - begin);
       const size_t at = static_cast<size_t>(row);
-      row_scale_[at] = q_.scale * rounded.step;
-      row_length_[at] = factor * rounded.length;
-      row_error_[at] = factor * rounded.error;
+      row_scale_[at] = rounded.step;
+      row_offset_[at] = rounded.offset;
+      row_shift_[at] = rounded.shift;
+      row_length_[at] = rounded.length;
+      row_error_[at] = rounded.error;
+      row_slack_[at] = rounded.slack;
     }
   }
 
@@ -365,12 +287,17 @@ class wave {
     const int64_t last_tile = part(plan_.tiles, plan_.blocks, block + 1);
     for (int64_t row = tile_begin(first_tile); row < tile_begin(last_tile); ++row) {
       const size_t at = slot(split, row);
-      states_[at] = {heaps_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity,
-                     q_.threshold};
+      states_[at] = {heaps_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity};
+      cuts_[at] = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
+      if (q_.type == scalar::int8) {
+        lists_[at] = {lows_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity,
+                      waiting_.data() + at * static_cast<size_t>(most_waiting_), 0};
+      }
     }
     const int64_t panels = panel_count(q_.categories);
     const int64_t last_panel = part(panels, plan_.splits, split + 1);
     float values[kTileRows * kLanes];
+    float lows[kTileRows * kLanes];
     uint32_t masks[kTileRows];
     for (int64_t p = part(panels, plan_.splits, split); p < last_panel; ++p) {
       const bool tail = p + 1 == panels;
@@ -384,6 +311,7 @@ class wave {
       args.thresholds =
           tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
       args.values = values;
+      args.lows = lows;
       args.masks = masks;
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
@@ -392,63 +320,84 @@ class wave {
         args.cut = cuts_.data() + slot(split, row);
         if (q_.type == scalar::int8) {
           args.row_scale = row_scale_.data() + row;
+          args.row_offset = row_offset_.data() + row;
+          args.row_shift = row_shift_.data() + row;
           args.row_length = row_length_.data() + row;
           args.row_error = row_error_.data() + row;
-          args.slack = 1e-37f * (1.0f + std::fabs(q_.scale));
+          args.row_slack = row_slack_.data() + row;
         }
         std::fill(masks, masks + args.rows, 0u);
         if ((path_.tile(args) & valid) == 0) continue;
         for (int r = 0; r < args.rows; ++r) {
           const uint32_t mask = masks[r] & valid;
           if (q_.type == scalar::int8) {
-            wait(split, row + r, p * kLanes, values + r * kLanes, mask);
+            wait(split, row + r, p * kLanes, args, r, mask);
           } else {
             collect(split, row + r, p * kLanes, values + r * kLanes, mask);
           }
         }
       }
     }
-    if (q_.type != scalar::int8) return;
-    for (int64_t row = tile_begin(first_tile); row < tile_begin(last_tile); ++row) rescore(split, row);
   }
 
-  // Candidates whose upper bound passed are rescored a few at a time: their chains run side by side,
-  // and a rising cut drops some of them first.
-  void wait(int64_t split, int64_t row, int64_t category, const float* bounds, uint32_t mask) {
-    waiting_list& list = waiting_[slot(split, row)];
+  // Adds the categories of a mask, whose upper bounds reach the cut, to a short list.
+  void wait(int64_t split, int64_t row, int64_t category, const tile_args& tile, int tile_row,
+            uint32_t mask) {
+    const size_t at = slot(split, row);
+    short_list& list = lists_[at];
+    const float* bounds = tile.values + tile_row * kLanes;
+    const float* lows = tile.lows + tile_row * kLanes;
     for (; mask != 0; mask &= mask - 1) {
       const int lane = lowest_bit(mask);
-      list.bounds[list.count] = bounds[lane];
-      list.categories[list.count++] = category + lane;
-      if (list.count == kRescored) rescore(split, row);
+      const float bound = std::isnan(bounds[lane]) ? kInfinity : bounds[lane];
+      if (bound < cuts_[at]) continue;  // it rose since the tile was computed
+      list.waiting[list.count++] = {bound, category + lane};
+      const float low = lows[lane];
+      if (low >= tile.thresholds[lane] && low > -kInfinity && low >= q_.threshold) {
+        if (list.add_low(low)) raise_cut(at, row, list.lows[0], list.lows[0]);
+      }
+      if (list.count == most_waiting_) shorten(split, row);
     }
   }
 
-  void rescore(int64_t split, int64_t row) {
+  // Makes room in a short list: by its cut, or where that leaves much, by exact values.
+  void shorten(int64_t split, int64_t row) {
     const size_t at = slot(split, row);
-    waiting_list& list = waiting_[at];
-    const float* vectors[kRescored];
-    int64_t categories[kRescored];
-    int count = 0;
-    for (int i = 0; i < list.count; ++i) {
-      if (list.bounds[i] < cuts_[at]) continue;
-      categories[count] = list.categories[i];
-      vectors[count++] = q_.vectors + list.categories[i] * q_.x.columns;
-    }
-    list.count = 0;
-    if (count == 0) return;
-    float dots[kRescored];
-    path_.rescore(rows_.data() + row * q_.x.columns, vectors, count, q_.x.columns, dots);
-    for (int i = 0; i < count; ++i) {
-      const float value =
-          std::fma(q_.scale, dots[i], q_.bias ? q_.bias[categories[i]] : 0.0f);
-      if (std::isnan(value)) {
-        report_nan(row);
-        continue;
+    short_list& list = lists_[at];
+    list.drop_below(cuts_[at]);
+    if (4 * list.count < 3 * most_waiting_) return;
+    row_state& best = states_[at];
+    rescore(row, list.waiting, list.count, best);
+    list.count = list.low_count = 0;
+    for (int64_t i = 0; i < best.count; ++i) list.add_low(best.heap[i].value);
+    if (best.full()) raise_cut(at, row, list.lows[0], list.lows[0]);
+  }
+
+  // Merges the float32 values of candidates into the best, those with the largest bounds first; ends
+  // when no bound left reaches the worst of the best. The candidates are reordered.
+  void rescore(int64_t row, candidate* candidates, int64_t count, row_state& best) {
+    std::make_heap(candidates, candidates + count, by_bound{});
+    const float* x = rows_.data() + row * q_.x.columns;
+    while (count > 0 && !(best.full() && candidates[0].bound < best.heap[0].value)) {
+      int64_t categories[kRescored];
+      const float* vectors[kRescored];
+      const int taken = static_cast<int>(std::min<int64_t>(count, kRescored));
+      for (int i = 0; i < taken; ++i) {
+        categories[i] = candidates[0].category;
+        vectors[i] = q_.vectors + categories[i] * q_.x.columns;
+        std::pop_heap(candidates, candidates + count--, by_bound{});
       }
-      if (value < cuts_[at]) continue;
-      if (q_.thresholds && value < q_.thresholds[categories[i]]) continue;
-      states_[at].push({value, categories[i]}, cuts_[at]);
+      float dots[kRescored];
+      path_.rescore(x, vectors, taken, q_.x.columns, dots);
+      for (int i = 0; i < taken; ++i) {
+        const int64_t category = categories[i];
+        const float value = std::fma(q_.scale, dots[i], q_.bias ? q_.bias[category] : 0.0f);
+        if (std::isnan(value)) {
+          report_nan(row);
+        } else if (value >= q_.threshold && !(q_.thresholds && value < q_.thresholds[category])) {
+          best.merge({value, category});
+        }
+      }
     }
   }
 
@@ -460,8 +409,20 @@ class wave {
         report_nan(row);
         return;
       }
-      states_[at].push({values[lane], category + lane}, cuts_[at]);
+      if (states_[at].push({values[lane], category + lane})) {
+        const float worst = states_[at].heap[0].value;
+        raise_cut(at, row, worst, std::nextafter(worst, kInfinity));
+      }
     }
+  }
+
+  // k values of the row reach `worst`, so a value below cannot enter in any split; nor can one below
+  // `own` in this split. The splits tell each other the former: a lost update costs nothing but time.
+  void raise_cut(size_t at, int64_t row, float worst, float own) {
+    std::atomic<float>& shared = shared_cuts_[static_cast<size_t>(row)];
+    const float seen = shared.load(std::memory_order_relaxed);
+    if (worst > seen) shared.store(worst, std::memory_order_relaxed);
+    cuts_[at] = std::max(cuts_[at], std::max(own, seen));
   }
 
   void report_nan(int64_t row) {
@@ -475,8 +436,9 @@ class wave {
     row_state& best = states_[slot(0, row)];
     for (int64_t split = 1; split < plan_.splits; ++split) {
       const row_state& other = states_[slot(split, row)];
-      for (int64_t i = 0; i < other.count; ++i) merge(best, other.heap[i]);
+      for (int64_t i = 0; i < other.count; ++i) best.merge(other.heap[i]);
     }
+    if (q_.type == scalar::int8) finish_short_lists(row, best);
     std::sort(best.heap, best.heap + best.count, better);
     const int64_t at = plan_.first + row;
     float* scores = out_.scores + at * q_.k;
@@ -490,14 +452,22 @@ class wave {
     out_.counts[at] = best.count;
   }
 
-  // Unlike push, takes candidates in any order.
-  static void merge(row_state& best, entry candidate) {
-    if (best.count < best.capacity) {
-      best.heap[best.count++] = candidate;
-      if (best.count == best.capacity) std::make_heap(best.heap, best.heap + best.count, better);
-    } else if (better(candidate, best.heap[0])) {
-      best.replace_worst(candidate);
+  // The cut of all splits together is higher than that of each.
+  void finish_short_lists(int64_t row, row_state& best) {
+    short_list& all = lists_[slot(0, row)];
+    for (int64_t split = 1; split < plan_.splits; ++split) {
+      const short_list& other = lists_[slot(split, row)];
+      for (int64_t i = 0; i < other.low_count; ++i) all.add_low(other.lows[i]);
     }
+    float cut = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
+    if (all.low_count == all.capacity) cut = std::max(cut, all.lows[0]);
+    std::vector<candidate> left;
+    for (int64_t split = 0; split < plan_.splits; ++split) {
+      const short_list& list = lists_[slot(split, row)];
+      std::copy_if(list.waiting, list.waiting + list.count, std::back_inserter(left),
+                   [cut](const candidate& c) { return !(c.bound < cut); });
+    }
+    rescore(row, left.data(), static_cast<int64_t>(left.size()), best);
   }
 
   const topk_query& q_;
@@ -509,12 +479,17 @@ class wave {
   std::vector<uint32_t> packed_x_;  // tiles of [steps][rows]
   std::vector<entry> heaps_;       // [splits][rows][capacity]
   std::vector<row_state> states_;  // [splits][rows]
-  std::vector<float> cuts_;        // [splits][rows]
+  std::vector<float> cuts_;        // [splits][rows]: values below are not wanted
+  std::vector<std::atomic<float>> shared_cuts_;  // [rows]: nor are those, by all splits
   std::atomic<int64_t> first_nan_{0};
   // int8 alone:
-  std::vector<float> rows_;        // the queries, [rows][width]
-  std::vector<float> row_scale_, row_length_, row_error_;  // tile_args, [rows]
-  std::vector<waiting_list> waiting_;  // [splits][rows]
+  std::vector<float> rows_;  // the queries, [rows][width]
+  std::vector<float> row_scale_, row_offset_, row_shift_;  // tile_args, [rows]
+  std::vector<float> row_length_, row_error_, row_slack_;
+  std::vector<short_list> lists_;   // [splits][rows]
+  std::vector<float> lows_;         // [splits][rows][capacity]
+  std::vector<candidate> waiting_;  // [splits][rows][most_waiting]
+  int64_t most_waiting_ = 0;
   float no_bias_[kLanes];
   float no_threshold_[kLanes];
   float tail_bias_[kLanes];

@@ -19,6 +19,7 @@ struct avx2 {
   static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
   static type add(type a, type b) { return _mm256_add_ps(a, b); }
   static type abs(type a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
+  static type larger(type a, type b) { return _mm256_max_ps(a, b); }  // b if a is NaN
   static void store(float* to, type value) { _mm256_storeu_ps(to, value); }
   static uint32_t not_below(type a, type b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));

@@ -37,6 +37,11 @@ struct portable {
     for (int i = 0; i < lanes; ++i) positive.lane[i] = ::fabsf(a.lane[i]);
     return positive;
   }
+  static type larger(const type& a, const type& b) {  // b if a is NaN
+    type most;
+    for (int i = 0; i < lanes; ++i) most.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+    return most;
+  }
   static void store(float* to, const type& value) {
     for (int i = 0; i < lanes; ++i) to[i] = value.lane[i];
   }

@@ -34,11 +34,14 @@ struct tile_args {
   const float* cut;         // [rows]: values below cannot enter the row's top k
   float* values;            // out: [rows][kTileLanes], defined where the mask bit is set
   uint32_t* masks;          // out: [rows], bit c set unless lane c is below cut or thresholds
-  // int8 alone: values are then upper bounds of the float32 ones (topk.h).
-  const float* row_scale;   // [rows]
-  const float* row_length;  // [rows]
-  const float* row_error;   // [rows]
-  float slack;              // absolute, for what underflows
+  // int8 alone: values are then upper bounds of the float32 ones (topk.h), lows lower bounds.
+  float* lows;              // out: as values
+  const float* row_scale;   // [rows], all of them from topk_int8.h
+  const float* row_offset;
+  const float* row_shift;
+  const float* row_length;
+  const float* row_error;
+  const float* row_slack;
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
@@ -78,23 +81,40 @@ struct exact_finish {
   static typename V::type finish(const tile_args& t, const S& sum, int, int at) {
     return V::fma(V::broadcast(t.scale), sum, V::load(t.bias + at));
   }
+  template <class V>
+  static void store_low(const tile_args&, const typename V::type&, int, int) {}
 };
 
-// An upper bound of scale * <x, w> + bias from the quantised dot product (topk.h).
+// An upper bound of scale * <x, w> + bias from the quantised dot product (topk_int8.h).
 struct bound_finish {
   template <class V, class S>
   static typename V::type finish(const tile_args& t, const S& sum, int row, int at) {
     const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk_pack.py
     const typename V::type dot = V::to_float(sum, stats);
     const typename V::type step = V::load_words(stats + kTileLanes);
+    const typename V::type offset = V::load_words(stats + 4 * kTileLanes);
+    const typename V::type centred =
+        V::fma(V::broadcast(t.row_shift[row]), offset, V::broadcast(t.row_offset[row]));
+    const typename V::type value =
+        V::add(V::fma(V::broadcast(t.row_scale[row]), V::mul(dot, step), centred), V::load(t.bias + at));
+    const typename V::type top = V::add(value, error<V>(t, row, at));
+    // -inf, from the bias of a category switched off, stays itself.
+    return V::larger(V::fma(V::abs(top), V::broadcast(0x1p-20f), top), top);
+  }
+  // As much below the quantised value as the bound is above it, and what rounding may hide.
+  template <class V>
+  static void store_low(const tile_args& t, const typename V::type& top, int row, int at) {
+    const typename V::type down =
+        V::fma(V::broadcast(-2.0f - 0x1p-15f), error<V>(t, row, at), top);
+    V::store(t.lows + row * kTileLanes + at, V::fma(V::abs(top), V::broadcast(-0x1p-17f), down));
+  }
+  template <class V>
+  static typename V::type error(const tile_args& t, int row, int at) {
+    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;
     const typename V::type residual = V::load_words(stats + 2 * kTileLanes);
     const typename V::type length = V::load_words(stats + 3 * kTileLanes);
-    const typename V::type value =
-        V::fma(V::broadcast(t.row_scale[row]), V::mul(dot, step), V::load(t.bias + at));
-    const typename V::type error = V::fma(V::broadcast(t.row_length[row]), residual,
-                                          V::mul(V::broadcast(t.row_error[row]), length));
-    const typename V::type top = V::add(V::add(value, error), V::broadcast(t.slack));
-    return V::fma(V::abs(top), V::broadcast(0x1p-20f), top);
+    return V::fma(V::broadcast(t.row_length[row]), residual,
+                  V::fma(V::broadcast(t.row_error[row]), length, V::broadcast(t.row_slack[row])));
   }
 };
 
@@ -131,6 +151,7 @@ inline uint32_t tile_block(const tile_args& t, int row, int lane) {
       const uint32_t mask = V::not_below(value, cut) & V::not_below(value, V::load(t.thresholds + at));
       if (mask != 0) {
         V::store(t.values + (row + m) * kTileLanes + at, value);
+        V::template store_low<V>(t, value, row + m, at);
         t.masks[row + m] |= mask << at;
         any |= mask << at;
       }

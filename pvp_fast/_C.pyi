@@ -30,6 +30,7 @@ def topk(
     counts: int,
     dtype: str = "float32",
     vectors: int = 0,
+    centre: int = 0,
 ) -> int: ...
 def topk_cuda(
     x: int,

@@ -14,10 +14,10 @@ Three dtypes of the packed class vectors trade memory traffic for nothing or lit
 - float32: the scores of float32.
 - bfloat16: x and w are rounded to bfloat16, products are exact and summed in float32 in a fixed
   order; denormals count as zero.
-- int8: the answer of float32, bit for bit (recall 1.0 by construction). An 8-bit search gives every
-  category an upper bound; those whose bound reaches the running k-th best are scored in float32.
-  It is fast where few do, as with unit vectors of learned embeddings, and slow but right elsewhere.
-  It keeps the float32 rows too: 5 bytes a number instead of 4.
+- int8: the answer of float32, bit for bit (recall 1.0 by construction). An 8-bit search bounds every
+  score from both sides; only categories that the bounds leave in question are scored in float32.
+  It is fast where they are few, as with unit vectors of learned embeddings, and slow but right
+  elsewhere. It keeps the float32 rows too: 5 bytes a number instead of 4.
 """
 
 from __future__ import annotations
@@ -281,10 +281,10 @@ class TagIndex:
         if chosen == "cpp" and self._packed is not None:
             panels = self._packed
             if _is_plain(queries):
-                return TopK(*search_cpu(queries, panels.data, panels.vectors, *rest))
+                return TopK(*search_cpu(queries, panels.data, panels.vectors, panels.centre, *rest))
             if panels.vectors is not None:
                 op = torch.ops.pvp_fast.topk_cpu_int8
-                return TopK(*op(queries, panels.data, panels.vectors, *rest))
+                return TopK(*op(queries, panels.data, panels.vectors, panels.centre, *rest))
             return TopK(*torch.ops.pvp_fast.topk_cpu(queries, panels.data, *rest))
         if self.dtype == "bfloat16":
             queries = queries.to(torch.bfloat16).float()

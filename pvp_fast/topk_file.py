@@ -21,7 +21,7 @@ from pvp_fast.errors import ArtifactError
 from pvp_fast.files import atomic_write
 from pvp_fast.topk_pack import DTYPES, INT8_WIDTH, LANES, Panels, word_count
 
-_FORMAT = "pvp_fast.TagIndex/1"
+_FORMAT = "pvp_fast.TagIndex/2"
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8"}
 _SIZES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _ALIGNMENT = 64
@@ -38,6 +38,9 @@ def _entries(dtype: str, categories: int, width: int) -> dict[str, dict[str, Any
         end = size + 4 * categories * width
         entries["vectors"] = {
             "dtype": "F32", "shape": [categories, width], "data_offsets": [size, end],
+        }  # fmt: skip
+        entries["centre"] = {
+            "dtype": "F32", "shape": [width], "data_offsets": [end, end + 4 * width],
         }  # fmt: skip
     return entries
 
@@ -58,8 +61,8 @@ def _digest(metadata: dict[str, str], parts: Iterable[memoryview]) -> str:
 def save_panels(path: str | os.PathLike[str], panels: Panels, width: int, normalize: bool) -> None:
     """Write the file whole or not at all."""
     parts = [_bytes(panels.data)]
-    if panels.vectors is not None:
-        parts.append(_bytes(panels.vectors))
+    if panels.vectors is not None and panels.centre is not None:
+        parts += [_bytes(panels.vectors), _bytes(panels.centre)]
     header: dict[str, Any] = _entries(panels.dtype, panels.categories, width)
     metadata = {
         "format": _FORMAT,
@@ -118,10 +121,11 @@ def load_panels(path: str | os.PathLike[str], *, verify: bool) -> tuple[Panels, 
         return data[begin:end].view(kind)
 
     words = part(entries["panels"], torch.int32).view(-1, word_count(dtype, width), LANES)
-    vectors = None
+    vectors = centre = None
     if dtype == "int8":
         vectors = part(entries["vectors"], torch.float32).view(categories, width)
-    return Panels(words, vectors, dtype, categories), width, normalize
+        centre = part(entries["centre"], torch.float32)
+    return Panels(words, vectors, dtype, categories, centre), width, normalize
 
 
 def _read_header(header: Any) -> tuple[str, int, int, bool, str]:

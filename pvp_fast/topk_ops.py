@@ -76,6 +76,7 @@ def search_cpu(
     x: Tensor,
     packed: Tensor,
     vectors: Tensor | None,
+    centre: Tensor | None,
     categories: int,
     k: int,
     threshold: float,
@@ -113,6 +114,7 @@ def search_cpu(
             counts.data_ptr(),
             _DTYPES[packed.dtype],
             0 if vectors is None else vectors.data_ptr(),
+            0 if centre is None else centre.data_ptr(),
         )
     except ValueError as error:
         raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
@@ -132,7 +134,7 @@ def _topk_cpu(
     bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return search_cpu(x, packed, None, categories, k, threshold, thresholds, bias, scale)
+    return search_cpu(x, packed, None, None, categories, k, threshold, thresholds, bias, scale)
 
 
 @torch.library.custom_op("pvp_fast::topk_cpu_int8", mutates_args=(), device_types="cpu")
@@ -140,6 +142,7 @@ def _topk_cpu_int8(
     x: Tensor,
     packed: Tensor,
     vectors: Tensor,
+    centre: Tensor,
     categories: int,
     k: int,
     threshold: float,
@@ -147,7 +150,7 @@ def _topk_cpu_int8(
     bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return search_cpu(x, packed, vectors, categories, k, threshold, thresholds, bias, scale)
+    return search_cpu(x, packed, vectors, centre, categories, k, threshold, thresholds, bias, scale)
 
 
 @_topk_cpu_int8.register_fake
@@ -155,6 +158,7 @@ def _topk_int8_fake(
     x: Tensor,
     packed: Tensor,
     vectors: Tensor,
+    centre: Tensor,
     categories: int,
     k: int,
     threshold: float,

@@ -137,6 +137,30 @@ def test_int8_gives_the_bits_of_float32(
         assert same(index.topk(x, k, threshold, bias, scale), expected)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("shape", ["centred", "huge components", "clusters", "lengths"])
+@pytest.mark.parametrize("k", [1, 10, 400])
+def test_int8_gives_the_bits_of_float32_on_all_kinds_of_rows(shape, k, isa, monkeypatch):
+    """Rows like CLIP's (a common mean), near-duplicates (long short lists), rows of all lengths."""
+    monkeypatch.setenv("PVP_FAST_ISA", isa)
+    w = random(1, 1700, 72)
+    if shape == "centred":
+        w = w + 3 * random(2, 72)
+    elif shape == "huge components":
+        w = w + 40 * (torch.arange(72) % 24 == 5)
+    elif shape == "clusters":
+        w = random(2, 3, 72)[torch.arange(1700) % 3] + 0.02 * w
+    else:
+        w = w * torch.exp(3 * random(2, 1700, 1))
+    x = torch.nn.functional.normalize(w[::130] + 0.3 * random(3, *w[::130].shape), dim=1)
+    off = torch.where(random(4, 1700) > 0, -torch.inf, 1e3 * random(5, 1700))
+    index, exact = TagIndex(w, "int8", normalize=False), TagIndex(w, normalize=False)
+    for bias, scale, threshold in [(None, 1.0, None), (off, 100.0, None), (None, -1.0, 0.2)]:
+        assert same(
+            index.topk(x, k, threshold, bias, scale), exact.topk(x, k, threshold, bias, scale)
+        )
+
+
 def test_int8_on_real_names_needs_few_rescores_and_misses_nothing(shared_data):
     path = shared_data / "embeddings" / "lvis_v1_clip_a+cname.npy"
     w = torch.from_numpy(np.load(path, allow_pickle=False)).float()
@@ -380,7 +404,7 @@ def test_operator_is_registered_right(dtype, thresholds):
     rest = (37, 3, -1.0, thresholds, None, 2.0)
     if dtype == "int8":
         operator = torch.ops.pvp_fast.topk_cpu_int8.default
-        arguments = (random(5, 5, 8), panels.data, panels.vectors, *rest)
+        arguments = (random(5, 5, 8), panels.data, panels.vectors, panels.centre, *rest)
     else:
         operator = torch.ops.pvp_fast.topk_cpu.default
         arguments = (random(5, 5, 8), panels.data, *rest)

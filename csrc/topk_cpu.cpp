@@ -203,10 +203,7 @@ class wave {
     if (q_.type == scalar::int8) {
       const size_t rows = static_cast<size_t>(plan_.rows);
       rows_.resize(rows * static_cast<size_t>(q_.x.columns));
-      for (std::vector<float>* part : {&row_scale_, &row_offset_, &row_shift_, &row_length_,
-                                       &row_error_, &row_slack_}) {
-        part->resize(rows);
-      }
+      bounds_.resize(rows);
       lists_.resize(states_.size());
       lows_.resize(heaps_.size());
       most_waiting_ = std::clamp(4 * plan_.capacity, kLeastWaiting, kMostWaiting);
@@ -271,14 +268,7 @@ class wave {
       float* copy = rows_.data() + row * q_.x.columns;
       const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
       for (int64_t d = 0; d < q_.x.columns; ++d) copy[d] = from[d * q_.x.column_stride];
-      const rounded_row rounded = round(copy, to + (row - begin), end - begin);
-      const size_t at = static_cast<size_t>(row);
-      row_scale_[at] = rounded.step;
-      row_offset_[at] = rounded.offset;
-      row_shift_[at] = rounded.shift;
-      row_length_[at] = rounded.length;
-      row_error_[at] = rounded.error;
-      row_slack_[at] = rounded.slack;
+      bounds_.set(static_cast<size_t>(row), round(copy, to + (row - begin), end - begin));
     }
   }
 
@@ -297,7 +287,7 @@ class wave {
     const int64_t panels = panel_count(q_.categories);
     const int64_t last_panel = part(panels, plan_.splits, split + 1);
     float values[kTileRows * kLanes];
-    float lows[kTileRows * kLanes];
+    float reach[kTileRows];
     uint32_t masks[kTileRows];
     for (int64_t p = part(panels, plan_.splits, split); p < last_panel; ++p) {
       const bool tail = p + 1 == panels;
@@ -311,7 +301,9 @@ class wave {
       args.thresholds =
           tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
       args.values = values;
-      args.lows = lows;
+      args.reach = reach;
+      panel_errors errors{};
+      if (q_.type == scalar::int8) errors = largest_errors(args.panel + steps_ * kLanes);
       args.masks = masks;
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
@@ -319,12 +311,9 @@ class wave {
         args.x = packed_x_.data() + row * steps_;
         args.cut = cuts_.data() + slot(split, row);
         if (q_.type == scalar::int8) {
-          args.row_scale = row_scale_.data() + row;
-          args.row_offset = row_offset_.data() + row;
-          args.row_shift = row_shift_.data() + row;
-          args.row_length = row_length_.data() + row;
-          args.row_error = row_error_.data() + row;
-          args.row_slack = row_slack_.data() + row;
+          args.row_scale = bounds_.step.data() + row;
+          args.row_shift = bounds_.shift.data() + row;
+          find_reach(bounds_, row, args.rows, args.cut, errors, reach);
         }
         std::fill(masks, masks + args.rows, 0u);
         if ((path_.tile(args) & valid) == 0) continue;
@@ -340,21 +329,23 @@ class wave {
     }
   }
 
-  // Adds the categories of a mask, whose upper bounds reach the cut, to a short list.
+  // Adds the categories of a mask to a short list, unless their own bounds rule them out.
   void wait(int64_t split, int64_t row, int64_t category, const tile_args& tile, int tile_row,
             uint32_t mask) {
     const size_t at = slot(split, row);
     short_list& list = lists_[at];
-    const float* bounds = tile.values + tile_row * kLanes;
-    const float* lows = tile.lows + tile_row * kLanes;
+    const float* parts = tile.values + tile_row * kLanes;
+    const uint32_t* stats = tile.panel + tile.steps * kLanes;
     for (; mask != 0; mask &= mask - 1) {
       const int lane = lowest_bit(mask);
-      const float bound = std::isnan(bounds[lane]) ? kInfinity : bounds[lane];
-      if (bound < cuts_[at]) continue;  // it rose since the tile was computed
-      list.waiting[list.count++] = {bound, category + lane};
-      const float low = lows[lane];
-      if (low >= tile.thresholds[lane] && low > -kInfinity && low >= q_.threshold) {
-        if (list.add_low(low)) raise_cut(at, row, list.lows[0], list.lows[0]);
+      const interval value =
+          find_interval(bounds_, static_cast<size_t>(row), stats + lane, parts[lane]);
+      if (value.top < cuts_[at] || value.top < tile.thresholds[lane]) continue;
+      list.waiting[list.count++] = {value.top, category + lane};
+      // Only what passes the thresholds for sure may displace others.
+      if (value.low >= tile.thresholds[lane] && value.low >= q_.threshold &&
+          value.low > -kInfinity && list.add_low(value.low)) {
+        raise_cut(at, row, list.lows[0], list.lows[0]);
       }
       if (list.count == most_waiting_) shorten(split, row);
     }
@@ -484,8 +475,7 @@ class wave {
   std::atomic<int64_t> first_nan_{0};
   // int8 alone:
   std::vector<float> rows_;  // the queries, [rows][width]
-  std::vector<float> row_scale_, row_offset_, row_shift_;  // tile_args, [rows]
-  std::vector<float> row_length_, row_error_, row_slack_;
+  row_bounds bounds_;
   std::vector<short_list> lists_;   // [splits][rows]
   std::vector<float> lows_;         // [splits][rows][capacity]
   std::vector<candidate> waiting_;  // [splits][rows][most_waiting]

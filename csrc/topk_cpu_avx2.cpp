@@ -17,9 +17,6 @@ struct avx2 {
   static type broadcast(float value) { return _mm256_set1_ps(value); }
   static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
   static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
-  static type add(type a, type b) { return _mm256_add_ps(a, b); }
-  static type abs(type a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
-  static type larger(type a, type b) { return _mm256_max_ps(a, b); }  // b if a is NaN
   static void store(float* to, type value) { _mm256_storeu_ps(to, value); }
   static uint32_t not_below(type a, type b) {
     return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
@@ -64,7 +61,9 @@ struct int8 : avx2, bound_finish {
   using sum = __m256i;
   using columns = halves;
   using query = halves;
-  static sum zero() { return _mm256_setzero_si256(); }
+  static sum minus_words(const uint32_t* from) {
+    return _mm256_sub_epi32(_mm256_setzero_si256(), words(from));
+  }
   static columns load_columns(const uint32_t* from) {
     const __m256i bytes = words(from);
     return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
@@ -77,9 +76,7 @@ struct int8 : avx2, bound_finish {
     return _mm256_add_epi32(s, _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even),
                                                 _mm256_madd_epi16(x.odd, w.odd)));
   }
-  static __m256 to_float(sum s, const uint32_t* offsets) {
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(s, words(offsets)));
-  }
+  static __m256 to_float(sum s) { return _mm256_cvtepi32_ps(s); }
 };
 
 template <class V>

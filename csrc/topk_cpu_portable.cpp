@@ -27,21 +27,6 @@ struct portable {
     for (int i = 0; i < lanes; ++i) product.lane[i] = a.lane[i] * b.lane[i];
     return product;
   }
-  static type add(const type& a, const type& b) {
-    type sum;
-    for (int i = 0; i < lanes; ++i) sum.lane[i] = a.lane[i] + b.lane[i];
-    return sum;
-  }
-  static type abs(const type& a) {
-    type positive;
-    for (int i = 0; i < lanes; ++i) positive.lane[i] = ::fabsf(a.lane[i]);
-    return positive;
-  }
-  static type larger(const type& a, const type& b) {  // b if a is NaN
-    type most;
-    for (int i = 0; i < lanes; ++i) most.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
-    return most;
-  }
   static void store(float* to, const type& value) {
     for (int i = 0; i < lanes; ++i) to[i] = value.lane[i];
   }
@@ -124,32 +109,32 @@ struct bfloat16 : flushing, exact_finish {
 };
 
 struct int8 : portable, bound_finish {
-  struct words {
-    int32_t lane[lanes];
+  struct words {  // unsigned: a damaged file must not overflow a signed sum
+    uint32_t lane[lanes];
   };
   struct columns {
     uint32_t lane[lanes];
   };
   using sum = words;
   using query = uint32_t;
-  static sum zero() { return {}; }
+  static sum minus_words(const uint32_t* from) {
+    return {{0u - from[0], 0u - from[1], 0u - from[2], 0u - from[3]}};
+  }
   static columns load_columns(const uint32_t* from) { return {{from[0], from[1], from[2], from[3]}}; }
   static query load_query(uint32_t bits) { return bits; }
   static sum step(query x, const columns& w, sum s) {
     for (int i = 0; i < lanes; ++i) {
       for (int byte = 0; byte < 32; byte += 8) {
-        s.lane[i] += static_cast<int32_t>((x >> byte) & 0xff) *
-                     static_cast<int8_t>((w.lane[i] >> byte) & 0xff);
+        s.lane[i] += static_cast<uint32_t>(static_cast<int32_t>((x >> byte) & 0xff) *
+                                           static_cast<int8_t>((w.lane[i] >> byte) & 0xff));
       }
     }
     return s;
   }
-  static type to_float(const sum& s, const uint32_t* offsets) {
+  static type to_float(const sum& s) {
     type value;
     for (int i = 0; i < lanes; ++i) {
-      // Unsigned: a damaged file must not overflow a signed difference.
-      value.lane[i] = static_cast<float>(
-          static_cast<int32_t>(static_cast<uint32_t>(s.lane[i]) - offsets[i]));
+      value.lane[i] = static_cast<float>(static_cast<int32_t>(s.lane[i]));
     }
     return value;
   }

@@ -19,11 +19,13 @@
 
 #include "topk.h"
 #include "topk_heap.h"
+#include "topk_tile.h"
 
 namespace pvp_fast {
 namespace {
 
-// A query in 8 bits and the factors of its bounds (tile_args in topk_tile.h), times the scale.
+// The factors of a query in 8 bits, times the scale: with those of a category (topk.h) its value is
+// step s <p, q> + shift <m, w - m> + offset + bias, give or take length |r| + error |w - m| + slack.
 struct rounded_row {
   float step = 0.0f;
   float offset = 0.0f;
@@ -31,6 +33,23 @@ struct rounded_row {
   float length = kInfinity;
   float error = kInfinity;
   float slack = 0.0f;
+};
+
+// The same for the rows of a wave.
+struct row_bounds {
+  std::vector<float> step, offset, shift, length, error, slack;
+
+  void resize(size_t rows) {
+    for (std::vector<float>* part : {&step, &offset, &shift, &length, &error, &slack}) part->resize(rows);
+  }
+  void set(size_t row, const rounded_row& from) {
+    step[row] = from.step;
+    offset[row] = from.offset;
+    shift[row] = from.shift;
+    length[row] = from.length;
+    error[row] = from.error;
+    slack[row] = from.slack;
+  }
 };
 
 // Queries outside are not quantised: every category is rescored.
@@ -128,6 +147,59 @@ class query_rounder {
   std::vector<uint8_t> bytes_;
   double square_ = 0.0;
 };
+
+// The largest |r| and |w - m| in one panel.
+struct panel_errors {
+  float residual = 0.0f;
+  float length = 0.0f;
+};
+
+panel_errors largest_errors(const uint32_t* stats) {
+  const auto largest = [](const uint32_t* from) {
+    float tops[4] = {};
+    for (int64_t lane = 0; lane < kLanes; lane += 4) {
+      for (int64_t j = 0; j < 4; ++j) {
+        const float value = as_float(from[lane + j]);
+        tops[j] = tops[j] < value ? value : tops[j];
+      }
+    }
+    return std::max(std::max(tops[0], tops[1]), std::max(tops[2], tops[3]));
+  };
+  return {largest(stats + 2 * kLanes), largest(stats + 3 * kLanes)};
+}
+
+// What a value without its error and offset must at least be for its upper bound to reach the cut. A
+// NaN, from an infinite error, lets every value pass to its own bound.
+void find_reach(const row_bounds& bounds, int64_t first, int rows, const float* cuts,
+                const panel_errors& most, float* reach) {
+  const float* offset = bounds.offset.data() + first;
+  const float* length = bounds.length.data() + first;
+  const float* error = bounds.error.data() + first;
+  const float* slack = bounds.slack.data() + first;
+  for (int r = 0; r < rows; ++r) {
+    const float above = offset[r] + slack[r] + error[r] * most.length + length[r] * most.residual;
+    reach[r] = cuts[r] - above - 0x1p-19f * (std::fabs(cuts[r]) + std::fabs(above));
+  }
+}
+
+// What the float32 value of a category is not above and not below, from what the tile stored.
+struct interval {
+  float top;
+  float low;
+};
+
+interval find_interval(const row_bounds& bounds, size_t row, const uint32_t* stats, float part) {
+  const double error = static_cast<double>(bounds.length[row]) * as_float(stats[2 * kLanes]) +
+                       static_cast<double>(bounds.error[row]) * as_float(stats[3 * kLanes]) +
+                       static_cast<double>(bounds.slack[row]);
+  const double value = static_cast<double>(part) + static_cast<double>(bounds.offset[row]);
+  // An infinite part, from the bias of a category switched off or always on, is exact.
+  const double rounding = std::isinf(part) ? 0.0 : 0x1p-19 * (std::fabs(static_cast<double>(part)) +
+                                                              std::fabs(value) + error);
+  const double top = value + error + rounding;
+  return {std::isnan(top) ? kInfinity : static_cast<float>(top),
+          static_cast<float>(value - error - rounding)};
+}
 
 struct candidate {
   float bound;  // the float32 value is not above it

@@ -34,14 +34,10 @@ struct tile_args {
   const float* cut;         // [rows]: values below cannot enter the row's top k
   float* values;            // out: [rows][kTileLanes], defined where the mask bit is set
   uint32_t* masks;          // out: [rows], bit c set unless lane c is below cut or thresholds
-  // int8 alone: values are then upper bounds of the float32 ones (topk.h), lows lower bounds.
-  float* lows;              // out: as values
-  const float* row_scale;   // [rows], all of them from topk_int8.h
-  const float* row_offset;
+  // int8 alone: cut and thresholds are not used, but reach; values are without offset and error.
+  const float* row_scale;   // [rows], from topk_int8.h as those below
   const float* row_shift;
-  const float* row_length;
-  const float* row_error;
-  const float* row_slack;
+  const float* reach;
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
@@ -77,44 +73,38 @@ inline float as_float(uint32_t bits) {
 
 // The value to compare and to store: exact for float32 and bfloat16.
 struct exact_finish {
-  template <class V, class S>
-  static typename V::type finish(const tile_args& t, const S& sum, int, int at) {
-    return V::fma(V::broadcast(t.scale), sum, V::load(t.bias + at));
-  }
   template <class V>
-  static void store_low(const tile_args&, const typename V::type&, int, int) {}
+  static typename V::sum start(const tile_args&, int) {
+    return V::zero();
+  }
+  // Stores the values where one is not below, and returns which ones are not.
+  template <class V>
+  static uint32_t finish(const tile_args& t, const typename V::sum& sum, int row, int at) {
+    const typename V::type value = V::fma(V::broadcast(t.scale), sum, V::load(t.bias + at));
+    const uint32_t mask = V::not_below(value, V::broadcast(t.cut[row])) &
+                          V::not_below(value, V::load(t.thresholds + at));
+    if (mask != 0) V::store(t.values + row * kTileLanes + at, value);
+    return mask;
+  }
 };
 
-// An upper bound of scale * <x, w> + bias from the quantised dot product (topk_int8.h).
+// The part of scale * <x, w> + bias that depends on both, from the quantised dot product
+// (topk_int8.h). So many reach the cut that a branch for each would cost more than the store.
 struct bound_finish {
-  template <class V, class S>
-  static typename V::type finish(const tile_args& t, const S& sum, int row, int at) {
+  template <class V>
+  static typename V::sum start(const tile_args& t, int at) {
+    return V::minus_words(t.panel + t.steps * kTileLanes + at);
+  }
+  template <class V>
+  static uint32_t finish(const tile_args& t, const typename V::sum& sum, int row, int at) {
     const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk_pack.py
-    const typename V::type dot = V::to_float(sum, stats);
-    const typename V::type step = V::load_words(stats + kTileLanes);
+    const typename V::type dot = V::mul(V::to_float(sum), V::load_words(stats + kTileLanes));
     const typename V::type offset = V::load_words(stats + 4 * kTileLanes);
-    const typename V::type centred =
-        V::fma(V::broadcast(t.row_shift[row]), offset, V::broadcast(t.row_offset[row]));
-    const typename V::type value =
-        V::add(V::fma(V::broadcast(t.row_scale[row]), V::mul(dot, step), centred), V::load(t.bias + at));
-    const typename V::type top = V::add(value, error<V>(t, row, at));
-    // -inf, from the bias of a category switched off, stays itself.
-    return V::larger(V::fma(V::abs(top), V::broadcast(0x1p-20f), top), top);
-  }
-  // As much below the quantised value as the bound is above it, and what rounding may hide.
-  template <class V>
-  static void store_low(const tile_args& t, const typename V::type& top, int row, int at) {
-    const typename V::type down =
-        V::fma(V::broadcast(-2.0f - 0x1p-15f), error<V>(t, row, at), top);
-    V::store(t.lows + row * kTileLanes + at, V::fma(V::abs(top), V::broadcast(-0x1p-17f), down));
-  }
-  template <class V>
-  static typename V::type error(const tile_args& t, int row, int at) {
-    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;
-    const typename V::type residual = V::load_words(stats + 2 * kTileLanes);
-    const typename V::type length = V::load_words(stats + 3 * kTileLanes);
-    return V::fma(V::broadcast(t.row_length[row]), residual,
-                  V::fma(V::broadcast(t.row_error[row]), length, V::broadcast(t.row_slack[row])));
+    const typename V::type part =
+        V::fma(V::broadcast(t.row_scale[row]), dot,
+               V::fma(V::broadcast(t.row_shift[row]), offset, V::load(t.bias + at)));
+    V::store(t.values + row * kTileLanes + at, part);
+    return V::not_below(part, V::broadcast(t.reach[row]));
   }
 };
 
@@ -123,9 +113,10 @@ template <class V, int M, int N>
 inline uint32_t tile_block(const tile_args& t, int row, int lane) {
   typename V::sum sums[M][N];
   PVP_FAST_UNROLL
-  for (int m = 0; m < M; ++m) {
+  for (int n = 0; n < N; ++n) {
+    const typename V::sum first = V::template start<V>(t, lane + n * V::lanes);
     PVP_FAST_UNROLL
-    for (int n = 0; n < N; ++n) sums[m][n] = V::zero();
+    for (int m = 0; m < M; ++m) sums[m][n] = first;
   }
   const uint32_t* x = t.x + row;
   const uint32_t* w = t.panel + lane;
@@ -143,18 +134,12 @@ inline uint32_t tile_block(const tile_args& t, int row, int lane) {
   uint32_t any = 0;
   PVP_FAST_UNROLL
   for (int m = 0; m < M; ++m) {
-    const typename V::type cut = V::broadcast(t.cut[row + m]);
     PVP_FAST_UNROLL
     for (int n = 0; n < N; ++n) {
       const int at = lane + n * V::lanes;
-      const typename V::type value = V::template finish<V>(t, sums[m][n], row + m, at);
-      const uint32_t mask = V::not_below(value, cut) & V::not_below(value, V::load(t.thresholds + at));
-      if (mask != 0) {
-        V::store(t.values + (row + m) * kTileLanes + at, value);
-        V::template store_low<V>(t, value, row + m, at);
-        t.masks[row + m] |= mask << at;
-        any |= mask << at;
-      }
+      const uint32_t mask = V::template finish<V>(t, sums[m][n], row + m, at);
+      t.masks[row + m] |= mask << at;
+      any |= mask << at;
     }
   }
   return any;

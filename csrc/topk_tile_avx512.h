@@ -16,9 +16,6 @@ struct avx512 {
   static type broadcast(float value) { return _mm512_set1_ps(value); }
   static type fma(type a, type b, type c) { return _mm512_fmadd_ps(a, b, c); }
   static type mul(type a, type b) { return _mm512_mul_ps(a, b); }
-  static type add(type a, type b) { return _mm512_add_ps(a, b); }
-  static type abs(type a) { return _mm512_abs_ps(a); }
-  static type larger(type a, type b) { return _mm512_max_ps(a, b); }  // b if a is NaN
   static void store(float* to, type value) { _mm512_storeu_ps(to, value); }
   static uint32_t not_below(type a, type b) { return _mm512_cmp_ps_mask(a, b, _CMP_NLT_UQ); }
 };

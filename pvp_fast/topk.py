@@ -14,8 +14,8 @@ Three dtypes of the packed class vectors trade memory traffic for nothing or lit
 - float32: the scores of float32.
 - bfloat16: x and w are rounded to bfloat16, products are exact and summed in float32 in a fixed
   order; denormals count as zero.
-- int8: the answer of float32, bit for bit (recall 1.0 by construction). An 8-bit search bounds every
-  score from both sides; only categories that the bounds leave in question are scored in float32.
+- int8: the answer of float32, bit for bit (recall 1.0 by construction). An 8-bit search bounds
+  every score from both sides; only categories that the bounds leave open are scored in float32.
   It is fast where they are few, as with unit vectors of learned embeddings, and slow but right
   elsewhere. It keeps the float32 rows too: 5 bytes a number instead of 4.
 """

@@ -31,7 +31,7 @@ constexpr int64_t kBlockRows = 240;
 constexpr int64_t kFewRows = 32;             // in a block, they hide the reading of the panels
 constexpr int64_t kWaveRows = 4080;          // with kWaveEntries: bounds the scratch memory
 constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before splitting
-constexpr int64_t kThreadWork = 1 << 18;     // multiply-adds that repay waking one more thread
+constexpr double kThreadWork = 4e6;          // float32 multiply-adds that repay waking one more thread
 constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
 constexpr int64_t kLeastWaiting = 128;
 
@@ -172,10 +172,10 @@ wave_plan plan_wave(const topk_query& q, int64_t first) {
   plan.tiles = ceil_div(plan.rows, kTileRows);
   plan.blocks = ceil_div(plan.rows, kBlockRows);
   plan.splits = 1;
+  const int64_t steps = std::max<int64_t>(step_count(q.type, q.x.columns), 16);
   const double work = static_cast<double>(plan.rows) * static_cast<double>(q.categories) *
-                      static_cast<double>(std::max<int64_t>(q.x.columns, 16));
-  plan.threads = static_cast<int>(
-      std::clamp(work / static_cast<double>(kThreadWork), 1.0, static_cast<double>(q.threads)));
+                      static_cast<double>(steps);
+  plan.threads = static_cast<int>(std::clamp(work / kThreadWork, 1.0, static_cast<double>(q.threads)));
   if (plan.threads == 1) return plan;
   // Two items a thread balance uneven progress. Blocks first: every split finds its cut anew.
   const int64_t items = 2 * plan.threads;

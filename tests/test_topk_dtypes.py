@@ -170,7 +170,7 @@ def test_int8_on_real_names_needs_few_rescores_and_misses_nothing(shared_data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "categories"), [(1, 9001), (130, 700)])
+@pytest.mark.parametrize(("rows", "categories"), [(4, 90001), (130, 3000)])
 def test_the_number_of_threads_changes_nothing(dtype, rows, categories):
     x, w = problem(rows, categories, 96, seed=rows)
     index, before = TagIndex(w, dtype), torch.get_num_threads()

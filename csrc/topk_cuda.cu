@@ -241,6 +241,9 @@ void topk_cuda(const topk_query& q, const topk_result& out, const cuda_workspace
   if (q.categories >= INT_MAX) {
     throw std::invalid_argument("categories must be < 2^31 - 1 for the CUDA kernel");
   }
+  if (q.x.rows > int64_t{INT_MAX} * kRows) {
+    throw std::invalid_argument("x must have fewer than 2^33 - 4 rows for the CUDA kernel");
+  }
   const device_scope scope(work.device);
   const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
   const int parts = static_cast<int>(topk_cuda_parts(q.x.rows, q.categories));

@@ -59,7 +59,7 @@ GRAMMAR_PROBE = 6000
 class PocketConfig:
     """What a run is made of; a resumed run must have the same."""
 
-    minutes: float = 60.0
+    minutes: float = 75.0
     batch_size: int = 256
     lr: float = 1.5e-3
     weight_decay: float = 0.05
@@ -67,7 +67,7 @@ class PocketConfig:
     token_dropout: float = 0.03
     ema: float = 0.998
     head_weight: float = 1.0
-    name_weight: float = 0.0
+    name_weight: float = 0.005
     max_steps: int | None = None
     evaluate_every_minutes: float = 3.0
     evaluation_scenes: int = 600
@@ -372,7 +372,7 @@ def main() -> None:
     parser.add_argument("--pictograms", type=Path, required=True, help="folder of style JSON files")
     parser.add_argument("--captions", type=Path, nargs="*", default=[], help="caption files")
     parser.add_argument("--out", type=Path, required=True, help="run folder; resumed if it exists")
-    parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--minutes", type=float, default=75.0)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

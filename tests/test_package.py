@@ -6,6 +6,8 @@ import importlib.metadata
 import subprocess
 import sys
 
+import pytest
+
 import pvp_fast
 
 
@@ -56,3 +58,22 @@ import pvp_fast.adapters, pvp_fast.vocabulary, pvp_fast.tagger, pvp_fast.trainin
 print("ok")
 """
     assert run_python(code) == "ok"
+
+
+def test_what_is_installed_is_the_package_and_nothing_else() -> None:
+    files = importlib.metadata.files("pvp_fast") or []
+    names = {file.as_posix() for file in files}
+    if not any(name.startswith("pvp_fast/losses/") for name in names):
+        pytest.skip("an editable install lists no files of the package")
+    tops = {name.split("/")[0] for name in names if not name.startswith("..")}
+    assert {top.split("-")[0] for top in tops} == {"pvp_fast"}
+    for wanted in (
+        "pvp_fast/py.typed",
+        "pvp_fast/_C.pyi",
+        "pvp_fast/kernels/__init__.py",
+        "pvp_fast/data/coco80.yaml",
+        "pvp_fast/pocket/weights/pocket.safetensors",
+        "pvp_fast/report/template.html",
+    ):
+        assert wanted in names
+    assert not [name for name in names if name.endswith((".cpp", ".h", ".cu", ".cuh"))]

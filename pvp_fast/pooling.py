@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast import pooling_ops
+from pvp_fast.backend import use_triton
 from pvp_fast.errors import InputError
 
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
@@ -86,7 +87,7 @@ def spatial_softmax_pool(
         raise InputError(f"z and w must be floating point, not {z.dtype} and {w.dtype}")
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise InputError(f"temperature must be one value, not {tuple(temperature.shape)}")
-    triton = pooling_ops.use_triton(backend, z, w)
+    triton = use_triton(backend, z, w)
     if z.dtype not in _FUSED:
         if backend == "triton":
             raise InputError(f"backend='triton' takes float32, float16 and bfloat16, not {z.dtype}")

@@ -8,44 +8,15 @@ make the cosines again in backward.
 
 from __future__ import annotations
 
-import importlib.util
-import os
-
 import torch
 from torch import Tensor
 
-from pvp_fast.errors import BackendError, InputError
+from pvp_fast.errors import BackendError
 
 _EPS = 1e-12  # of torch.nn.functional.normalize
 # Cosines that a chunk holds at once: 1 MiB of float32 on a CPU, enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 18}
 _CHUNK_ELSEWHERE = 1 << 23
-
-
-def use_triton(backend: str, *tensors: Tensor) -> bool:
-    """Whether the kernels run: with "auto", where every tensor is on a CUDA device.
-
-    An explicit "triton" runs on a CPU only by Triton's interpreter (TRITON_INTERPRET=1).
-
-    Raises:
-        InputError: another word. BackendError: "triton" where it cannot run.
-    """
-    if backend not in ("auto", "torch", "triton"):
-        raise InputError(f"backend={backend!r}: use 'auto', 'torch' or 'triton'")
-    if backend == "torch":
-        return False
-    installed = importlib.util.find_spec("triton") is not None
-    on_gpu = all(t.is_cuda for t in tensors)
-    if backend == "auto":
-        return installed and on_gpu
-    if not installed:
-        raise BackendError("backend='triton': Triton is not installed, pip install triton")
-    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BackendError(
-            "backend='triton' needs CUDA tensors (or TRITON_INTERPRET=1 for its interpreter); use "
-            "'auto' or 'torch'"
-        )
-    return True
 
 
 def _inverse_norms(rows: Tensor, normalize: bool) -> Tensor:

@@ -238,6 +238,52 @@ def _elementwise_kernel(
     tl.store(at, (g * grad_scale).to(scores_ptr.dtype.element_ty), mask=valid)
 
 
+@triton.jit
+def _category_kernel(
+    scores_ptr,  # (R, C), row stride given
+    y_ptr,  # (R, C) labels, or (nnz,) category numbers
+    offsets_ptr,  # (R + 1,) with lists
+    out_ptr,  # (n_parts, C) float32
+    n_rows,
+    n_cols,
+    n_blocks,
+    part_rows,
+    score_row,
+    y_row,
+    y_col,
+    gamma_pos,
+    gamma_neg,
+    clip,
+    eps,
+    KIND: tl.constexpr,
+    LABELS: tl.constexpr,
+    WHOLE_POS: tl.constexpr,
+    WHOLE_NEG: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Σ loss of each category over a part of the rows, in their order."""
+    pid = tl.program_id(0)
+    block = pid % n_blocks
+    part = (pid // n_blocks).to(tl.int64)
+    cols = block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_col = cols < n_cols
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, part_rows, BLOCK_R):
+        inside = start + tl.arange(0, BLOCK_R)
+        rows = part * part_rows + inside
+        in_row = (rows < n_rows) & (inside < part_rows)
+        valid = in_row[:, None] & in_col[None, :]
+        at = scores_ptr + rows[:, None] * score_row + cols[None, :]
+        s = tl.load(at, mask=valid, other=0.0).to(tl.float32)
+        y, factor = load_labels(
+            y_ptr, offsets_ptr, rows, cols, in_row, valid, y_row, y_col, LABELS, BLOCK_R, BLOCK_C
+        )
+        loss, _g = entry_loss(s, y, gamma_pos, gamma_neg, clip, eps, KIND, WHOLE_POS, WHOLE_NEG, 1)
+        total += tl.sum(tl.where(valid & (factor != 0), loss * factor, 0.0), axis=0)
+    tl.store(out_ptr + part * n_cols + cols, total, mask=in_col)
+
+
 class RowSums(NamedTuple):
     """Per row, float32: the summed loss and, where asked for, ∂/∂scale and ∂/∂bias of it."""
 
@@ -378,6 +424,59 @@ def elementwise_loss_(
     )
 
 
+def category_sums(
+    scores: Tensor,
+    labels: Tensor | tuple[Tensor, Tensor],
+    kind: str,
+    *,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    eps: float = 1e-8,
+    detach_focal_weight: bool = True,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+) -> Tensor:
+    """Σ_b loss of each category (C,), float32: the gradient of its weight. The scores stay.
+
+    Arguments as of :func:`elementwise_loss_`; ``detach_focal_weight`` does not change a loss.
+    """
+    rows, cols = scores.shape
+    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
+    block_c = max(16, min(128, triton.next_power_of_2(max(1, cols))))
+    # Parts of the rows keep a GPU busy where there are few categories.
+    part_rows = 256
+    parts, n_blocks = -(-rows // part_rows), -(-cols // block_c)
+    out = torch.zeros(parts, cols, dtype=torch.float32, device=scores.device)
+    if rows and cols:
+        focal = kind == "focal"
+        _category_kernel[(parts * n_blocks,)](
+            scores,
+            y,
+            offsets,
+            out,
+            rows,
+            cols,
+            n_blocks,
+            part_rows,
+            scores.stride(0),
+            y_row,
+            y_col,
+            gamma if focal else gamma_pos,
+            gamma_neg,
+            alpha if focal else clip,
+            eps,
+            KIND=KINDS[kind],
+            LABELS=mode,
+            WHOLE_POS=whole(gamma if focal else gamma_pos),
+            WHOLE_NEG=whole(gamma_neg),
+            BLOCK_R=8,
+            BLOCK_C=block_c,
+            num_warps=4,
+        )
+    return out.sum(0)
+
+
 _LABEL_TYPES = {"bool": (DENSE, "*u8"), "soft": (DENSE, "*fp32"), "partial": (PARTIAL, "*i8")}
 
 
@@ -385,7 +484,7 @@ def aot_specs() -> list[AotSpec]:
     """Every loss with dense labels, and every label kind with ASL; float32 and bfloat16."""
     cases = [(kind, dtype, "bool") for kind in KINDS for dtype in ("fp32", "bf16")]
     cases += [("asl", "bf16", labels) for labels in ("soft", "partial", "lists")]
-    return [
+    specs = [
         AotSpec(
             name=f"elementwise[{kind},{dtype},{labels}]",
             kernel=_elementwise_kernel,
@@ -419,3 +518,35 @@ def aot_specs() -> list[AotSpec]:
         )
         for kind, dtype, labels in cases
     ]
+    specs += [
+        AotSpec(
+            name=f"category[{kind},{labels}]",
+            kernel=_category_kernel,
+            signature={
+                "scores_ptr": "*fp32",
+                "y_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
+                "offsets_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
+                "out_ptr": "*fp32",
+                **dict.fromkeys(
+                    ("n_rows", "n_cols", "n_blocks", "part_rows", "score_row", "y_row", "y_col"),
+                    "i32",
+                ),
+                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps"), "fp32"),
+            },
+            constexprs={
+                "KIND": KINDS[kind],
+                "LABELS": LISTS if labels == "lists" else _LABEL_TYPES[labels][0],
+                "WHOLE_POS": 1 if kind == "asl" else 2,
+                "WHOLE_NEG": 4,
+                "BLOCK_R": 8,
+                "BLOCK_C": 128,
+            },
+            num_warps=4,
+            num_stages=3,
+        )
+        for kind, labels in (
+            *((kind, "bool") for kind in KINDS),
+            *(("asl", labels) for labels in ("soft", "partial", "lists")),
+        )
+    ]
+    return specs

@@ -127,8 +127,8 @@ def _ranking_kernel(
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
-        owned = at < last
-        category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+        category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
+        owned = (category >= 0) & (category < n_cols)
         raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
         count = tl.zeros((BLOCK_P,), tl.float32)
         for start in range(0, n_cols, BLOCK_C):
@@ -162,8 +162,8 @@ def _ranking_kernel(
         j = first
         while j < last:
             at = j + tl.arange(0, BLOCK_P)
-            owned = at < last
-            category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+            category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
+            owned = (category >= 0) & (category < n_cols)
             raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
             hinge = margin + scale * (raw[None, :] - raw_pos[:, None])
             active += tl.sum((owned[:, None] & (hinge > 0)).to(tl.float32), axis=0)
@@ -175,11 +175,117 @@ def _ranking_kernel(
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
-        owned = at < last
-        category = tl.load(indices_ptr + at, mask=owned, other=0).to(tl.int64)
+        category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
+        owned = (category >= 0) & (category < n_cols)
         g = tl.load(pos_grad_ptr + at, mask=owned, other=0.0) * (scale * grad_scale)
         tl.store(scores + category, g.to(scores_ptr.dtype.element_ty), mask=owned)
         j += BLOCK_P
+
+
+@triton.jit
+def _ranking_category_kernel(
+    scores_ptr,  # (R, C), row stride given
+    y_ptr,  # (R, C) labels where dense
+    indices_ptr,  # lists of positives
+    first_ptr,  # (R,) int64: where a row's list begins
+    last_ptr,  # (R,) int64: and ends
+    out_ptr,  # (n_parts, C) float32
+    n_rows,
+    n_cols,
+    n_blocks,
+    part_rows,
+    score_row,
+    y_row,
+    y_col,
+    margin,
+    LABELS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Σ hinge of each category as a negative over a part of the rows, in their order."""
+    pid = tl.program_id(0)
+    block = pid % n_blocks
+    part = (pid // n_blocks).to(tl.int64)
+    cols = block.to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    valid = cols < n_cols
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    row = part * part_rows
+    stop = tl.minimum(row + part_rows, n_rows)
+    while row < stop:
+        scores = scores_ptr + row * score_row
+        first = tl.load(first_ptr + row).to(tl.int64)
+        last = tl.load(last_ptr + row).to(tl.int64)
+        raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+        share, _positive = _share(
+            y_ptr, indices_ptr, out_ptr, row, cols, valid, first, last, y_row, y_col,
+            LABELS, False, BLOCK_P, BLOCK_C,
+        )  # fmt: skip
+        found = tl.zeros((BLOCK_C,), tl.float32)
+        j = first
+        while j < last:
+            at = j + tl.arange(0, BLOCK_P)
+            category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
+            owned = (category >= 0) & (category < n_cols)
+            raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
+            hinge = margin + (raw[None, :] - raw_pos[:, None])
+            found += tl.sum(tl.where(owned[:, None] & (hinge > 0), hinge, 0.0), axis=0)
+            j += BLOCK_P
+        total += tl.where(share > 0, found, 0.0)
+        row += 1
+    tl.store(out_ptr + part * n_cols + cols, total, mask=valid)
+
+
+def _lists(
+    labels: Tensor | tuple[Tensor, Tensor], rows: int, cols: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int, int, int]:
+    """y, the lists of positives, where each begins and ends, y's strides and its label mode."""
+    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
+    if mode == LISTS:
+        return y, y, offsets[:-1], offsets[1:], y_row, y_col, mode
+    indices = torch.empty(rows, cols, dtype=torch.int32, device=y.device)
+    counts = torch.empty(rows, dtype=torch.int64, device=y.device)
+    block = min(1024, triton.next_power_of_2(cols))
+    _positives_kernel[(rows,)](y, indices, counts, cols, y_row, y_col, BLOCK_C=block)
+    first = torch.arange(rows, device=y.device) * cols
+    return y, indices, first, first + counts, y_row, y_col, mode
+
+
+def ranking_category_sums(
+    scores: Tensor, labels: Tensor | tuple[Tensor, Tensor], *, margin: float = 1.0
+) -> Tensor:
+    """Σ hinge of each category as a negative (C,), float32: the gradient of its weight.
+
+    Arguments as of :func:`ranking_loss_`; the scores stay.
+    """
+    rows, cols = scores.shape
+    part_rows = 256
+    parts = -(-rows // part_rows)
+    out = torch.zeros(parts, cols, dtype=torch.float32, device=scores.device)
+    if rows and cols:
+        y, indices, first, last, y_row, y_col, mode = _lists(labels, rows, cols)
+        block_c = max(16, min(128, triton.next_power_of_2(cols)))
+        n_blocks = -(-cols // block_c)
+        _ranking_category_kernel[(parts * n_blocks,)](
+            scores,
+            y,
+            indices,
+            first,
+            last,
+            out,
+            rows,
+            cols,
+            n_blocks,
+            part_rows,
+            scores.stride(0),
+            y_row,
+            y_col,
+            margin,
+            LABELS=mode,
+            BLOCK_P=16,
+            BLOCK_C=block_c,
+            num_warps=4,
+        )
+    return out.sum(0)
 
 
 def ranking_loss_(
@@ -198,7 +304,7 @@ def ranking_loss_(
         scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
             grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
         labels: as :func:`pvp_fast.kernels.elementwise.elementwise_loss_`; above 0.5 is a positive.
-            Lists must name each category at most once a row, within [0, C).
+            Lists name each category at most once a row; numbers outside [0, C) are passed over.
         scale: (1,) float32 on the device. weight: (C,) float32 factor of each negative.
 
     Returns:
@@ -221,19 +327,10 @@ def ranking_loss_(
         raise InputError(f"weight must be {cols} contiguous float32 values on the device")
     if scale is not None and (scale.dtype != torch.float32 or scale.numel() != 1):
         raise InputError("scale must be one float32 value on the device")
-    y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
     loss = torch.zeros(rows, dtype=torch.float32, device=scores.device)
     dscale = torch.zeros_like(loss)
     if rows and cols:
-        if mode == LISTS:
-            indices, first, last = y, offsets[:-1], offsets[1:]
-        else:
-            indices = torch.empty(rows, cols, dtype=torch.int32, device=scores.device)
-            counts = torch.empty(rows, dtype=torch.int64, device=scores.device)
-            block = min(1024, triton.next_power_of_2(cols))
-            _positives_kernel[(rows,)](y, indices, counts, cols, y_row, y_col, BLOCK_C=block)
-            first = torch.arange(rows, device=scores.device) * cols
-            last = first + counts
+        y, indices, first, last, y_row, y_col, mode = _lists(labels, rows, cols)
         _ranking_kernel[(rows,)](
             scores,
             y,
@@ -292,6 +389,26 @@ def aot_specs() -> list[AotSpec]:
             num_stages=3,
         )
         for dtype in ("fp32", "bf16")
+        for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
+    ]
+    specs += [
+        AotSpec(
+            name=f"ranking_category[{labels}]",
+            kernel=_ranking_category_kernel,
+            signature={
+                "scores_ptr": "*fp32",
+                "y_ptr": y,
+                "indices_ptr": "*i64" if mode == LISTS else "*i32",
+                "first_ptr": "*i64",
+                "last_ptr": "*i64",
+                "out_ptr": "*fp32",
+                **dict.fromkeys((*sizes, "n_rows", "n_blocks", "part_rows"), "i32"),
+                "margin": "fp32",
+            },
+            constexprs={"LABELS": mode, "BLOCK_P": 16, "BLOCK_C": 128},
+            num_warps=4,
+            num_stages=3,
+        )
         for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
     ]
     specs.append(

@@ -6,8 +6,9 @@ half: C ≤ 128). It streams over D once for the scores
 and the norms, evaluates the loss on a tile that never leaves its registers, and streams over D
 again for dx and its own partial dw. With x̂ = x/‖x‖, the gradient through the normalisation is
 (dx̂ − x̂⟨x̂, dx̂⟩)/‖x‖, and ⟨x̂, dx̂⟩ = Σ_c ds_c · scale · cos_c is in the tile already. A second
-kernel adds the partial dw in a fixed order. No atomics, no host synchronisation; memory moved is
-2·(B·D + C·D) reads and B·D + 2·n_programs·C·D·4 bytes of partial sums.
+kernel adds the partial dw in a fixed order. The gradients are float32, as they are yet to be
+multiplied by the incoming one. No atomics, no host synchronisation; memory moved is
+2·(B·D + C·D) reads and 4·(B·D + 2·n_programs·C·D) bytes of gradients and partial sums.
 """
 
 from __future__ import annotations
@@ -52,11 +53,12 @@ def _small_c_kernel(
     weight_ptr,  # (C,) float32
     scale_ptr,  # (1,) float32
     bias_ptr,  # (1,) float32
-    dx_ptr,  # (B, D)
+    dx_ptr,  # (B, D) float32
     part_ptr,  # (n_programs, C, D) float32: Σ_b ds · scale · x̂
     along_ptr,  # (n_programs, C) float32: Σ_b ds · scale · cos
     norm_ptr,  # (C,) float32: 1/‖w_c‖
     sums_ptr,  # (3, B) float32: loss, ds · cos, ds
+    category_ptr,  # (n_programs, C) float32: Σ_b loss before the weight
     n_rows,
     n_cols,
     width,
@@ -76,6 +78,7 @@ def _small_c_kernel(
     HAS_WEIGHT: tl.constexpr,
     HAS_SCALE: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    GRADS: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_R: tl.constexpr,
@@ -96,6 +99,7 @@ def _small_c_kernel(
         bias = tl.load(bias_ptr)
     part = part_ptr + pid.to(tl.int64) * n_cols * width
     along = along_ptr + pid.to(tl.int64) * n_cols
+    category = category_ptr + pid.to(tl.int64) * n_cols
     tile = pid
     while tile * BLOCK_R < n_rows:
         later = in_col & (cols * 0 + tile > pid)
@@ -150,6 +154,9 @@ def _small_c_kernel(
             DETACH,
         )
         if HAS_WEIGHT:
+            plain = tl.sum(tl.where(valid & (factor != 0), loss * factor, 0.0), axis=0)
+            before = tl.load(category + cols, mask=later, other=0.0)
+            tl.store(category + cols, before + plain, mask=in_col)
             factor = factor * tl.load(weight_ptr + cols, mask=in_col, other=0.0)[None, :]
         keep = valid & (factor != 0)
         loss = tl.where(keep, loss * factor, 0.0)
@@ -159,31 +166,32 @@ def _small_c_kernel(
             tl.store(sums_ptr + n_rows + rows, tl.sum(ds * dot, axis=1), mask=in_row)
         if HAS_BIAS:
             tl.store(sums_ptr + 2 * n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
-        ds = ds * (scale * grad_scale)
-        x_along = tl.sum(ds * dot, axis=1)
-        if NORMALIZE:
-            before = tl.load(along + cols, mask=later, other=0.0)
-            tl.store(along + cols, before + tl.sum(ds * dot, axis=0), mask=in_col)
-        to_w = tl.trans(ds * x_inverse[:, None])
-        to_x = ds * w_inverse[None, :]
-        for start in range(0, width, BLOCK_D):
-            d = start + depth
-            in_d = d < width
-            at_x = rows[:, None] * width + d[None, :]
-            at_w = cols[:, None] * width + d[None, :]
-            x_valid = in_row[:, None] & in_d[None, :]
-            w_valid = in_col[:, None] & in_d[None, :]
-            x = tl.load(x_ptr + at_x, mask=x_valid, other=0.0).to(tl.float32)
-            w = tl.load(w_ptr + at_w, mask=w_valid, other=0.0).to(tl.float32)
-            dx = tl.dot(to_x, w, input_precision=PRECISION)
+        if GRADS:
+            ds = ds * (scale * grad_scale)
+            x_along = tl.sum(ds * dot, axis=1)
             if NORMALIZE:
-                dx = (dx - x * (x_inverse * x_along)[:, None]) * x_inverse[:, None]
-            tl.store(dx_ptr + at_x, dx.to(dx_ptr.dtype.element_ty), mask=x_valid)
-            dw = tl.load(part + at_w, mask=w_valid & later[:, None], other=0.0)
-            dw = tl.dot(to_w, x, dw, input_precision=PRECISION)
-            tl.store(part + at_w, dw, mask=w_valid)
-        if NORMALIZE:
-            tl.store(norm_ptr + cols, w_inverse, mask=in_col & (cols * 0 + tile == 0))
+                before = tl.load(along + cols, mask=later, other=0.0)
+                tl.store(along + cols, before + tl.sum(ds * dot, axis=0), mask=in_col)
+            to_w = tl.trans(ds * x_inverse[:, None])
+            to_x = ds * w_inverse[None, :]
+            for start in range(0, width, BLOCK_D):
+                d = start + depth
+                in_d = d < width
+                at_x = rows[:, None] * width + d[None, :]
+                at_w = cols[:, None] * width + d[None, :]
+                x_valid = in_row[:, None] & in_d[None, :]
+                w_valid = in_col[:, None] & in_d[None, :]
+                x = tl.load(x_ptr + at_x, mask=x_valid, other=0.0).to(tl.float32)
+                w = tl.load(w_ptr + at_w, mask=w_valid, other=0.0).to(tl.float32)
+                dx = tl.dot(to_x, w, input_precision=PRECISION)
+                if NORMALIZE:
+                    dx = (dx - x * (x_inverse * x_along)[:, None]) * x_inverse[:, None]
+                tl.store(dx_ptr + at_x, dx.to(dx_ptr.dtype.element_ty), mask=x_valid)
+                dw = tl.load(part + at_w, mask=w_valid & later[:, None], other=0.0)
+                dw = tl.dot(to_w, x, dw, input_precision=PRECISION)
+                tl.store(part + at_w, dw, mask=w_valid)
+            if NORMALIZE:
+                tl.store(norm_ptr + cols, w_inverse, mask=in_col & (cols * 0 + tile == 0))
         # The next tile reads the partial sums other threads of this program have written.
         tl.debug_barrier()
         tile += n_programs
@@ -223,11 +231,13 @@ def _sum_parts_kernel(
 
 
 class SmallC(NamedTuple):
-    """Row sums as of the scores, and the gradients of x (B, D) and w (C, D) in their dtypes."""
+    """Row sums as of the scores, the gradients of x (B, D) and w (C, D), and with weights
+    Σ_b loss of each category before its weight (C,); all float32."""
 
     sums: RowSums
     dx: Tensor
     dw: Tensor
+    by_category: Tensor
 
 
 def small_c_loss(
@@ -249,6 +259,7 @@ def small_c_loss(
     gamma: float = 2.0,
     grad_scale: float = 1.0,
     max_programs: int = 132,
+    grads: bool = True,
 ) -> SmallC:
     """Loss of the scores scale · ⟨x̂, ŵ⟩ + bias with every gradient. No host synchronisation.
 
@@ -259,6 +270,7 @@ def small_c_loss(
             :func:`pvp_fast.kernels.elementwise.elementwise_loss_`.
         normalize: unit rows of x and w first.
         max_programs: partial dw kept at once, each C·D float32.
+        grads: False leaves the gradients of x and w out (0).
 
     Returns:
         :class:`SmallC`; dx and dw are multiplied by grad_scale, the sums are not.
@@ -285,11 +297,13 @@ def small_c_loss(
             raise InputError(f"{name} must be {size} contiguous float32 values on the device")
     y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
     sums = torch.zeros(3, rows, dtype=torch.float32, device=x.device)
-    dx, dw = torch.zeros_like(x), torch.zeros_like(w)
+    dx, dw = (torch.zeros_like(t, dtype=torch.float32) for t in (x, w))
+    by_category = sums.new_zeros(0 if weight is None else cols)
     if rows and cols and width:
         programs = min(max_programs, -(-rows // BLOCK_B))
-        part = sums.new_empty(programs, cols, width)
+        part = sums.new_empty(programs if grads else 0, cols, width)
         along = sums.new_empty(programs, cols)
+        category = sums.new_empty(0 if weight is None else programs, cols)
         norm = sums.new_empty(cols)
         focal = kind == "focal"
         block_c = max(16, triton.next_power_of_2(cols))
@@ -306,6 +320,7 @@ def small_c_loss(
             along,
             norm,
             sums,
+            category,
             rows,
             cols,
             width,
@@ -325,6 +340,7 @@ def small_c_loss(
             HAS_WEIGHT=weight is not None,
             HAS_SCALE=scale is not None,
             HAS_BIAS=bias is not None,
+            GRADS=grads,
             UPCAST=_INTERPRETED,
             PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
             BLOCK_R=BLOCK_B,
@@ -333,22 +349,25 @@ def small_c_loss(
             num_warps=TILES[block_c][1],
             num_stages=TILES[block_c][2],
         )
-        blocks = -(-width // 256)
-        _sum_parts_kernel[(cols * blocks,)](
-            part,
-            along,
-            norm,
-            w,
-            dw,
-            programs,
-            cols,
-            width,
-            blocks,
-            NORMALIZE=normalize,
-            BLOCK_D=256,
-        )
+        if weight is not None:
+            by_category = category.sum(0)
+        if grads:
+            blocks = -(-width // 256)
+            _sum_parts_kernel[(cols * blocks,)](
+                part,
+                along,
+                norm,
+                w,
+                dw,
+                programs,
+                cols,
+                width,
+                blocks,
+                NORMALIZE=normalize,
+                BLOCK_D=256,
+            )
     extra = (None if scale is None else sums[1], None if bias is None else sums[2])
-    return SmallC(RowSums(sums[0], *extra), dx, dw)
+    return SmallC(RowSums(sums[0], *extra), dx, dw, by_category)
 
 
 def aot_specs() -> list[AotSpec]:
@@ -373,11 +392,11 @@ def aot_specs() -> list[AotSpec]:
                 "w_ptr": f"*{dtype}",
                 "y_ptr": "*i64" if labels == "lists" else "*u8",
                 "offsets_ptr": "*i64" if labels == "lists" else "*u8",
-                "dx_ptr": f"*{dtype}",
                 **dict.fromkeys(
                     (
                         *("weight_ptr", "scale_ptr", "bias_ptr"),
-                        *("part_ptr", "along_ptr", "norm_ptr", "sums_ptr"),
+                        *("dx_ptr", "part_ptr", "along_ptr", "norm_ptr", "sums_ptr"),
+                        "category_ptr",
                     ),
                     "*fp32",
                 ),
@@ -394,6 +413,7 @@ def aot_specs() -> list[AotSpec]:
                 "HAS_WEIGHT": True,
                 "HAS_SCALE": True,
                 "HAS_BIAS": True,
+                "GRADS": True,
                 "UPCAST": False,
                 "PRECISION": "tf32x3" if dtype == "fp32" else "tf32",
                 "BLOCK_R": BLOCK_B,
@@ -412,7 +432,7 @@ def aot_specs() -> list[AotSpec]:
             signature={
                 **dict.fromkeys(("part_ptr", "along_ptr", "norm_ptr"), "*fp32"),
                 "w_ptr": "*bf16",
-                "dw_ptr": "*bf16",
+                "dw_ptr": "*fp32",
                 **dict.fromkeys(("n_parts", "n_cols", "width", "n_blocks"), "i32"),
             },
             constexprs={"NORMALIZE": True, "BLOCK_D": 256},

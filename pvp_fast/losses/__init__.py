@@ -3,7 +3,7 @@
 Each comes as a function, a ``*_from_scores`` function for who has scores already, and a module.
 """
 
-from pvp_fast.losses.asl import AsymmetricLoss, asl_loss, asl_loss_from_scores
+from pvp_fast.losses.asl import AsymmetricLoss, asl_loss, asl_loss_from_scores, asl_loss_ref
 from pvp_fast.losses.clip import CLIPLoss, clip_loss, clip_loss_from_scores
 from pvp_fast.losses.elementwise import (
     BCELoss,
@@ -11,13 +11,21 @@ from pvp_fast.losses.elementwise import (
     SigLIPLoss,
     bce_loss,
     bce_loss_from_scores,
+    bce_loss_ref,
     focal_loss,
     focal_loss_from_scores,
+    focal_loss_ref,
     siglip_loss,
     siglip_loss_from_scores,
+    siglip_loss_ref,
 )
 from pvp_fast.losses.labels import CSRLabels
-from pvp_fast.losses.ranking import RankingLoss, ranking_loss, ranking_loss_from_scores
+from pvp_fast.losses.ranking import (
+    RankingLoss,
+    ranking_loss,
+    ranking_loss_from_scores,
+    ranking_loss_ref,
+)
 
 __all__ = [
     "AsymmetricLoss",
@@ -29,14 +37,19 @@ __all__ = [
     "SigLIPLoss",
     "asl_loss",
     "asl_loss_from_scores",
+    "asl_loss_ref",
     "bce_loss",
     "bce_loss_from_scores",
+    "bce_loss_ref",
     "clip_loss",
     "clip_loss_from_scores",
     "focal_loss",
     "focal_loss_from_scores",
+    "focal_loss_ref",
     "ranking_loss",
     "ranking_loss_from_scores",
+    "ranking_loss_ref",
     "siglip_loss",
     "siglip_loss_from_scores",
+    "siglip_loss_ref",
 ]

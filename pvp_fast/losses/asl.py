@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.losses._scores import as_float, check_backend, reduce, similarity
+from pvp_fast.losses._ops import fused_loss
+from pvp_fast.losses._scores import as_float, reduce, similarity
 from pvp_fast.losses.labels import Labels, dense_labels
 
 
@@ -62,6 +63,36 @@ def asl_loss_from_scores(
     return reduce(loss.sum(), scores.shape, reduction)
 
 
+def asl_loss_ref(
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    gamma_pos: float = 1.0,
+    gamma_neg: float = 4.0,
+    clip: float = 0.05,
+    eps: float = 1e-8,
+    detach_focal_weight: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`asl_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
+    return asl_loss_from_scores(
+        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+        y,
+        weight=weight,
+        gamma_pos=gamma_pos,
+        gamma_neg=gamma_neg,
+        clip=clip,
+        eps=eps,
+        detach_focal_weight=detach_focal_weight,
+        reduction=reduction,
+    )
+
+
 def asl_loss(
     x: Tensor,
     w: Tensor,
@@ -78,26 +109,67 @@ def asl_loss(
     detach_focal_weight: bool = True,
     reduction: str = "mean",
     backend: str = "auto",
+    regime: str = "auto",
 ) -> Tensor:
-    """The asymmetric loss of the scores scale · ⟨x, w⟩ + bias.
+    """The asymmetric loss of the scores scale · ⟨x, w⟩ + bias, which are never in memory.
+
+    The scores stay in the cache, and the gradients are made in the same pass; see ``regime``.
+    float64 x takes :func:`asl_loss_ref`, which alone has second derivatives and works in
+    torch.func.grad. bfloat16 multiplies in bfloat16, as x @ w.T does, where the CPU can: its
+    products are rounded to 8 bits, the loss is evaluated in float32.
 
     Args:
-        x: (B, D) queries. w: (C, D) class vectors. y: labels.
+        x: (B, D) queries. w: (C, D) class vectors. y: labels. Any float dtype.
         scale, bias: logit scale and bias, numbers or scalar tensors (differentiable).
         normalize: unit rows first, so that the scores are scaled cosines.
+        weight: (C,) factor of each category (differentiable).
+        backend: "auto" takes Triton where x and w are on a CUDA device, else PyTorch; or "torch",
+            or "triton", which run or raise.
+        regime: "chunked" tiles whose scores stay in the cache; "small", all at once: one Triton
+            kernel up to C = 64 (float32) or 128 (half precision), one tile in PyTorch;
+            "recompute", the least memory: small tiles, made again in backward. "auto" is "small"
+            where that kernel fits, else "chunked".
         Others: see :func:`asl_loss_from_scores`.
+
+    Returns:
+        Scalar loss, float32 (float64 where x is).
+
+    Raises:
+        InputError: arguments that do not fit each other. BackendError: an explicit backend that is
+            not there.
     """
-    check_backend(backend)
-    return asl_loss_from_scores(
-        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+
+    def reference() -> Tensor:
+        return asl_loss_ref(
+            x,
+            w,
+            y,
+            scale=scale,
+            bias=bias,
+            normalize=normalize,
+            weight=weight,
+            gamma_pos=gamma_pos,
+            gamma_neg=gamma_neg,
+            clip=clip,
+            eps=eps,
+            detach_focal_weight=detach_focal_weight,
+            reduction=reduction,
+        )
+
+    return fused_loss(
+        "asl",
+        (gamma_pos, gamma_neg, clip, eps, detach_focal_weight),
+        reference,
+        x,
+        w,
         y,
+        scale=scale,
+        bias=bias,
+        normalize=normalize,
         weight=weight,
-        gamma_pos=gamma_pos,
-        gamma_neg=gamma_neg,
-        clip=clip,
-        eps=eps,
-        detach_focal_weight=detach_focal_weight,
         reduction=reduction,
+        backend=backend,
+        regime=regime,
     )
 
 

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvp_fast.losses._scores import as_float, check_backend, reduce, similarity
+from pvp_fast.losses._ops import fused_loss
+from pvp_fast.losses._scores import as_float, reduce, similarity
 from pvp_fast.losses.labels import Labels, dense_labels
 
 
@@ -59,6 +60,26 @@ def siglip_loss_from_scores(
     return _sum(loss, known, weight, reduction)
 
 
+def bce_loss_ref(
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`bce_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
+    return bce_loss_from_scores(
+        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+        y,
+        weight=weight,
+        reduction=reduction,
+    )
+
+
 def bce_loss(
     x: Tensor,
     w: Tensor,
@@ -70,11 +91,64 @@ def bce_loss(
     weight: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
+    regime: str = "auto",
 ) -> Tensor:
-    """Binary cross-entropy of the scores scale · ⟨x, w⟩ + bias; x (B, D), w (C, D)."""
-    check_backend(backend)
-    scores = similarity(x, w, scale=scale, bias=bias, normalize=normalize)
-    return bce_loss_from_scores(scores, y, weight=weight, reduction=reduction)
+    """Binary cross-entropy of the scores scale · ⟨x, w⟩ + bias.
+
+    x (B, D), w (C, D); the rest as in :func:`pvp_fast.losses.asl_loss`.
+    """
+
+    def reference() -> Tensor:
+        return bce_loss_ref(
+            x,
+            w,
+            y,
+            scale=scale,
+            bias=bias,
+            normalize=normalize,
+            weight=weight,
+            reduction=reduction,
+        )
+
+    return fused_loss(
+        "bce",
+        (),
+        reference,
+        x,
+        w,
+        y,
+        scale=scale,
+        bias=bias,
+        normalize=normalize,
+        weight=weight,
+        reduction=reduction,
+        backend=backend,
+        regime=regime,
+    )
+
+
+def focal_loss_ref(
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`focal_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
+    return focal_loss_from_scores(
+        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+        y,
+        weight=weight,
+        alpha=alpha,
+        gamma=gamma,
+        reduction=reduction,
+    )
 
 
 def focal_loss(
@@ -90,12 +164,61 @@ def focal_loss(
     gamma: float = 2.0,
     reduction: str = "mean",
     backend: str = "auto",
+    regime: str = "auto",
 ) -> Tensor:
-    """Focal loss of the scores scale · ⟨x, w⟩ + bias; x (B, D), w (C, D)."""
-    check_backend(backend)
-    scores = similarity(x, w, scale=scale, bias=bias, normalize=normalize)
-    return focal_loss_from_scores(
-        scores, y, alpha=alpha, gamma=gamma, weight=weight, reduction=reduction
+    """Focal loss of the scores scale · ⟨x, w⟩ + bias.
+
+    x (B, D), w (C, D); the rest as in :func:`pvp_fast.losses.asl_loss`.
+    """
+
+    def reference() -> Tensor:
+        return focal_loss_ref(
+            x,
+            w,
+            y,
+            scale=scale,
+            bias=bias,
+            normalize=normalize,
+            weight=weight,
+            alpha=alpha,
+            gamma=gamma,
+            reduction=reduction,
+        )
+
+    return fused_loss(
+        "focal",
+        (alpha, gamma),
+        reference,
+        x,
+        w,
+        y,
+        scale=scale,
+        bias=bias,
+        normalize=normalize,
+        weight=weight,
+        reduction=reduction,
+        backend=backend,
+        regime=regime,
+    )
+
+
+def siglip_loss_ref(
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    reduction: str = "batchmean",
+) -> Tensor:
+    """:func:`siglip_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
+    return siglip_loss_from_scores(
+        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+        y,
+        weight=weight,
+        reduction=reduction,
     )
 
 
@@ -110,11 +233,40 @@ def siglip_loss(
     weight: Tensor | None = None,
     reduction: str = "batchmean",
     backend: str = "auto",
+    regime: str = "auto",
 ) -> Tensor:
-    """SigLIP's loss of the scores scale · ⟨x, w⟩ + bias; x (B, D), w (C, D)."""
-    check_backend(backend)
-    scores = similarity(x, w, scale=scale, bias=bias, normalize=normalize)
-    return siglip_loss_from_scores(scores, y, weight=weight, reduction=reduction)
+    """SigLIP's loss of the scores scale · ⟨x, w⟩ + bias.
+
+    x (B, D), w (C, D); the rest as in :func:`pvp_fast.losses.asl_loss`.
+    """
+
+    def reference() -> Tensor:
+        return siglip_loss_ref(
+            x,
+            w,
+            y,
+            scale=scale,
+            bias=bias,
+            normalize=normalize,
+            weight=weight,
+            reduction=reduction,
+        )
+
+    return fused_loss(
+        "siglip",
+        (),
+        reference,
+        x,
+        w,
+        y,
+        scale=scale,
+        bias=bias,
+        normalize=normalize,
+        weight=weight,
+        reduction=reduction,
+        backend=backend,
+        regime=regime,
+    )
 
 
 class BCELoss(nn.Module):

@@ -20,7 +20,8 @@ class CSRLabels:
         indices: (nnz,) integer category numbers.
 
     Raises:
-        InputError: shapes, dtypes or offsets that do not describe lists.
+        InputError: shapes, dtypes or offsets that do not describe lists. What the offsets and
+            indices hold is checked on a CPU only: on a GPU that would wait for the device.
     """
 
     offsets: Tensor
@@ -33,7 +34,11 @@ class CSRLabels:
                     f"CSRLabels.{name} must be a 1-D integer tensor, "
                     f"not {value.dtype} of shape {tuple(value.shape)}"
                 )
-        if len(self.offsets) < 1 or int(self.offsets[0]) != 0:
+        if len(self.offsets) < 1:
+            raise InputError("CSRLabels.offsets must start with 0 and have B + 1 entries")
+        if self.offsets.device.type != "cpu":
+            return  # reading them would wait for the device
+        if int(self.offsets[0]) != 0:
             raise InputError("CSRLabels.offsets must start with 0 and have B + 1 entries")
         if bool((self.offsets.diff() < 0).any()) or int(self.offsets[-1]) != len(self.indices):
             raise InputError(
@@ -44,19 +49,23 @@ class CSRLabels:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def dense(self, n_categories: int) -> Tensor:
-        """(B, n_categories) bool.
-
-        Raises:
-            InputError: an index outside [0, n_categories).
-        """
-        if self.indices.numel():
+    def check(self, n_categories: int) -> None:
+        """Raise InputError for an index outside [0, n_categories); on a CPU only, see above."""
+        if self.indices.device.type == "cpu" and self.indices.numel():
             low, high = int(self.indices.min()), int(self.indices.max())
             if low < 0 or high >= n_categories:
                 raise InputError(
                     f"CSRLabels.indices run from {low} to {high}; there are {n_categories} "
                     "categories, numbered from 0"
                 )
+
+    def dense(self, n_categories: int) -> Tensor:
+        """(B, n_categories) bool.
+
+        Raises:
+            InputError: an index outside [0, n_categories).
+        """
+        self.check(n_categories)
         rows = torch.repeat_interleave(
             torch.arange(len(self), device=self.indices.device), self.offsets.diff()
         )
@@ -66,6 +75,23 @@ class CSRLabels:
 
 
 Labels = Tensor | CSRLabels
+
+
+def check_labels(y: Labels, rows: int, n_categories: int) -> None:
+    """Raise InputError for labels of another shape or of a dtype that no loss takes."""
+    if isinstance(y, CSRLabels):
+        if len(y) != rows:
+            raise InputError(f"y lists the categories of {len(y)} samples; x has {rows} rows")
+        return
+    if y.shape != (rows, n_categories):
+        raise InputError(
+            f"y has shape {tuple(y.shape)}; the scores are (B, C) = ({rows}, {n_categories})"
+        )
+    if y.dtype in (torch.int16, torch.int32, torch.int64):
+        raise InputError(
+            f"y is {y.dtype}: give y.bool() for labels 0/1, or y.to(torch.int8) for partial labels "
+            "-1/0/1, whose zeros are unknown"
+        )
 
 
 def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -80,17 +106,9 @@ def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """
     if isinstance(y, CSRLabels):
         y = y.dense(scores.shape[1])
-    if y.shape != scores.shape:
-        raise InputError(
-            f"y has shape {tuple(y.shape)}; the scores are (B, C) = {tuple(scores.shape)}"
-        )
-    if y.dtype in (torch.int16, torch.int32, torch.int64):
-        raise InputError(
-            f"y is {y.dtype}: give y.bool() for labels 0/1, or y.to(torch.int8) for partial labels "
-            "-1/0/1, whose zeros are unknown"
-        )
+    check_labels(y, scores.shape[0], scores.shape[1])
     if y.dtype == torch.int8:
-        if bool((y.abs() > 1).any()):
+        if y.device.type == "cpu" and bool((y.abs() > 1).any()):
             raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
         return (y == 1).to(scores.dtype), y != 0
     return y.to(scores.dtype), None

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses._scores import as_float, check_backend, similarity
+from pvp_fast.losses._ops import fused_loss
+from pvp_fast.losses._scores import as_float, similarity
 from pvp_fast.losses.labels import Labels, dense_labels
 
 
@@ -51,6 +52,28 @@ def ranking_loss_from_scores(
     return total if reduction == "sum" else total / max(1, scores.shape[0])
 
 
+def ranking_loss_ref(
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor = 1.0,
+    bias: float | Tensor | None = None,
+    normalize: bool = True,
+    weight: Tensor | None = None,
+    margin: float = 1.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """:func:`ranking_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
+    return ranking_loss_from_scores(
+        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
+        y,
+        weight=weight,
+        margin=margin,
+        reduction=reduction,
+    )
+
+
 def ranking_loss(
     x: Tensor,
     w: Tensor,
@@ -63,11 +86,45 @@ def ranking_loss(
     margin: float = 1.0,
     reduction: str = "mean",
     backend: str = "auto",
+    regime: str = "auto",
 ) -> Tensor:
-    """The ranking hinge of the scores scale · ⟨x, w⟩ + bias; x (B, D), w (C, D)."""
-    check_backend(backend)
-    scores = similarity(x, w, scale=scale, bias=bias, normalize=normalize)
-    return ranking_loss_from_scores(scores, y, margin=margin, weight=weight, reduction=reduction)
+    """The ranking hinge of the scores scale · ⟨x, w⟩ + bias.
+
+    x (B, D), w (C, D); the rest as in :func:`pvp_fast.losses.asl_loss`.
+    The positives' scores come first, then the negatives a tile at a time. "mean" is "batchmean".
+    The bias cancels and has gradient 0.
+    """
+
+    def reference() -> Tensor:
+        return ranking_loss_ref(
+            x,
+            w,
+            y,
+            scale=scale,
+            bias=bias,
+            normalize=normalize,
+            weight=weight,
+            margin=margin,
+            reduction=reduction,
+        )
+
+    if reduction == "mean":
+        reduction = "batchmean"
+    return fused_loss(
+        "ranking",
+        (margin,),
+        reference,
+        x,
+        w,
+        y,
+        scale=scale,
+        bias=bias,
+        normalize=normalize,
+        weight=weight,
+        reduction=reduction,
+        backend=backend,
+        regime=regime,
+    )
 
 
 class RankingLoss(nn.Module):

@@ -1,0 +1,289 @@
+"""The operator under the fused losses, the choice of a regime, and its gradient.
+
+``pvp_fast::similarity_loss`` is a torch.library operator with shapes for torch.compile and a
+gradient for autograd. One pass makes the loss and, where asked for, every gradient; backward only
+multiplies by the incoming one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from pvp_fast.backend import use_triton
+from pvp_fast.errors import BackendError, InputError
+from pvp_fast.losses._scores import reduce
+from pvp_fast.losses._steps import EntrywiseStep, RankingStep
+from pvp_fast.losses._tiles import Gradients, Needs, Problem, Step, run
+from pvp_fast.losses.labels import CSRLabels, Labels, check_labels
+
+REGIMES = ("auto", "small", "chunked", "recompute")
+_FUSED = (torch.float32, torch.float16, torch.bfloat16)
+# Scores of one tile: 1 MiB of float32 on a CPU, 24 MiB in a GPU's L2 (not yet measured).
+_TILE = {"cpu": 1 << 18}
+_TILE_ELSEWHERE = 6 << 20
+# Rows of a tile, which share one pass over w and dw.
+_ROWS = {"cpu": 256}
+_ROWS_ELSEWHERE = 1024
+# The widest vocabulary of the kernel that does all at once (pvp_fast.kernels.small_c.MAX_C).
+_SMALL = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
+
+
+def choose(regime: str, kind: str, dtype: torch.dtype, n_categories: int, triton: bool) -> str:
+    """The regime that "auto" stands for: the one rule of it.
+
+    ``small`` where one Triton kernel holds all categories (C ≤ 64 in float32, 128 in half
+    precision; its threshold is that of the kernel, not yet measured), else ``chunked``.
+    ``recompute`` is taken only when asked for: it makes the scores twice.
+    """
+    if regime not in REGIMES:
+        raise InputError(f"regime={regime!r}: use 'auto', 'small', 'chunked' or 'recompute'")
+    fits = kind != "ranking" and n_categories <= _SMALL[dtype]
+    if regime == "small" and triton and not fits:
+        raise InputError(
+            f"regime='small': the Triton kernel takes C <= {_SMALL[dtype]} in {dtype} and every "
+            f"loss but ranking, not {kind} with C = {n_categories}; use 'chunked'"
+        )
+    if regime != "auto":
+        return regime
+    return "small" if triton and fits else "chunked"
+
+
+def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> tuple[int, int]:
+    """Rows and categories of a tile."""
+    if regime == "small":
+        return max(1, rows), max(1, n_categories)
+    budget = _TILE.get(device.type, _TILE_ELSEWHERE)
+    height = _ROWS.get(device.type, _ROWS_ELSEWHERE)
+    if regime == "recompute":
+        budget, height = budget // 4, height // 2
+    tall = max(height, budget // max(1, n_categories))
+    return tall, max(1, budget // max(1, min(tall, rows)))
+
+
+def _evaluate(problem: Problem, needs: Needs, triton: bool, regime: str) -> Gradients:
+    x = problem.x
+    if triton:
+        from pvp_fast.losses import _kernel_steps
+
+        if regime == "small":
+            return _kernel_steps.small(problem, needs)
+        step: Step = _kernel_steps.KernelStep(problem)
+    else:
+        step = RankingStep(problem) if problem.kind == "ranking" else EntrywiseStep(problem)
+    rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
+    if triton and problem.kind == "ranking" and cols < len(problem.w):
+        # A program of its kernel owns a row: fewer rows, all categories.
+        rows, cols = max(1, rows * cols // len(problem.w)), len(problem.w)
+    return run(problem, needs, step, (rows, cols), keep=regime != "recompute")
+
+
+@torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
+def similarity_loss(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor | None,
+    offsets: Tensor | None,
+    indices: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    kind: str,
+    settings: Sequence[float],
+    normalize: bool,
+    triton: bool,
+    regime: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The summed loss and the gradients of :class:`Gradients`, float32; empty if not needed."""
+    labels: Labels
+    if y is not None:
+        labels = y
+    elif offsets is not None and indices is not None:
+        labels = CSRLabels(offsets, indices)
+    else:
+        raise InputError("y, or offsets and indices, must be given")
+    if kind == "ranking":
+        bias = None  # it cancels
+    problem = Problem(kind, settings, x, w, labels, scale, bias, weight, normalize)
+    with torch.autocast(x.device.type, enabled=False):
+        return tuple(_evaluate(problem, Needs(*needs), triton, regime))  # type: ignore[return-value]
+
+
+@similarity_loss.register_fake
+def _(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor | None,
+    offsets: Tensor | None,
+    indices: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    kind: str,
+    settings: Sequence[float],
+    normalize: bool,
+    triton: bool,
+    regime: str,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    asked = Needs(*needs)
+
+    def new(*shape: int) -> Tensor:
+        return x.new_empty(shape, dtype=torch.float32)
+
+    return (
+        new(),
+        new(x.shape[0] if asked.x else 0, x.shape[1]),
+        new(w.shape[0] if asked.w else 0, w.shape[1]),
+        new(),
+        new(),
+        new(w.shape[0] if asked.weight else 0),
+    )
+
+
+@torch.library.custom_op("pvp_fast::similarity_loss_backward", mutates_args=())
+def similarity_loss_backward(
+    g: Tensor,
+    dx: Tensor,
+    dw: Tensor,
+    dscale: Tensor,
+    dbias: Tensor,
+    dweight: Tensor,
+    x_dtype: torch.dtype,
+    w_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Every gradient times g, those of x and w in their dtypes."""
+    return (dx * g).to(x_dtype), (dw * g).to(w_dtype), dscale * g, dbias * g, dweight * g
+
+
+@similarity_loss_backward.register_fake
+def _(
+    g: Tensor,
+    dx: Tensor,
+    dw: Tensor,
+    dscale: Tensor,
+    dbias: Tensor,
+    dweight: Tensor,
+    x_dtype: torch.dtype,
+    w_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        torch.empty_like(dx, dtype=x_dtype),
+        torch.empty_like(dw, dtype=w_dtype),
+        torch.empty_like(dscale),
+        torch.empty_like(dbias),
+        torch.empty_like(dweight),
+    )
+
+
+def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, needs = inputs
+    ctx.again = not any(needs)
+    ctx.dtypes = inputs[0].dtype, inputs[1].dtype
+    if ctx.again:
+        ctx.save_for_backward(*tensors)
+    else:
+        ctx.save_for_backward(*output[1:])
+
+
+def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]
+    needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 5, 6, 7)))
+    gradients = ctx.saved_tensors
+    if ctx.again:
+        _, *gradients = similarity_loss(
+            *gradients, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, list(needs)
+        )
+    found = similarity_loss_backward(g, *gradients, *ctx.dtypes)
+    dx, dw, dscale, dbias, dweight = (
+        f if need else None for f, need in zip(found, needs, strict=True)
+    )
+    return dx, dw, None, None, None, dscale, dbias, dweight, *(None,) * 6
+
+
+def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
+    raise BackendError(
+        "the fused losses' gradient has no gradient of its own; give float64 x, which takes plain "
+        "PyTorch, for second derivatives"
+    )
+
+
+similarity_loss.register_autograd(_backward, setup_context=_setup)
+similarity_loss_backward.register_autograd(_no_second)
+
+
+def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise InputError(f"{name} must be one value, not {tuple(value.shape)}")
+        return value.to(x.device, torch.float32).reshape(())
+    return torch.full((), value, dtype=torch.float32, device=x.device)
+
+
+def fused_loss(
+    kind: str,
+    settings: Sequence[float],
+    reference: Callable[[], Tensor],
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    *,
+    scale: float | Tensor,
+    bias: float | Tensor | None,
+    normalize: bool,
+    weight: Tensor | None,
+    reduction: str,
+    backend: str,
+    regime: str,
+) -> Tensor:
+    """A loss by the fused path, or by ``reference`` for float64 x.
+
+    Raises:
+        InputError: arguments that do not fit each other. BackendError: an explicit backend that is
+            not there.
+    """
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
+        raise InputError(
+            f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (B, D) and (C, D) of one width D"
+        )
+    if not (x.is_floating_point() and w.is_floating_point()):
+        raise InputError(f"x and w must be floating point, not {x.dtype} and {w.dtype}")
+    rows, n_categories = len(x), len(w)
+    check_labels(y, rows, n_categories)
+    if weight is not None and weight.shape != (n_categories,):
+        raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
+    triton = use_triton(backend, x, w)
+    if x.dtype not in _FUSED:
+        if backend == "triton":
+            raise InputError(f"backend='triton' takes float32, float16 and bfloat16, not {x.dtype}")
+        return reference()
+    if w.dtype != x.dtype:
+        x, w = x.float(), w.float()
+    regime = choose(regime, kind, x.dtype, n_categories, triton)
+    factor = _scalar("scale", scale, x)
+    shift = None if bias is None else _scalar("bias", bias, x)
+    share = None if weight is None else weight.to(x.device, torch.float32).contiguous()
+    grad = torch.is_grad_enabled() and regime != "recompute"
+    needs = [grad and t is not None and t.requires_grad for t in (x, w, factor, shift, share)]
+    dense, offsets, indices = (
+        (None, y.offsets, y.indices) if isinstance(y, CSRLabels) else (y, None, None)
+    )
+    total, *_ = similarity_loss(
+        x,
+        w,
+        dense,
+        offsets,
+        indices,
+        factor,
+        shift,
+        share,
+        kind,
+        [float(value) for value in settings],
+        normalize,
+        triton,
+        regime,
+        needs,
+    )
+    return reduce(total, torch.Size((rows, n_categories)), reduction)

@@ -3,7 +3,7 @@
 
     loss_b = Σ_{p ∈ P_b} Σ_{n ∉ P_b} weight_n · max(0, margin − s_bp + s_bn),  s = scale · r
 
-A program owns a row, so nothing is added across programs. First, 16 positives at a time stay in
+A program owns a row, so nothing is added across programs. First, 8 or 16 positives at a time stay in
 registers while the negatives stream past: the loss, and each positive's gradient. Then the
 negatives stream past once more and take theirs. O(P·C) work, two reads and one write of the row;
 (C, C) pairs are never in memory. A bias cancels in the difference and has no gradient.
@@ -20,6 +20,9 @@ from pvp_fast.errors import InputError
 
 from .aot import AotSpec
 from .elementwise import FLOATS, LISTS, RowSums, label_arguments
+
+# Positives in registers at a time; lists are searched too, and would spill on sm_90.
+_BLOCK_P = {0: 16, 1: 16, LISTS: 8}
 
 _DENSE = tl.constexpr(0)
 _PARTIAL = tl.constexpr(1)
@@ -127,8 +130,8 @@ def _ranking_kernel(
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
-        category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
-        owned = (category >= 0) & (category < n_cols)
+        category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
+        owned = category < n_cols
         raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
         count = tl.zeros((BLOCK_P,), tl.float32)
         for start in range(0, n_cols, BLOCK_C):
@@ -162,8 +165,8 @@ def _ranking_kernel(
         j = first
         while j < last:
             at = j + tl.arange(0, BLOCK_P)
-            category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
-            owned = (category >= 0) & (category < n_cols)
+            category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
+            owned = category < n_cols
             raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
             hinge = margin + scale * (raw[None, :] - raw_pos[:, None])
             active += tl.sum((owned[:, None] & (hinge > 0)).to(tl.float32), axis=0)
@@ -175,8 +178,8 @@ def _ranking_kernel(
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
-        category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
-        owned = (category >= 0) & (category < n_cols)
+        category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
+        owned = category < n_cols
         g = tl.load(pos_grad_ptr + at, mask=owned, other=0.0) * (scale * grad_scale)
         tl.store(scores + category, g.to(scores_ptr.dtype.element_ty), mask=owned)
         j += BLOCK_P
@@ -224,8 +227,8 @@ def _ranking_category_kernel(
         j = first
         while j < last:
             at = j + tl.arange(0, BLOCK_P)
-            category = tl.load(indices_ptr + at, mask=at < last, other=-1).to(tl.int64)
-            owned = (category >= 0) & (category < n_cols)
+            category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
+            owned = category < n_cols
             raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
             hinge = margin + (raw[None, :] - raw_pos[:, None])
             found += tl.sum(tl.where(owned[:, None] & (hinge > 0), hinge, 0.0), axis=0)
@@ -304,7 +307,7 @@ def ranking_loss_(
         scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
             grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
         labels: as :func:`pvp_fast.kernels.elementwise.elementwise_loss_`; above 0.5 is a positive.
-            Lists name each category at most once a row; numbers outside [0, C) are passed over.
+            Lists name each category at most once a row; numbers from C on are passed over.
         scale: (1,) float32 on the device. weight: (C,) float32 factor of each negative.
 
     Returns:
@@ -351,7 +354,7 @@ def ranking_loss_(
             LABELS=mode,
             HAS_WEIGHT=weight is not None,
             HAS_SCALE=scale is not None,
-            BLOCK_P=16,
+            BLOCK_P=_BLOCK_P[mode],
             BLOCK_C=max(16, min(128, triton.next_power_of_2(cols))),
             num_warps=num_warps,
         )
@@ -382,7 +385,7 @@ def aot_specs() -> list[AotSpec]:
                 "LABELS": mode,
                 "HAS_WEIGHT": True,
                 "HAS_SCALE": True,
-                "BLOCK_P": 16,
+                "BLOCK_P": _BLOCK_P[mode],
                 "BLOCK_C": 128,
             },
             num_warps=4,

@@ -39,7 +39,7 @@ MAX_C = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 # float32 takes three tensor-core products for one, and registers for them.
 BLOCK_B = 16
 # Columns at a time -> (width at a time, warps, stages), without a spill on sm_80 and sm_90.
-TILES = {16: (32, 4, 2), 32: (32, 4, 2), 64: (16, 8, 2), 128: (16, 8, 2)}
+TILES = {16: (32, 4, 2), 32: (16, 4, 2), 64: (16, 8, 2), 128: (16, 8, 2)}
 # Triton's interpreter multiplies half precision wrongly; a GPU keeps its tensor cores.
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -27,18 +27,19 @@ def _options(problem: Problem) -> dict[str, float]:
 
 
 def _once(y: CSRLabels, n_categories: int) -> CSRLabels:
-    """Each category once a row, ascending; what is repeated or does not exist becomes −1.
+    """Each category once a row; what is repeated or does not exist becomes n_categories.
 
-    No host synchronisation: the ranking kernel would count a repeated positive twice.
+    No host synchronisation. The ranking kernel would count a repeated positive twice.
     """
     rows = torch.arange(len(y), device=y.indices.device)
     row = torch.repeat_interleave(rows, y.offsets.diff(), output_size=len(y.indices))
-    width = n_categories + 1
-    key, _ = (row * width + y.indices.long().clamp(-1, n_categories) + 1).sort()
-    col = key % width - 1
+    col = y.indices.long()
+    col = torch.where(col < 0, n_categories, col.clamp(max=n_categories))
+    key, _ = (row * (n_categories + 1) + col).sort()
+    col = key % (n_categories + 1)
     repeated = torch.zeros_like(key, dtype=torch.bool)
     repeated[1:] = key[1:] == key[:-1]
-    return CSRLabels(y.offsets, col.masked_fill(repeated, -1))
+    return CSRLabels(y.offsets, col.masked_fill(repeated, n_categories))
 
 
 class KernelStep:

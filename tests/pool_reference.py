@@ -45,22 +45,26 @@ def pooling(
 
 
 def infonce(
-    x: np.ndarray, w: np.ndarray, scale: float, normalize: bool = True
+    x: np.ndarray,
+    w: np.ndarray,
+    scale: float,
+    y: np.ndarray | None = None,
+    normalize: bool = True,
 ) -> tuple[np.ndarray, ...]:
-    """(cross-entropy of rows + of columns) / 2 for pairs (i, i); dx, dw, dscale."""
+    """(cross-entropy of rows + of columns) / 2 against y, or pairs (i, i); dx, dw, dscale."""
     xh, xn = unit(x) if normalize else (x, np.ones_like(x[:, :1]))
     wh, wn = unit(w) if normalize else (w, np.ones_like(w[:, :1]))
     n = len(x)
+    y = np.eye(n) if y is None else y
     cosine = xh @ wh.T
     s = scale * cosine
-    rows = np.exp(s - s.max(1, keepdims=True))
-    rows /= rows.sum(1, keepdims=True)
-    cols = np.exp(s - s.max(0, keepdims=True))
-    cols /= cols.sum(0, keepdims=True)
-    lse_rows = s.max(1) + np.log(np.exp(s - s.max(1, keepdims=True)).sum(1))
-    lse_cols = s.max(0) + np.log(np.exp(s - s.max(0, keepdims=True)).sum(0))
-    loss = (lse_rows + lse_cols - 2 * np.diag(s)).sum() / (2 * n)
-    ds = (rows + cols - 2 * np.eye(n)) / (2 * n)
+    ds, loss = np.zeros_like(s), 0.0
+    for axis in (0, 1):
+        target = y / y.sum(axis, keepdims=True)
+        top = s.max(axis, keepdims=True)
+        lse = top + np.log(np.exp(s - top).sum(axis, keepdims=True))
+        loss += (target * (lse - s)).sum() / (2 * n)
+        ds += (np.exp(s - lse) - target) / (2 * n)
     dxh, dwh = scale * ds @ wh, scale * ds.T @ xh
     if normalize:
         dxh, dwh = back_through_norm(dxh, xh, xn), back_through_norm(dwh, wh, wn)

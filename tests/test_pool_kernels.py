@@ -1,4 +1,4 @@
-"""The pooling and contrast kernels, run by Triton's interpreter in a process of their own, as
+"""The pooling kernels, run by Triton's interpreter in a process of their own, as
 test_kernels.py runs the others: the checks are in pool_interpreter.py."""
 
 import importlib.util

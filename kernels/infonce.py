@@ -1,0 +1,690 @@
+# mypy: disable-error-code="no-untyped-def"
+"""Symmetric InfoNCE over N pairs, without the (N, N) scores in memory.
+
+With s_ij = scale · ⟨x̂_i, ŵ_j⟩, r_i = log Σ_j exp s_ij, c_j = log Σ_i exp s_ij and targets t, which
+are 2 · [i = j] for pairs and y_ij / Σ_j y_ij + y_ij / Σ_i y_ij for soft labels,
+
+    loss = (Σ r + Σ c − Σ s · t) / 2N,    ∂loss/∂s = (exp(s − r) + exp(s − c) − t) / 2N
+
+r and c must both be there before the first gradient, so scores are made twice. Two ways:
+
+block   products of a block of rows and a block of columns, made by a matrix product, lie in the
+        cache; one kernel reads them once and leaves the block's log-sum-exp of rows and columns
+        and Σ s · t, another turns them into gradients for the two matrix products that follow.
+tile    nothing but x, w and their gradients in memory: a program owns rows and streams over the
+        columns, with a running maximum and sum. Called once for x against w and once for w against
+        x, since the loss is the same with both exchanged.
+
+Partial results have places of their own and are added in a fixed order: no atomics, no host
+synchronisation.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pvp_fast.errors import InputError
+
+from .aot import AotSpec
+from .elementwise import FLOATS
+from .pool import INTERPRETED, MAX_PROGRAMS, dot_tile
+
+# A tile of a block: 16 scores a thread.
+BLOCK_R, BLOCK_C = 16, 128
+
+
+class Tiles(NamedTuple):
+    """Sizes of a launch: rows, columns, width at a time, width of a slice, warps, stages."""
+
+    rows: int
+    cols: int
+    depth: int
+    slice: int
+    warps: int
+    stages: int
+
+
+def tiles(wide: bool, backward: bool) -> Tiles:
+    """What fits without a spill on sm_80 and sm_90."""
+    if wide:
+        # Three tensor-core products for one, and registers for them.
+        return Tiles(32, 32, 16, 64, 8, 2) if backward else Tiles(32, 32, 32, 0, 4, 2)
+    return Tiles(32, 32, 32, 128, 8, 2) if backward else Tiles(64, 64, 32, 0, 8, 3)
+
+
+@triton.jit
+def _targets(
+    y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, shift,
+    HAS_Y: tl.constexpr,
+):  # fmt: skip
+    """t of a tile, float32; ``shift`` is how far the block's columns begin after its rows."""
+    if HAS_Y:
+        at = y_ptr + rows[:, None] * y_row + cols[None, :] * y_col
+        y = tl.load(at, mask=in_row[:, None] & in_col[None, :], other=0).to(tl.float32)
+        y_rows = tl.load(y_rows_ptr + rows, mask=in_row, other=0.0)
+        y_cols = tl.load(y_cols_ptr + cols, mask=in_col, other=0.0)
+        target = y * (y_rows[:, None] + y_cols[None, :])
+    else:
+        target = tl.where(rows[:, None] == (cols + shift)[None, :], 2.0, 0.0)
+    return target
+
+
+@triton.jit
+def _safe_log_sum(top, total):
+    """top + log(total), −inf for a sum over nothing."""
+    some = total > 0
+    return tl.where(some, top + tl.log(tl.where(some, total, 1.0)), float("-inf"))
+
+
+@triton.jit
+def _block_logits(
+    s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
+    HAS_NORMS: tl.constexpr,
+):  # fmt: skip
+    s = tl.load(
+        s_ptr + rows[:, None] * s_row + cols[None, :],
+        mask=in_row[:, None] & in_col[None, :],
+        other=0.0,
+    )
+    s = s * tl.load(scale_ptr)
+    if HAS_NORMS:
+        s = s * tl.load(row_inverse_ptr + rows, mask=in_row, other=0.0)[:, None]
+        s = s * tl.load(col_inverse_ptr + cols, mask=in_col, other=0.0)[None, :]
+    return s
+
+
+@triton.jit
+def _block_lse_kernel(
+    s_ptr,  # (R, C) float32 products, row stride given
+    row_inverse_ptr,  # (R,) float32: 1/‖x_i‖
+    col_inverse_ptr,  # (C,) float32: 1/‖w_j‖
+    scale_ptr,  # (1,) float32
+    y_ptr,  # (R, C), strides given
+    y_rows_ptr,  # (R,) float32: 1 / Σ_j y_ij
+    y_cols_ptr,  # (C,) float32: 1 / Σ_i y_ij
+    row_part_ptr,  # (n_col_tiles, R) float32: log-sum-exp of a tile's rows
+    col_part_ptr,  # (n_row_tiles, C) float32: and of its columns
+    target_part_ptr,  # (n_col_tiles, R) float32: Σ_j s · t
+    n_rows,
+    n_cols,
+    n_tiles,
+    s_row,
+    y_row,
+    y_col,
+    shift,
+    HAS_NORMS: tl.constexpr,
+    HAS_Y: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    row_tile = (pid // n_tiles).to(tl.int64)
+    col_tile = (pid % n_tiles).to(tl.int64)
+    rows = row_tile * BLOCK_R + tl.arange(0, BLOCK_R)
+    cols = col_tile * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_row = rows < n_rows
+    in_col = cols < n_cols
+    valid = in_row[:, None] & in_col[None, :]
+    s = _block_logits(
+        s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
+        HAS_NORMS,
+    )  # fmt: skip
+    target = _targets(
+        y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, shift, HAS_Y
+    )
+    # A choice, not a product: an infinite score that is nobody's target must not give NaN.
+    aimed = tl.where(valid & (target != 0), s * target, 0.0)
+    tl.store(target_part_ptr + col_tile * n_rows + rows, tl.sum(aimed, axis=1), mask=in_row)
+    s = tl.where(valid, s, float("-inf"))
+    row_top = tl.max(s, axis=1)
+    # −inf − (−inf) would be NaN.
+    row_base = tl.where(row_top == float("-inf"), 0.0, row_top)
+    row_total = tl.sum(tl.exp(s - row_base[:, None]), axis=1)
+    row_lse = _safe_log_sum(row_base, row_total)
+    tl.store(row_part_ptr + col_tile * n_rows + rows, row_lse, mask=in_row)
+    col_top = tl.max(s, axis=0)
+    col_base = tl.where(col_top == float("-inf"), 0.0, col_top)
+    col_total = tl.sum(tl.exp(s - col_base[None, :]), axis=0)
+    col_lse = _safe_log_sum(col_base, col_total)
+    tl.store(col_part_ptr + row_tile * n_cols + cols, col_lse, mask=in_col)
+
+
+@triton.jit
+def _block_gradient_kernel(
+    s_ptr,  # (R, C) float32 products, row stride given
+    row_inverse_ptr,  # (R,) float32
+    col_inverse_ptr,  # (C,) float32
+    scale_ptr,  # (1,) float32
+    y_ptr,  # (R, C), strides given
+    y_rows_ptr,  # (R,) float32
+    y_cols_ptr,  # (C,) float32
+    row_lse_ptr,  # (R,) float32: r
+    col_lse_ptr,  # (C,) float32: c
+    out_ptr,  # (R, C), row stride given: (exp(s − r) + exp(s − c) − t) · unit
+    n_rows,
+    n_cols,
+    n_tiles,
+    s_row,
+    y_row,
+    y_col,
+    shift,
+    out_row,
+    unit,
+    HAS_NORMS: tl.constexpr,
+    HAS_Y: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    rows = (pid // n_tiles).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    cols = (pid % n_tiles).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
+    in_row = rows < n_rows
+    in_col = cols < n_cols
+    s = _block_logits(
+        s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
+        HAS_NORMS,
+    )  # fmt: skip
+    target = _targets(
+        y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, shift, HAS_Y
+    )
+    row_lse = tl.load(row_lse_ptr + rows, mask=in_row, other=0.0)
+    col_lse = tl.load(col_lse_ptr + cols, mask=in_col, other=0.0)
+    g = tl.exp(s - row_lse[:, None]) + tl.exp(s - col_lse[None, :]) - target
+    out = out_ptr + rows[:, None] * out_row + cols[None, :]
+    tl.store(out, (g * unit).to(out_ptr.dtype.element_ty), mask=in_row[:, None] & in_col[None, :])
+
+
+@triton.jit
+def _tile_lse_kernel(
+    x_ptr,  # (N, D), contiguous: the rows
+    w_ptr,  # (N, D), contiguous: the columns
+    x_inverse_ptr,  # (N,) float32
+    w_inverse_ptr,  # (N,) float32
+    scale_ptr,  # (1,) float32
+    y_ptr,  # (N, N), strides given
+    y_rows_ptr,  # (N,) float32
+    y_cols_ptr,  # (N,) float32
+    lse_ptr,  # (n_shares, N) float32: log-sum-exp of each row over a share of the columns
+    target_ptr,  # (n_shares, N) float32: Σ_j s · t
+    n,
+    width,
+    n_shares,
+    per_share,  # columns of a share
+    y_row,
+    y_col,
+    HAS_Y: tl.constexpr,
+    WITH_TARGET: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    share = (pid % n_shares).to(tl.int64)
+    rows = (pid // n_shares).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    in_row = rows < n
+    x_at = x_ptr + rows[:, None] * width
+    x_inverse = tl.load(x_inverse_ptr + rows, mask=in_row, other=0.0) * tl.load(scale_ptr)
+    top = tl.full((BLOCK_R,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_R,), tl.float32)
+    aimed = tl.zeros((BLOCK_R,), tl.float32)
+    first = share * per_share
+    last = tl.minimum(first + per_share, n)
+    for start in range(first, last, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        in_col = cols < last
+        dot = dot_tile(
+            x_at, in_row, w_ptr + cols[:, None] * width, in_col, width,
+            UPCAST, PRECISION, BLOCK_R, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+        w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
+        s = dot * x_inverse[:, None] * w_inverse[None, :]
+        if WITH_TARGET:
+            target = _targets(
+                y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, 0, HAS_Y
+            )
+            keep = in_col[None, :] & (target != 0)
+            aimed += tl.sum(tl.where(keep, s * target, 0.0), axis=1)
+        s = tl.where(in_col[None, :], s, float("-inf"))
+        before = top
+        top = tl.maximum(before, tl.max(s, axis=1))
+        base = tl.where(top == float("-inf"), 0.0, top)
+        total = total * tl.exp(before - base) + tl.sum(tl.exp(s - base[:, None]), axis=1)
+    out = share * n + rows
+    tl.store(lse_ptr + out, _safe_log_sum(top, total), mask=in_row)
+    if WITH_TARGET:
+        tl.store(target_ptr + out, aimed, mask=in_row)
+
+
+@triton.jit
+def _tile_gradient_kernel(
+    x_ptr,  # (N, D), contiguous: the rows, whose gradient this is
+    w_ptr,  # (N, D), contiguous: the columns
+    x_inverse_ptr,  # (N,) float32
+    w_inverse_ptr,  # (N,) float32
+    scale_ptr,  # (1,) float32
+    factor_ptr,  # (1,) float32: ∂/∂loss / 2N
+    y_ptr,  # (N, N), strides given
+    y_rows_ptr,  # (N,) float32
+    y_cols_ptr,  # (N,) float32
+    row_lse_ptr,  # (N,) float32
+    col_lse_ptr,  # (N,) float32
+    dx_ptr,  # (N, D), contiguous
+    along_ptr,  # (N,) float32: Σ_j (exp(s − r) + exp(s − c) − t) · cosine
+    n,
+    width,
+    n_slices,
+    y_row,
+    y_col,
+    HAS_Y: tl.constexpr,
+    NORMALIZE: tl.constexpr,
+    UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_R: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_S: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    index = pid % n_slices
+    d = index.to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
+    in_d = d < width
+    rows = (pid // n_slices).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    in_row = rows < n
+    x_at = x_ptr + rows[:, None] * width
+    x_inverse = tl.load(x_inverse_ptr + rows, mask=in_row, other=0.0)
+    row_lse = tl.load(row_lse_ptr + rows, mask=in_row, other=0.0)
+    scale = tl.load(scale_ptr)
+    grad = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
+    along = tl.zeros((BLOCK_R,), tl.float32)
+    for start in range(0, n, BLOCK_C):
+        cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
+        in_col = cols < n
+        w_at = w_ptr + cols[:, None] * width
+        dot = dot_tile(
+            x_at, in_row, w_at, in_col, width, UPCAST, PRECISION, BLOCK_R, BLOCK_C, BLOCK_D
+        )
+        w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
+        cosine = dot * x_inverse[:, None] * w_inverse[None, :]
+        s = cosine * scale
+        col_lse = tl.load(col_lse_ptr + cols, mask=in_col, other=0.0)
+        target = _targets(
+            y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, 0, HAS_Y
+        )
+        g = tl.exp(s - row_lse[:, None]) + tl.exp(s - col_lse[None, :]) - target
+        g = tl.where(in_row[:, None] & in_col[None, :], g, 0.0)
+        along += tl.sum(g * cosine, axis=1)
+        w = tl.load(w_at + d[None, :], mask=in_col[:, None] & in_d[None, :], other=0.0)
+        grad = tl.dot(g * w_inverse[None, :], w.to(tl.float32), grad, input_precision=PRECISION)
+    inside = in_row[:, None] & in_d[None, :]
+    if NORMALIZE:
+        x = tl.load(x_at + d[None, :], mask=inside, other=0.0)
+        grad -= x.to(tl.float32) * (x_inverse * along)[:, None]
+    grad = grad * (x_inverse * (scale * tl.load(factor_ptr)))[:, None]
+    out = dx_ptr + rows[:, None] * width + d[None, :]
+    tl.store(out, grad.to(dx_ptr.dtype.element_ty), mask=inside)
+    if index == 0:
+        tl.store(along_ptr + rows, along, mask=in_row)
+
+
+class Targets(NamedTuple):
+    """Soft targets (R, C) of any strides, and 1 / their sums over all columns and all rows."""
+
+    y: Tensor
+    rows: Tensor
+    cols: Tensor
+
+    @property
+    def T(self) -> Targets:
+        return Targets(self.y.T, self.cols, self.rows)
+
+    def block(self, rows: slice, cols: slice) -> Targets:
+        return Targets(self.y[rows, cols], self.rows[rows], self.cols[cols])
+
+
+class Norms(NamedTuple):
+    """1 / ‖x_i‖ (R,) and 1 / ‖w_j‖ (C,), float32, that products are to be multiplied by."""
+
+    rows: Tensor
+    cols: Tensor
+
+
+class Sums(NamedTuple):
+    """Log-sum-exp of rows (R,) and of columns (C,), and Σ_j s · t of rows (R,); float32."""
+
+    rows: Tensor
+    cols: Tensor
+    target: Tensor
+
+
+def _check_sides(
+    shape: tuple[int, ...], scale: Tensor, norms: Norms | None, targets: Targets | None
+) -> None:
+    if scale.dtype != torch.float32 or scale.numel() != 1:
+        raise InputError("scale must be one float32 value on the device")
+    for name, pair in (("norms", norms), ("targets", targets and targets[1:])):
+        if pair is not None and (
+            (len(pair[0]), len(pair[1])) != shape
+            or any(t.dtype != torch.float32 or not t.is_contiguous() for t in pair)
+        ):
+            raise InputError(f"{name} must be contiguous float32 values of {shape}")
+    if targets is not None and targets.y.shape != shape:
+        raise InputError(f"targets must be {shape}, not {tuple(targets.y.shape)}")
+
+
+def _check_block(s: Tensor, scale: Tensor, norms: Norms | None, targets: Targets | None) -> None:
+    if s.ndim != 2 or s.dtype != torch.float32 or (s.shape[1] > 1 and s.stride(1) != 1):
+        raise InputError(f"s must be (R, C) float32 with contiguous columns, not {tuple(s.shape)}")
+    _check_sides(tuple(s.shape), scale, norms, targets)
+
+
+def _target_arguments(targets: Targets | None, otherwise: Tensor) -> tuple[Tensor, ...]:
+    if targets is None:
+        return otherwise, otherwise, otherwise
+    y = targets.y.view(torch.uint8) if targets.y.dtype == torch.bool else targets.y
+    return y, targets.rows, targets.cols
+
+
+def _target_strides(targets: Targets | None) -> tuple[int, int]:
+    return (0, 0) if targets is None else (targets.y.stride(0), targets.y.stride(1))
+
+
+def block_lse(
+    s: Tensor, scale: Tensor, norms: Norms | None, targets: Targets | None, *, shift: int = 0
+) -> Sums:
+    """What a block of scores adds to the loss. No host synchronisation.
+
+    Args:
+        s: (R, C) float32 products, columns contiguous; the scores are scale · s, times ``norms``.
+        scale: one float32 value on the device.
+        targets: of this block; None for pairs, the block's first column being ``shift`` after its
+            first row.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    _check_block(s, scale, norms, targets)
+    rows, cols = s.shape
+    row_tiles, col_tiles = -(-rows // BLOCK_R), -(-cols // BLOCK_C)
+    row_part, target_part = s.new_empty(2, col_tiles, rows)
+    col_part = s.new_empty(row_tiles, cols)
+    if rows and cols:
+        _block_lse_kernel[(row_tiles * col_tiles,)](
+            s,
+            *((s, s) if norms is None else norms),
+            scale,
+            *_target_arguments(targets, s),
+            row_part,
+            col_part,
+            target_part,
+            rows,
+            cols,
+            col_tiles,
+            s.stride(0),
+            *_target_strides(targets),
+            shift,
+            HAS_NORMS=norms is not None,
+            HAS_Y=targets is not None,
+            BLOCK_R=BLOCK_R,
+            BLOCK_C=BLOCK_C,
+            num_warps=4,
+        )
+    return Sums(row_part.logsumexp(0), col_part.logsumexp(0), target_part.sum(0))
+
+
+def block_gradient(
+    s: Tensor,
+    scale: Tensor,
+    norms: Norms | None,
+    targets: Targets | None,
+    row_lse: Tensor,
+    col_lse: Tensor,
+    out: Tensor,
+    *,
+    shift: int = 0,
+    unit: float = 1.0,
+) -> None:
+    """out = unit · (exp(s − r) + exp(s − c) − t). No host synchronisation.
+
+    Args:
+        s, scale, norms, targets, shift: as :func:`block_lse` was given.
+        row_lse: (R,) float32, r. col_lse: (C,) float32, c; contiguous.
+        out: (R, C), columns contiguous, of any of the three float dtypes; may be s.
+        unit: half precision has no room for what is far below one.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    _check_block(s, scale, norms, targets)
+    rows, cols = s.shape
+    for name, value, size in (("row_lse", row_lse, rows), ("col_lse", col_lse, cols)):
+        if value.dtype != torch.float32 or value.shape != (size,) or not value.is_contiguous():
+            raise InputError(f"{name} must be {size} contiguous float32 values")
+    if out.shape != s.shape or out.dtype not in FLOATS or (cols > 1 and out.stride(1) != 1):
+        raise InputError(f"out must be {tuple(s.shape)} with contiguous columns")
+    if rows and cols:
+        col_tiles = -(-cols // BLOCK_C)
+        _block_gradient_kernel[(-(-rows // BLOCK_R) * col_tiles,)](
+            s,
+            *((s, s) if norms is None else norms),
+            scale,
+            *_target_arguments(targets, s),
+            row_lse,
+            col_lse,
+            out,
+            rows,
+            cols,
+            col_tiles,
+            s.stride(0),
+            *_target_strides(targets),
+            shift,
+            out.stride(0),
+            unit,
+            HAS_NORMS=norms is not None,
+            HAS_Y=targets is not None,
+            BLOCK_R=BLOCK_R,
+            BLOCK_C=BLOCK_C,
+            num_warps=4,
+        )
+
+
+def _check_pairs(
+    x: Tensor, w: Tensor, norms: Norms, scale: Tensor, targets: Targets | None
+) -> None:
+    if x.dtype not in FLOATS or w.dtype not in FLOATS:
+        raise InputError(f"x and w must be float32, float16 or bfloat16: {x.dtype}, {w.dtype}")
+    if x.ndim != 2 or x.shape != w.shape:
+        raise InputError(f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (N, D), N pairs")
+    if not (x.is_contiguous() and w.is_contiguous()):
+        raise InputError("x and w must be contiguous, call .contiguous() on them")
+    _check_sides((len(x), len(x)), scale, norms, targets)
+
+
+def _wide(x: Tensor, w: Tensor) -> bool:
+    """Whether the products need more than half precision's tensor cores."""
+    return torch.float32 in (x.dtype, w.dtype) or x.dtype != w.dtype
+
+
+def _precision(x: Tensor, w: Tensor) -> dict[str, object]:
+    return {
+        "UPCAST": INTERPRETED or x.dtype != w.dtype,
+        "PRECISION": "tf32x3" if _wide(x, w) else "tf32",
+    }
+
+
+def tile_lse(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets | None) -> Sums:
+    """Log-sum-exp of rows and columns, and Σ_j s · t, in O(N) memory. No host synchronisation.
+
+    Args:
+        x, w: (N, D), contiguous, float32, float16 or bfloat16, each its own.
+        scale: one float32 value on the device. norms: of x and w, ones where not normalised.
+        targets: (N, N), or None for pairs.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    _check_pairs(x, w, norms, scale, targets)
+    n, width = x.shape
+    size = tiles(_wide(x, w), backward=False)
+    row_tiles = -(-n // size.rows)
+    col_tiles = -(-n // size.cols)
+    shares = max(1, min(col_tiles, MAX_PROGRAMS // max(1, row_tiles)))
+    per_share = -(-col_tiles // shares) * size.cols
+    shares = max(1, -(-n // per_share)) if n else 1
+    parts = norms.rows.new_empty(3, shares, n)
+    for a, b, a_inverse, b_inverse, out, first in (
+        (x, w, *norms, parts[0], True),
+        (w, x, *norms[::-1], parts[1], False),
+    ):
+        if not n:
+            break
+        _tile_lse_kernel[(row_tiles * shares,)](
+            a,
+            b,
+            a_inverse,
+            b_inverse,
+            scale,
+            *_target_arguments(targets if first else None, a_inverse),
+            out,
+            parts[2],
+            n,
+            width,
+            shares,
+            per_share,
+            *_target_strides(targets if first else None),
+            HAS_Y=targets is not None and first,
+            WITH_TARGET=first,
+            BLOCK_R=size.rows,
+            BLOCK_C=size.cols,
+            BLOCK_D=size.depth,
+            num_warps=size.warps,
+            num_stages=size.stages,
+            **_precision(a, b),
+        )
+    return Sums(parts[0].logsumexp(0), parts[1].logsumexp(0), parts[2].sum(0))
+
+
+def tile_gradient(
+    x: Tensor,
+    w: Tensor,
+    scale: Tensor,
+    norms: Norms,
+    targets: Targets | None,
+    row_lse: Tensor,
+    col_lse: Tensor,
+    factor: Tensor,
+    *,
+    normalize: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """dx (N, D) in the dtype of x, and (N,) whose sum · factor is dscale. No synchronisation.
+
+    For dw exchange everything: w, x, the norms, the targets, the log-sum-exp.
+
+    Args:
+        x, w, scale, norms, targets: as :func:`tile_lse` was given. row_lse, col_lse: (N,) float32.
+        factor: one float32 value: the gradient of the loss / 2N.
+
+    Raises:
+        InputError: shapes, dtypes or strides other than these.
+    """
+    _check_pairs(x, w, norms, scale, targets)
+    n, width = x.shape
+    dx, along = torch.zeros_like(x), torch.zeros_like(row_lse)
+    size = tiles(_wide(x, w), backward=True)
+    slices = -(-width // size.slice)
+    if n and width:
+        _tile_gradient_kernel[(-(-n // size.rows) * slices,)](
+            x,
+            w,
+            *norms,
+            scale,
+            factor,
+            *_target_arguments(targets, norms.rows),
+            row_lse,
+            col_lse,
+            dx,
+            along,
+            n,
+            width,
+            slices,
+            *_target_strides(targets),
+            HAS_Y=targets is not None,
+            NORMALIZE=normalize,
+            BLOCK_R=size.rows,
+            BLOCK_C=size.cols,
+            BLOCK_D=size.depth,
+            BLOCK_S=size.slice,
+            num_warps=size.warps,
+            num_stages=size.stages,
+            **_precision(x, w),
+        )
+    return dx, along
+
+
+def aot_specs() -> list[AotSpec]:
+    """The kernels of blocks with and without soft targets; those of tiles in each dtype."""
+    shared = ("row_inverse_ptr", "col_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
+    sizes = ("n_rows", "n_cols", "n_tiles", "s_row", "y_row", "y_col", "shift")
+    specs = []
+    for kernel, out in (
+        (_block_lse_kernel, "fp32"),
+        (_block_gradient_kernel, "fp32"),
+        (_block_gradient_kernel, "fp16"),
+    ):
+        for y in ("pairs", "fp32", "u8"):
+            signature = dict.fromkeys(("s_ptr", *shared), "*fp32") | dict.fromkeys(sizes, "i32")
+            signature["y_ptr"] = "*fp32" if y == "pairs" else f"*{y}"
+            if kernel is _block_lse_kernel:
+                names = ("row_part_ptr", "col_part_ptr", "target_part_ptr")
+                signature |= dict.fromkeys(names, "*fp32")
+            else:
+                signature |= {"row_lse_ptr": "*fp32", "col_lse_ptr": "*fp32"}
+                signature |= {"out_ptr": f"*{out}", "out_row": "i32", "unit": "fp32"}
+            name = "lse" if kernel is _block_lse_kernel else f"gradient,{out}"
+            constexprs = {"HAS_NORMS": True, "HAS_Y": y != "pairs"}
+            constexprs |= {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
+            specs.append(AotSpec(f"infonce[{name},{y}]", kernel, signature, constexprs, 4, 3))
+    shared = ("x_inverse_ptr", "w_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
+    for kernel in (_tile_lse_kernel, _tile_gradient_kernel):
+        backward = kernel is _tile_gradient_kernel
+        for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
+            for y in ("pairs", "fp32"):
+                wide = other == "fp32"
+                size = tiles(wide, backward)
+                signature = dict.fromkeys((*shared, "y_ptr"), "*fp32")
+                signature |= {"x_ptr": f"*{dtype}", "w_ptr": f"*{other}"}
+                signature |= dict.fromkeys(("n", "width", "y_row", "y_col"), "i32")
+                constexprs = {
+                    "HAS_Y": y != "pairs",
+                    "UPCAST": dtype != other,
+                    "PRECISION": "tf32x3" if wide else "tf32",
+                    "BLOCK_R": size.rows,
+                    "BLOCK_C": size.cols,
+                    "BLOCK_D": size.depth,
+                }
+                if backward:
+                    names = ("factor_ptr", "row_lse_ptr", "col_lse_ptr", "along_ptr")
+                    signature |= dict.fromkeys(names, "*fp32")
+                    signature |= {"dx_ptr": f"*{dtype}", "n_slices": "i32"}
+                    constexprs |= {"NORMALIZE": True, "BLOCK_S": size.slice}
+                else:
+                    signature |= {"lse_ptr": "*fp32", "target_ptr": "*fp32"}
+                    signature |= {"n_shares": "i32", "per_share": "i32"}
+                    constexprs["WITH_TARGET"] = True
+                specs.append(
+                    AotSpec(
+                        f"infonce_tile[{'gradient' if backward else 'lse'},{dtype},{other},{y}]",
+                        kernel,
+                        signature,
+                        constexprs,
+                        size.warps,
+                        size.stages,
+                    )
+                )
+    return specs

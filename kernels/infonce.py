@@ -6,11 +6,14 @@ are 2 · [i = j] for pairs and y_ij / Σ_j y_ij + y_ij / Σ_i y_ij for soft labe
 
     loss = (Σ r + Σ c − Σ s · t) / 2N,    ∂loss/∂s = (exp(s − r) + exp(s − c) − t) / 2N
 
-r and c must both be there before the first gradient, so scores are made twice. Two ways:
+r and c are carried as a maximum and a sum of exponentials, r = top + log total: at scores of ±80
+the rounding of r itself would cost the gradients a digit. Both must be there before the first
+gradient, so scores are made twice. Two ways:
 
 block   products of a block of rows and a block of columns, made by a matrix product, lie in the
-        cache; one kernel reads them once and leaves the block's log-sum-exp of rows and columns
-        and Σ s · t, another turns them into gradients for the two matrix products that follow.
+        cache; one kernel reads them once and leaves the maxima and sums of the block's rows and
+        columns, and Σ s · t; another turns them into gradients for the two matrix products that
+        follow.
 tile    nothing but x, w and their gradients in memory: a program owns rows and streams over the
         columns, with a running maximum and sum. Called once for x against w and once for w against
         x, since the loss is the same with both exchanged.
@@ -21,7 +24,7 @@ synchronisation.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -53,7 +56,7 @@ def tiles(wide: bool, backward: bool) -> Tiles:
     """What fits without a spill on sm_80 and sm_90."""
     if wide:
         # Three tensor-core products for one, and registers for them.
-        return Tiles(32, 32, 16, 64, 8, 2) if backward else Tiles(32, 32, 32, 0, 4, 2)
+        return Tiles(32, 32, 16, 64, 8, 2) if backward else Tiles(32, 32, 32, 0, 8, 2)
     return Tiles(32, 32, 32, 128, 8, 2) if backward else Tiles(64, 64, 32, 0, 8, 3)
 
 
@@ -75,15 +78,14 @@ def _targets(
 
 
 @triton.jit
-def _safe_log_sum(top, total):
-    """top + log(total), −inf for a sum over nothing."""
-    some = total > 0
-    return tl.where(some, top + tl.log(tl.where(some, total, 1.0)), float("-inf"))
+def _probability(s, top, total):
+    """exp(s − r), r = top + log total."""
+    return tl.exp(s - top) * (1.0 / total)
 
 
 @triton.jit
-def _block_logits(
-    s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
+def _block_cosines(
+    s_ptr, row_inverse_ptr, col_inverse_ptr, rows, cols, in_row, in_col, s_row,
     HAS_NORMS: tl.constexpr,
 ):  # fmt: skip
     s = tl.load(
@@ -91,7 +93,6 @@ def _block_logits(
         mask=in_row[:, None] & in_col[None, :],
         other=0.0,
     )
-    s = s * tl.load(scale_ptr)
     if HAS_NORMS:
         s = s * tl.load(row_inverse_ptr + rows, mask=in_row, other=0.0)[:, None]
         s = s * tl.load(col_inverse_ptr + cols, mask=in_col, other=0.0)[None, :]
@@ -99,7 +100,7 @@ def _block_logits(
 
 
 @triton.jit
-def _block_lse_kernel(
+def _block_sums_kernel(
     s_ptr,  # (R, C) float32 products, row stride given
     row_inverse_ptr,  # (R,) float32: 1/‖x_i‖
     col_inverse_ptr,  # (C,) float32: 1/‖w_j‖
@@ -107,12 +108,14 @@ def _block_lse_kernel(
     y_ptr,  # (R, C), strides given
     y_rows_ptr,  # (R,) float32: 1 / Σ_j y_ij
     y_cols_ptr,  # (C,) float32: 1 / Σ_i y_ij
-    row_part_ptr,  # (n_col_tiles, R) float32: log-sum-exp of a tile's rows
-    col_part_ptr,  # (n_row_tiles, C) float32: and of its columns
+    row_part_ptr,  # (2, n_col_tiles, R) float32: maximum and sum of a tile's rows
+    col_part_ptr,  # (2, n_row_tiles, C) float32: and of its columns
     target_part_ptr,  # (n_col_tiles, R) float32: Σ_j s · t
     n_rows,
     n_cols,
     n_tiles,
+    row_plane,  # n_col_tiles · R
+    col_plane,  # n_row_tiles · C
     s_row,
     y_row,
     y_col,
@@ -130,10 +133,10 @@ def _block_lse_kernel(
     in_row = rows < n_rows
     in_col = cols < n_cols
     valid = in_row[:, None] & in_col[None, :]
-    s = _block_logits(
-        s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
-        HAS_NORMS,
-    )  # fmt: skip
+    cosine = _block_cosines(
+        s_ptr, row_inverse_ptr, col_inverse_ptr, rows, cols, in_row, in_col, s_row, HAS_NORMS
+    )
+    s = cosine * tl.load(scale_ptr)
     target = _targets(
         y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, shift, HAS_Y
     )
@@ -144,14 +147,16 @@ def _block_lse_kernel(
     row_top = tl.max(s, axis=1)
     # −inf − (−inf) would be NaN.
     row_base = tl.where(row_top == float("-inf"), 0.0, row_top)
+    row_out = row_part_ptr + col_tile * n_rows + rows
+    tl.store(row_out, row_top, mask=in_row)
     row_total = tl.sum(tl.exp(s - row_base[:, None]), axis=1)
-    row_lse = _safe_log_sum(row_base, row_total)
-    tl.store(row_part_ptr + col_tile * n_rows + rows, row_lse, mask=in_row)
+    tl.store(row_out + row_plane, row_total, mask=in_row)
     col_top = tl.max(s, axis=0)
     col_base = tl.where(col_top == float("-inf"), 0.0, col_top)
+    col_out = col_part_ptr + row_tile * n_cols + cols
+    tl.store(col_out, col_top, mask=in_col)
     col_total = tl.sum(tl.exp(s - col_base[None, :]), axis=0)
-    col_lse = _safe_log_sum(col_base, col_total)
-    tl.store(col_part_ptr + row_tile * n_cols + cols, col_lse, mask=in_col)
+    tl.store(col_out + col_plane, col_total, mask=in_col)
 
 
 @triton.jit
@@ -163,9 +168,12 @@ def _block_gradient_kernel(
     y_ptr,  # (R, C), strides given
     y_rows_ptr,  # (R,) float32
     y_cols_ptr,  # (C,) float32
-    row_lse_ptr,  # (R,) float32: r
-    col_lse_ptr,  # (C,) float32: c
-    out_ptr,  # (R, C), row stride given: (exp(s − r) + exp(s − c) − t) · unit
+    row_top_ptr,  # (R,) float32
+    row_total_ptr,  # (R,) float32
+    col_top_ptr,  # (C,) float32
+    col_total_ptr,  # (C,) float32
+    out_ptr,  # (R, C), row stride given: g · unit, g = exp(s − r) + exp(s − c) − t
+    along_ptr,  # (n_programs,) float32: Σ g · s / scale
     n_rows,
     n_cols,
     n_tiles,
@@ -185,22 +193,28 @@ def _block_gradient_kernel(
     cols = (pid % n_tiles).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_row = rows < n_rows
     in_col = cols < n_cols
-    s = _block_logits(
-        s_ptr, row_inverse_ptr, col_inverse_ptr, scale_ptr, rows, cols, in_row, in_col, s_row,
-        HAS_NORMS,
-    )  # fmt: skip
+    cosine = _block_cosines(
+        s_ptr, row_inverse_ptr, col_inverse_ptr, rows, cols, in_row, in_col, s_row, HAS_NORMS
+    )
+    s = cosine * tl.load(scale_ptr)
     target = _targets(
         y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, shift, HAS_Y
     )
-    row_lse = tl.load(row_lse_ptr + rows, mask=in_row, other=0.0)
-    col_lse = tl.load(col_lse_ptr + cols, mask=in_col, other=0.0)
-    g = tl.exp(s - row_lse[:, None]) + tl.exp(s - col_lse[None, :]) - target
+    row_top = tl.load(row_top_ptr + rows, mask=in_row, other=0.0)
+    row_total = tl.load(row_total_ptr + rows, mask=in_row, other=1.0)
+    col_top = tl.load(col_top_ptr + cols, mask=in_col, other=0.0)
+    col_total = tl.load(col_total_ptr + cols, mask=in_col, other=1.0)
+    g = _probability(s, row_top[:, None], row_total[:, None])
+    g = g + _probability(s, col_top[None, :], col_total[None, :]) - target
+    valid = in_row[:, None] & in_col[None, :]
+    along = tl.sum(tl.where(valid, g * cosine, 0.0), axis=1)
+    tl.store(along_ptr + pid, tl.sum(along, axis=0))
     out = out_ptr + rows[:, None] * out_row + cols[None, :]
-    tl.store(out, (g * unit).to(out_ptr.dtype.element_ty), mask=in_row[:, None] & in_col[None, :])
+    tl.store(out, (g * unit).to(out_ptr.dtype.element_ty), mask=valid)
 
 
 @triton.jit
-def _tile_lse_kernel(
+def _tile_sums_kernel(
     x_ptr,  # (N, D), contiguous: the rows
     w_ptr,  # (N, D), contiguous: the columns
     x_inverse_ptr,  # (N,) float32
@@ -209,12 +223,13 @@ def _tile_lse_kernel(
     y_ptr,  # (N, N), strides given
     y_rows_ptr,  # (N,) float32
     y_cols_ptr,  # (N,) float32
-    lse_ptr,  # (n_shares, N) float32: log-sum-exp of each row over a share of the columns
+    sum_ptr,  # (2, n_shares, N) float32: maximum and sum of each row over a share of the columns
     target_ptr,  # (n_shares, N) float32: Σ_j s · t
     n,
     width,
     n_shares,
     per_share,  # columns of a share
+    plane,  # n_shares · N
     y_row,
     y_col,
     HAS_Y: tl.constexpr,
@@ -257,7 +272,8 @@ def _tile_lse_kernel(
         base = tl.where(top == float("-inf"), 0.0, top)
         total = total * tl.exp(before - base) + tl.sum(tl.exp(s - base[:, None]), axis=1)
     out = share * n + rows
-    tl.store(lse_ptr + out, _safe_log_sum(top, total), mask=in_row)
+    tl.store(sum_ptr + out, top, mask=in_row)
+    tl.store(sum_ptr + plane + out, total, mask=in_row)
     if WITH_TARGET:
         tl.store(target_ptr + out, aimed, mask=in_row)
 
@@ -273,8 +289,10 @@ def _tile_gradient_kernel(
     y_ptr,  # (N, N), strides given
     y_rows_ptr,  # (N,) float32
     y_cols_ptr,  # (N,) float32
-    row_lse_ptr,  # (N,) float32
-    col_lse_ptr,  # (N,) float32
+    row_top_ptr,  # (N,) float32
+    row_total_ptr,  # (N,) float32
+    col_top_ptr,  # (N,) float32
+    col_total_ptr,  # (N,) float32
     dx_ptr,  # (N, D), contiguous
     along_ptr,  # (N,) float32: Σ_j (exp(s − r) + exp(s − c) − t) · cosine
     n,
@@ -299,7 +317,8 @@ def _tile_gradient_kernel(
     in_row = rows < n
     x_at = x_ptr + rows[:, None] * width
     x_inverse = tl.load(x_inverse_ptr + rows, mask=in_row, other=0.0)
-    row_lse = tl.load(row_lse_ptr + rows, mask=in_row, other=0.0)
+    row_top = tl.load(row_top_ptr + rows, mask=in_row, other=0.0)
+    row_total = tl.load(row_total_ptr + rows, mask=in_row, other=1.0)
     scale = tl.load(scale_ptr)
     grad = tl.zeros((BLOCK_R, BLOCK_S), tl.float32)
     along = tl.zeros((BLOCK_R,), tl.float32)
@@ -313,11 +332,13 @@ def _tile_gradient_kernel(
         w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
         cosine = dot * x_inverse[:, None] * w_inverse[None, :]
         s = cosine * scale
-        col_lse = tl.load(col_lse_ptr + cols, mask=in_col, other=0.0)
+        col_top = tl.load(col_top_ptr + cols, mask=in_col, other=0.0)
+        col_total = tl.load(col_total_ptr + cols, mask=in_col, other=1.0)
         target = _targets(
             y_ptr, y_rows_ptr, y_cols_ptr, rows, cols, in_row, in_col, y_row, y_col, 0, HAS_Y
         )
-        g = tl.exp(s - row_lse[:, None]) + tl.exp(s - col_lse[None, :]) - target
+        g = _probability(s, row_top[:, None], row_total[:, None])
+        g = g + _probability(s, col_top[None, :], col_total[None, :]) - target
         g = tl.where(in_row[:, None] & in_col[None, :], g, 0.0)
         along += tl.sum(g * cosine, axis=1)
         w = tl.load(w_at + d[None, :], mask=in_col[:, None] & in_d[None, :], other=0.0)
@@ -356,11 +377,28 @@ class Norms(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Log-sum-exp of rows (R,) and of columns (C,), and Σ_j s · t of rows (R,); float32."""
+    """Maximum and sum of rows (2, R) and of columns (2, C), and Σ_j s · t of rows (R,); float32."""
 
     rows: Tensor
     cols: Tensor
     target: Tensor
+
+
+def merge(parts: Tensor) -> Tensor:
+    """One maximum and sum (2, N) from those of K parts (2, K, N), in their order."""
+    top = parts[0].amax(0)
+    base = top.masked_fill(top == float("-inf"), 0.0)
+    return torch.stack((top, (parts[1] * (parts[0] - base).exp_()).sum(0)))
+
+
+def _check_sums(n_rows: int, n_cols: int, rows: Tensor, cols: Tensor) -> None:
+    for name, value, size in (("row_sums", rows, n_rows), ("col_sums", cols, n_cols)):
+        if (
+            value.dtype != torch.float32
+            or value.shape != (2, size)
+            or (size > 1 and value.stride(1) != 1)
+        ):
+            raise InputError(f"{name} must be (2, {size}) float32 with contiguous columns")
 
 
 def _check_sides(
@@ -395,10 +433,10 @@ def _target_strides(targets: Targets | None) -> tuple[int, int]:
     return (0, 0) if targets is None else (targets.y.stride(0), targets.y.stride(1))
 
 
-def block_lse(
+def block_sums(
     s: Tensor, scale: Tensor, norms: Norms | None, targets: Targets | None, *, shift: int = 0
 ) -> Sums:
-    """What a block of scores adds to the loss. No host synchronisation.
+    """What a block of scores adds to the sums and to Σ s · t. No host synchronisation.
 
     Args:
         s: (R, C) float32 products, columns contiguous; the scores are scale · s, times ``norms``.
@@ -412,10 +450,10 @@ def block_lse(
     _check_block(s, scale, norms, targets)
     rows, cols = s.shape
     row_tiles, col_tiles = -(-rows // BLOCK_R), -(-cols // BLOCK_C)
-    row_part, target_part = s.new_empty(2, col_tiles, rows)
-    col_part = s.new_empty(row_tiles, cols)
+    row_part, target_part = s.new_empty(2, col_tiles, rows), s.new_empty(col_tiles, rows)
+    col_part = s.new_empty(2, row_tiles, cols)
     if rows and cols:
-        _block_lse_kernel[(row_tiles * col_tiles,)](
+        _block_sums_kernel[(row_tiles * col_tiles,)](
             s,
             *((s, s) if norms is None else norms),
             scale,
@@ -426,6 +464,8 @@ def block_lse(
             rows,
             cols,
             col_tiles,
+            col_tiles * rows,
+            row_tiles * cols,
             s.stride(0),
             *_target_strides(targets),
             shift,
@@ -435,7 +475,7 @@ def block_lse(
             BLOCK_C=BLOCK_C,
             num_warps=4,
         )
-    return Sums(row_part.logsumexp(0), col_part.logsumexp(0), target_part.sum(0))
+    return Sums(merge(row_part), merge(col_part), target_part.sum(0))
 
 
 def block_gradient(
@@ -443,18 +483,20 @@ def block_gradient(
     scale: Tensor,
     norms: Norms | None,
     targets: Targets | None,
-    row_lse: Tensor,
-    col_lse: Tensor,
+    row_sums: Tensor,
+    col_sums: Tensor,
     out: Tensor,
     *,
     shift: int = 0,
     unit: float = 1.0,
-) -> None:
-    """out = unit · (exp(s − r) + exp(s − c) − t). No host synchronisation.
+) -> Tensor:
+    """out = unit · g, g = exp(s − r) + exp(s − c) − t; returns Σ g · ∂s/∂scale () float32.
+
+    No host synchronisation.
 
     Args:
-        s, scale, norms, targets, shift: as :func:`block_lse` was given.
-        row_lse: (R,) float32, r. col_lse: (C,) float32, c; contiguous.
+        s, scale, norms, targets, shift: as :func:`block_sums` was given.
+        row_sums: (2, R) float32 maxima and sums over all columns. col_sums: (2, C), over all rows.
         out: (R, C), columns contiguous, of any of the three float dtypes; may be s.
         unit: half precision has no room for what is far below one.
 
@@ -463,21 +505,21 @@ def block_gradient(
     """
     _check_block(s, scale, norms, targets)
     rows, cols = s.shape
-    for name, value, size in (("row_lse", row_lse, rows), ("col_lse", col_lse, cols)):
-        if value.dtype != torch.float32 or value.shape != (size,) or not value.is_contiguous():
-            raise InputError(f"{name} must be {size} contiguous float32 values")
+    _check_sums(rows, cols, row_sums, col_sums)
     if out.shape != s.shape or out.dtype not in FLOATS or (cols > 1 and out.stride(1) != 1):
         raise InputError(f"out must be {tuple(s.shape)} with contiguous columns")
+    col_tiles = -(-cols // BLOCK_C)
+    along = scale.new_empty(-(-rows // BLOCK_R) * col_tiles)
     if rows and cols:
-        col_tiles = -(-cols // BLOCK_C)
-        _block_gradient_kernel[(-(-rows // BLOCK_R) * col_tiles,)](
+        _block_gradient_kernel[(len(along),)](
             s,
             *((s, s) if norms is None else norms),
             scale,
             *_target_arguments(targets, s),
-            row_lse,
-            col_lse,
+            *row_sums,
+            *col_sums,
             out,
+            along,
             rows,
             cols,
             col_tiles,
@@ -492,6 +534,7 @@ def block_gradient(
             BLOCK_C=BLOCK_C,
             num_warps=4,
         )
+    return along.sum()
 
 
 def _check_pairs(
@@ -518,8 +561,8 @@ def _precision(x: Tensor, w: Tensor) -> dict[str, object]:
     }
 
 
-def tile_lse(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets | None) -> Sums:
-    """Log-sum-exp of rows and columns, and Σ_j s · t, in O(N) memory. No host synchronisation.
+def tile_sums(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets | None) -> Sums:
+    """Maxima and sums of rows and columns, and Σ_j s · t, in O(N) memory. No host synchronisation.
 
     Args:
         x, w: (N, D), contiguous, float32, float16 or bfloat16, each its own.
@@ -537,14 +580,14 @@ def tile_lse(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets
     shares = max(1, min(col_tiles, MAX_PROGRAMS // max(1, row_tiles)))
     per_share = -(-col_tiles // shares) * size.cols
     shares = max(1, -(-n // per_share)) if n else 1
-    parts = norms.rows.new_empty(3, shares, n)
+    parts = norms.rows.new_empty(5, shares, n)
     for a, b, a_inverse, b_inverse, out, first in (
-        (x, w, *norms, parts[0], True),
-        (w, x, *norms[::-1], parts[1], False),
+        (x, w, *norms, parts[:2], True),
+        (w, x, *norms[::-1], parts[2:4], False),
     ):
         if not n:
             break
-        _tile_lse_kernel[(row_tiles * shares,)](
+        _tile_sums_kernel[(row_tiles * shares,)](
             a,
             b,
             a_inverse,
@@ -552,11 +595,12 @@ def tile_lse(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets
             scale,
             *_target_arguments(targets if first else None, a_inverse),
             out,
-            parts[2],
+            parts[4],
             n,
             width,
             shares,
             per_share,
+            shares * n,
             *_target_strides(targets if first else None),
             HAS_Y=targets is not None and first,
             WITH_TARGET=first,
@@ -567,7 +611,7 @@ def tile_lse(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets
             num_stages=size.stages,
             **_precision(a, b),
         )
-    return Sums(parts[0].logsumexp(0), parts[1].logsumexp(0), parts[2].sum(0))
+    return Sums(merge(parts[:2]), merge(parts[2:4]), parts[4].sum(0))
 
 
 def tile_gradient(
@@ -576,18 +620,19 @@ def tile_gradient(
     scale: Tensor,
     norms: Norms,
     targets: Targets | None,
-    row_lse: Tensor,
-    col_lse: Tensor,
+    row_sums: Tensor,
+    col_sums: Tensor,
     factor: Tensor,
     *,
     normalize: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """dx (N, D) in the dtype of x, and (N,) whose sum · factor is dscale. No synchronisation.
 
-    For dw exchange everything: w, x, the norms, the targets, the log-sum-exp.
+    For dw exchange everything: w, x, the norms, the targets, the sums.
 
     Args:
-        x, w, scale, norms, targets: as :func:`tile_lse` was given. row_lse, col_lse: (N,) float32.
+        x, w, scale, norms, targets: as :func:`tile_sums` was given.
+        row_sums, col_sums: (2, N) float32 maxima and sums over all columns, and over all rows.
         factor: one float32 value: the gradient of the loss / 2N.
 
     Raises:
@@ -595,7 +640,8 @@ def tile_gradient(
     """
     _check_pairs(x, w, norms, scale, targets)
     n, width = x.shape
-    dx, along = torch.zeros_like(x), torch.zeros_like(row_lse)
+    _check_sums(n, n, row_sums, col_sums)
+    dx, along = torch.zeros_like(x), torch.zeros_like(norms.rows)
     size = tiles(_wide(x, w), backward=True)
     slices = -(-width // size.slice)
     if n and width:
@@ -606,8 +652,8 @@ def tile_gradient(
             scale,
             factor,
             *_target_arguments(targets, norms.rows),
-            row_lse,
-            col_lse,
+            *row_sums,
+            *col_sums,
             dx,
             along,
             n,
@@ -631,27 +677,30 @@ def aot_specs() -> list[AotSpec]:
     """The kernels of blocks with and without soft targets; those of tiles in each dtype."""
     shared = ("row_inverse_ptr", "col_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
     sizes = ("n_rows", "n_cols", "n_tiles", "s_row", "y_row", "y_col", "shift")
+    sums = ("row_top_ptr", "row_total_ptr", "col_top_ptr", "col_total_ptr")
     specs = []
     for kernel, out in (
-        (_block_lse_kernel, "fp32"),
+        (_block_sums_kernel, "fp32"),
         (_block_gradient_kernel, "fp32"),
         (_block_gradient_kernel, "fp16"),
     ):
         for y in ("pairs", "fp32", "u8"):
             signature = dict.fromkeys(("s_ptr", *shared), "*fp32") | dict.fromkeys(sizes, "i32")
             signature["y_ptr"] = "*fp32" if y == "pairs" else f"*{y}"
-            if kernel is _block_lse_kernel:
+            if kernel is _block_sums_kernel:
                 names = ("row_part_ptr", "col_part_ptr", "target_part_ptr")
                 signature |= dict.fromkeys(names, "*fp32")
+                signature |= {"row_plane": "i32", "col_plane": "i32"}
             else:
-                signature |= {"row_lse_ptr": "*fp32", "col_lse_ptr": "*fp32"}
-                signature |= {"out_ptr": f"*{out}", "out_row": "i32", "unit": "fp32"}
-            name = "lse" if kernel is _block_lse_kernel else f"gradient,{out}"
-            constexprs = {"HAS_NORMS": True, "HAS_Y": y != "pairs"}
-            constexprs |= {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
-            specs.append(AotSpec(f"infonce[{name},{y}]", kernel, signature, constexprs, 4, 3))
+                signature |= dict.fromkeys(sums, "*fp32")
+                signature |= {"out_ptr": f"*{out}", "along_ptr": "*fp32"}
+                signature |= {"out_row": "i32", "unit": "fp32"}
+            name = "sums" if kernel is _block_sums_kernel else f"gradient,{out}"
+            block: dict[str, Any] = {"HAS_NORMS": True, "HAS_Y": y != "pairs"}
+            block |= {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
+            specs.append(AotSpec(f"infonce[{name},{y}]", kernel, signature, block, 4, 3))
     shared = ("x_inverse_ptr", "w_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
-    for kernel in (_tile_lse_kernel, _tile_gradient_kernel):
+    for kernel in (_tile_sums_kernel, _tile_gradient_kernel):
         backward = kernel is _tile_gradient_kernel
         for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
             for y in ("pairs", "fp32"):
@@ -660,7 +709,7 @@ def aot_specs() -> list[AotSpec]:
                 signature = dict.fromkeys((*shared, "y_ptr"), "*fp32")
                 signature |= {"x_ptr": f"*{dtype}", "w_ptr": f"*{other}"}
                 signature |= dict.fromkeys(("n", "width", "y_row", "y_col"), "i32")
-                constexprs = {
+                constexprs: dict[str, Any] = {
                     "HAS_Y": y != "pairs",
                     "UPCAST": dtype != other,
                     "PRECISION": "tf32x3" if wide else "tf32",
@@ -669,17 +718,16 @@ def aot_specs() -> list[AotSpec]:
                     "BLOCK_D": size.depth,
                 }
                 if backward:
-                    names = ("factor_ptr", "row_lse_ptr", "col_lse_ptr", "along_ptr")
-                    signature |= dict.fromkeys(names, "*fp32")
+                    signature |= dict.fromkeys(("factor_ptr", "along_ptr", *sums), "*fp32")
                     signature |= {"dx_ptr": f"*{dtype}", "n_slices": "i32"}
                     constexprs |= {"NORMALIZE": True, "BLOCK_S": size.slice}
                 else:
-                    signature |= {"lse_ptr": "*fp32", "target_ptr": "*fp32"}
-                    signature |= {"n_shares": "i32", "per_share": "i32"}
+                    signature |= {"sum_ptr": "*fp32", "target_ptr": "*fp32"}
+                    signature |= {"n_shares": "i32", "per_share": "i32", "plane": "i32"}
                     constexprs["WITH_TARGET"] = True
                 specs.append(
                     AotSpec(
-                        f"infonce_tile[{'gradient' if backward else 'lse'},{dtype},{other},{y}]",
+                        f"infonce_tile[{'gradient' if backward else 'sums'},{dtype},{other},{y}]",
                         kernel,
                         signature,
                         constexprs,

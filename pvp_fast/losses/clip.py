@@ -124,7 +124,8 @@ def clip_loss(
                 "backend='triton' takes float32, float16 and bfloat16 and targets without a "
                 f"gradient, not {x.dtype}: use 'auto'"
             )
-        scale, bias = (v.reshape(()) if isinstance(v, Tensor) else v for v in (scale, bias))
+        scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
+        bias = bias.reshape(()) if isinstance(bias, Tensor) else bias
         return clip_loss_ref(x, w, y, scale=scale, bias=bias, normalize=normalize)
     heat, shift = (
         v.to(x.device, torch.float32).reshape(())

@@ -2,10 +2,10 @@
 
 ``pvp_fast::clip_loss`` and its backward are torch.library operators with shapes for torch.compile
 and a gradient for autograd. The (N, N) scores are walked in square blocks that stay in the cache:
-a matrix product makes a block, one pass leaves its log-sum-exp of rows and of columns; in backward
-another makes it a gradient, and two matrix products carry that to x and w. Square, because every
-block adds to a block of dx and one of dw. Where one block holds all N, it is kept for backward
-instead of made again. The formulas are in kernels/infonce.py.
+a matrix product makes a block, one pass leaves the maxima and sums of its rows and columns; in
+backward another makes it a gradient, and two matrix products carry that to x and w. Square, because
+every block adds to a block of dx and one of dw. Where one block holds all N, it is kept for
+backward instead of made again. The formulas are in kernels/infonce.py.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class _Blocks:
         return self._direct or (s.device.type == "cpu" and float(s.abs().amax()) <= _DIRECT)
 
     def sums(self, s: Tensor, rows: slice, cols: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-sum-exp of the block's rows and columns, and Σ_j s · t of its rows; s is kept."""
+        """Maximum and sum of the block's rows and columns, and Σ_j s · t of its rows; s is kept."""
         other = self.buffer(1, rows, cols)
         if self.y is None:
             aimed = s.new_zeros(len(s))
@@ -101,26 +101,43 @@ class _Blocks:
             aimed = other.mul_(self.y[rows, cols]).mul_(s).sum(1)
         if self._small(s):
             torch.exp(s, out=other)
-            return other.sum(1).log_(), other.sum(0).log_(), aimed
-        return s.logsumexp(1), s.logsumexp(0), aimed
+            rows_of, cols_of = (
+                torch.stack((torch.zeros_like(t), t)) for t in (other.sum(1), other.sum(0))
+            )
+        else:
+            rows_of, cols_of = (self._shifted(s, axis, other) for axis in (1, 0))
+        return rows_of, cols_of, aimed
 
-    def gradient(self, s: Tensor, rows: slice, cols: slice, stats: Tensor) -> Tensor:
-        """exp(s − r) + exp(s − c) − t; s is lost unless it is a tensor of the caller's."""
-        row_lse, col_lse = stats[0, rows, None], stats[1, cols]
+    @staticmethod
+    def _shifted(s: Tensor, axis: int, other: Tensor) -> Tensor:
+        top = s.amax(axis, keepdim=True)
+        total = torch.sub(s, top, out=other).exp_().sum(axis)
+        return torch.stack((top.flatten(), total))
+
+    def gradient(
+        self, s: Tensor, rows: slice, cols: slice, stats: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """g = exp(s − r) + exp(s − c) − t; Σ g · ∂s/∂scale, where ∂loss/∂x̂ is not exact enough.
+
+        s is lost unless it is a tensor of the caller's.
+        """
+        row_top, row_total = stats[0, :, rows, None]
+        col_top, col_total = stats[1, :, cols]
         part, out = self.buffer(0, rows, cols), self.buffer(1, rows, cols)
         if self._small(s):
             torch.exp(s, out=part)
-            torch.mul(part, torch.exp(-col_lse), out=out)
-            out.addcmul_(part, torch.exp(-row_lse))
+            torch.mul(part, torch.exp(-col_top) / col_total, out=out)
+            out.addcmul_(part, torch.exp(-row_top) / row_total)
         else:
-            torch.sub(s, col_lse, out=out).exp_()
-            out.add_(torch.sub(s, row_lse, out=part).exp_())
+            torch.sub(s, col_top, out=out).exp_().mul_(col_total.reciprocal())
+            torch.sub(s, row_top, out=part).exp_()
+            out.addcmul_(part, row_total.reciprocal())
         if self.y is not None:
             torch.add(self.y_rows[rows, None], self.y_cols[cols], out=part)
             out.sub_(part.mul_(self.y[rows, cols]))
         elif rows == cols:
             out.diagonal().sub_(2.0)
-        return out
+        return out, None
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return a @ b
@@ -174,22 +191,24 @@ class _KernelBlocks(_Blocks):
 
     def sums(self, s: Tensor, rows: slice, cols: slice) -> tuple[Tensor, Tensor, Tensor]:
         shift = cols.start - rows.start
-        return self._kernels.block_lse(s, *self._arguments(rows, cols), shift=shift)
+        return self._kernels.block_sums(s, *self._arguments(rows, cols), shift=shift)
 
-    def gradient(self, s: Tensor, rows: slice, cols: slice, stats: Tensor) -> Tensor:
+    def gradient(
+        self, s: Tensor, rows: slice, cols: slice, stats: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         out = self.buffer(1, rows, cols)
         if self._half:
             out = self._scratch[1].view(torch.float16)[: s.numel()].view(s.shape)
-        self._kernels.block_gradient(
+        along = self._kernels.block_gradient(
             s,
             *self._arguments(rows, cols),
-            stats[0, rows],
-            stats[1, cols],
+            stats[0, :, rows],
+            stats[1, :, cols],
             out,
             shift=cols.start - rows.start,
             unit=_UNIT if self._half else 1.0,
         )
-        return out
+        return out, along
 
     def product(self, a: Tensor, b: Tensor) -> Tensor:
         return _product32(a, b, None)
@@ -222,6 +241,14 @@ def _tile_arguments(  # type: ignore[no-untyped-def]
     return infonce, x.contiguous(), w.contiguous(), norms, targets
 
 
+def _merge_(mine: Tensor, found: Tensor) -> None:
+    """Adds one maximum and sum (2, N) to another."""
+    top = torch.maximum(mine[0], found[0])
+    base = top.masked_fill(top == float("-inf"), 0.0)
+    total = mine[1] * (mine[0] - base).exp_() + found[1] * (found[0] - base).exp_()
+    mine[0], mine[1] = top, total
+
+
 @torch.library.custom_op("pvp_fast::clip_loss", mutates_args=())
 def loss(
     x: Tensor,
@@ -233,15 +260,16 @@ def loss(
     triton: bool,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss () float32; log-sum-exp of rows and columns (2, N); the scores, if kept, or (0,)."""
+    """The loss () float32; maximum and sum of rows and columns (2, 2, N); the scores, or (0,)."""
     n = len(x)
-    stats = torch.full((2, n), float("-inf"), dtype=torch.float32, device=x.device)
+    stats = torch.zeros(2, 2, n, dtype=torch.float32, device=x.device)
+    stats[:, 0] = float("-inf")
     aimed = stats.new_zeros(n)
     kept = stats.new_empty((n, n) if _keeps(x, recompute) else (0,))
     with torch.autocast(x.device.type, enabled=False):
         if n and triton and recompute:
             kernels, *pairs, norms, targets = _tile_arguments(x, w, y, normalize)
-            found = kernels.tile_lse(*pairs, scale, norms, targets)
+            found = kernels.tile_sums(*pairs, scale, norms, targets)
             stats, aimed = torch.stack((found.rows, found.cols)), found.target
         elif n:
             blocks = (_KernelBlocks if triton else _Blocks)(x, w, y, scale, normalize, False)
@@ -249,11 +277,12 @@ def loss(
                 for cols in blocks.slices:
                     out = kept if kept.numel() else blocks.buffer(0, rows, cols)
                     row, col, part = blocks.sums(blocks.scores(rows, cols, out), rows, cols)
-                    for found, mine in ((row, stats[0, rows]), (col, stats[1, cols])):
-                        torch.logaddexp(mine, found, out=mine)
+                    _merge_(stats[0, :, rows], row)
+                    _merge_(stats[1, :, cols], col)
                     aimed[rows] += part
-        # Two small differences, not one of large sums.
-        return (stats - aimed / 2).sum() / (2 * max(1, n)), stats, kept
+        # Small differences, not one of large sums.
+        each = (stats[:, 0] - aimed / 2) + stats[:, 1].log()
+        return each.sum() / (2 * max(1, n)), stats, kept
 
 
 @loss.register_fake
@@ -269,7 +298,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = x.shape[0]
     value = x.new_empty((), dtype=torch.float32)
-    return value, value.new_empty(2, n), value.new_empty((n, n) if _keeps(x, recompute) else (0,))
+    return (
+        value,
+        value.new_empty(2, 2, n),
+        value.new_empty((n, n) if _keeps(x, recompute) else (0,)),
+    )
 
 
 def _through_norm(
@@ -300,13 +333,13 @@ def loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx and dw (empty if not needed) in the dtypes of x and w; dscale () float32, with needs_x."""
     n = len(x)
-    nothing = g.new_zeros(())
+    dscale = g.new_zeros(())
     dx, dw = (
         torch.zeros(t.shape if need else (0,), dtype=t.dtype, device=t.device)
         for t, need in ((x, needs_x), (w, needs_w))
     )
     if not (n and x.shape[1]):
-        return dx, dw, nothing
+        return dx, dw, dscale
     factor = g / (2 * n)
     with torch.autocast(x.device.type, enabled=False):
         if triton and recompute:
@@ -315,13 +348,13 @@ def loss_backward(
                 dx, along = kernels.tile_gradient(
                     *pairs, scale, norms, targets, stats[0], stats[1], factor, normalize=normalize
                 )
-                nothing = along.sum() * factor
+                dscale = along.sum() * factor
             if needs_w:
                 dw, _ = kernels.tile_gradient(
                     *pairs[::-1], scale, kernels.Norms(*norms[::-1]), targets and targets.T,
                     stats[1], stats[0], factor, normalize=normalize,
                 )  # fmt: skip
-            return dx, dw, nothing
+            return dx, dw, dscale
         blocks = (_KernelBlocks if triton else _Blocks)(x, w, y, scale, normalize, True)
         grad_x, grad_w = (
             torch.zeros(t.shape if need else (0,), dtype=torch.float32, device=t.device)
@@ -334,16 +367,18 @@ def loss_backward(
                     if kept.numel()
                     else blocks.scores(rows, cols, blocks.buffer(0, rows, cols))
                 )
-                part = blocks.gradient(s, rows, cols, stats)
+                part, along = blocks.gradient(s, rows, cols, stats)
+                if along is not None:
+                    dscale = dscale + along * factor
                 if needs_x:
                     grad_x[rows] += blocks.product(part, blocks.grad_right[cols])
                 if needs_w:
                     grad_w[cols] += blocks.product(part.T, blocks.grad_left[rows])
-        dscale = nothing
         if needs_x:
             factor_x = factor * blocks.undo_x
-            dx, along = _through_norm(grad_x, x, blocks.x_inverse, factor_x * scale, normalize)
-            dscale = along * factor_x
+            dx, total = _through_norm(grad_x, x, blocks.x_inverse, factor_x * scale, normalize)
+            if not triton:
+                dscale = total * factor_x
         if needs_w:
             factor_w = factor * blocks.undo_w
             dw, _ = _through_norm(grad_w, w, blocks.w_inverse, factor_w, normalize)
@@ -395,8 +430,8 @@ def _backward(ctx, g: Tensor, _stats: Tensor | None, _kept: Tensor | None):  # t
 
 def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
     raise BackendError(
-        "clip_loss: the fused gradient has no gradient of its own; give float64 x and w, which take "
-        "plain PyTorch, for second derivatives"
+        "clip_loss: the fused gradient has no gradient of its own; give float64 x and w, which "
+        "take plain PyTorch, for second derivatives"
     )
 
 

@@ -65,11 +65,12 @@ def with_ones(spec: AotSpec) -> AotSpec:
 
 
 def collect() -> list[AotSpec]:
-    """The specs of every kernel module, in order."""
+    """The specs of every kernel module, in order, and each kernel with arguments of 1."""
     specs = []
     for name in MODULES:
         own: list[AotSpec] = importlib.import_module(f"pvp_fast.kernels.{name}").aot_specs()
-        specs += [*own, with_ones(own[0])]
+        firsts = {spec.kernel: spec for spec in reversed(own)}
+        specs += [*own, *map(with_ones, reversed(firsts.values()))]
     return specs
 
 

@@ -232,7 +232,7 @@ def _elementwise_kernel(
     if HAS_SCALE:
         tl.store(out + plane, tl.sum(g * raw, axis=1), mask=in_row)
     if HAS_BIAS:
-        tl.store(out + 2 * plane, tl.sum(g, axis=1), mask=in_row)
+        tl.store(out + plane + plane, tl.sum(g, axis=1), mask=in_row)
     if HAS_SCALE:
         g = g * scale
     tl.store(at, (g * grad_scale).to(scores_ptr.dtype.element_ty), mask=valid)

@@ -144,15 +144,19 @@ def _ranking_kernel(
             )  # fmt: skip
             apart = raw[None, :] - raw_pos[:, None]
             hinge = margin + scale * apart
-            part = tl.where(owned[:, None] & (hinge > 0), share[None, :], 0.0)
-            loss += tl.sum(part * hinge, axis=1)
+            active = owned[:, None] & (hinge > 0) & (share != 0)[None, :]
+            # Choices, not products: a score of −∞, a category ruled out, must not give NaN.
+            part = tl.where(active, share[None, :], 0.0)
+            loss += tl.sum(part * tl.where(active, hinge, 0.0), axis=1)
             count += tl.sum(part, axis=1)
-            dscale += tl.sum(part * apart, axis=1)
+            dscale += tl.sum(part * tl.where(active, apart, 0.0), axis=1)
         tl.store(pos_grad_ptr + at, -count, mask=owned)
         j += BLOCK_P
     tl.store(loss_ptr + row, tl.sum(loss, 0))
     if HAS_SCALE:
         tl.store(dscale_ptr + row, tl.sum(dscale, 0))
+    # A warp that is ahead must not overwrite scores that another has yet to read.
+    tl.debug_barrier()
     for start in range(0, n_cols, BLOCK_C):
         cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
         valid = cols < n_cols

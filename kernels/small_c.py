@@ -101,7 +101,7 @@ def _small_c_kernel(
     along = along_ptr + pid.to(tl.int64) * n_cols
     category = category_ptr + pid.to(tl.int64) * n_cols
     tile = pid
-    while tile * BLOCK_R < n_rows:
+    while tile.to(tl.int64) * BLOCK_R < n_rows:
         later = in_col & (cols * 0 + tile > pid)
         rows = tile.to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
         in_row = rows < n_rows
@@ -165,7 +165,7 @@ def _small_c_kernel(
         if HAS_SCALE:
             tl.store(sums_ptr + n_rows + rows, tl.sum(ds * dot, axis=1), mask=in_row)
         if HAS_BIAS:
-            tl.store(sums_ptr + 2 * n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
+            tl.store(sums_ptr + n_rows + n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
         if GRADS:
             ds = ds * (scale * grad_scale)
             x_along = tl.sum(ds * dot, axis=1)

@@ -228,6 +228,18 @@ def test_ranking_extremes_half_precision_and_nothing_at_all() -> None:
     check("ranking", (raw / 40).bfloat16(), make_labels("partial", 3, 41))
     wide = torch.randn(2, 70, generator=generator(8))
     check("ranking", wide, torch.rand(2, 70, generator=generator(9)) < 0.6)
+    # A category ruled out by a score of −∞ costs nothing and has no gradient.
+    ruled_out = torch.randn(3, 20, generator=generator(10))
+    y = make_labels("bool", 3, 20)
+    ruled_out[:, 4] = float("-inf")
+    y[:, 4] = False
+    rest = [c for c in range(20) if c != 4]
+    expected = ranking_loss_(ruled_out[:, rest], y[:, rest])
+    found = ranking_loss_(ruled_out, y, scale=torch.ones(1))
+    torch.testing.assert_close(found.loss, expected.loss)
+    assert found.dscale is not None
+    assert found.dscale.isfinite().all()
+    assert not ruled_out[:, 4].any()
     assert ranking_loss_(torch.zeros(0, 5), torch.zeros(0, 5)).loss.shape == (0,)
     with pytest.raises(InputError, match="weight"):
         ranking_loss_(torch.zeros(2, 3), torch.zeros(2, 3), weight=torch.ones(2))

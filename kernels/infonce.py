@@ -35,7 +35,7 @@ from pvp_fast.errors import InputError
 
 from .aot import AotSpec
 from .elementwise import FLOATS
-from .pool import INTERPRETED, MAX_PROGRAMS, dot_tile
+from .pool import INTERPRETED, MAX_PROGRAMS, _wide, dot_tile
 
 # A tile of a block: 16 scores a thread.
 BLOCK_R, BLOCK_C = 16, 128
@@ -547,11 +547,6 @@ def _check_pairs(
     if not (x.is_contiguous() and w.is_contiguous()):
         raise InputError("x and w must be contiguous, call .contiguous() on them")
     _check_sides((len(x), len(x)), scale, norms, targets)
-
-
-def _wide(x: Tensor, w: Tensor) -> bool:
-    """Whether the products need more than half precision's tensor cores."""
-    return torch.float32 in (x.dtype, w.dtype) or x.dtype != w.dtype
 
 
 def _precision(x: Tensor, w: Tensor) -> dict[str, object]:

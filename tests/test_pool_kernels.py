@@ -1,5 +1,6 @@
-"""The pooling kernels, run by Triton's interpreter in a process of their own, as
-test_kernels.py runs the others: the checks are in pool_interpreter.py."""
+"""The pooling and InfoNCE kernels, run by Triton's interpreter in a process of their own, as
+test_kernels.py runs the others: the checks are in pool_interpreter.py
+and infonce_interpreter.py."""
 
 import importlib.util
 import os
@@ -11,13 +12,14 @@ import pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-def test_pooling_kernels_in_the_interpreter() -> None:
+@pytest.mark.parametrize("checks", ["pool_interpreter.py", "infonce_interpreter.py"])
+def test_kernels_in_the_interpreter(checks: str) -> None:
     folder = Path(__file__).parent
     done = subprocess.run(
         [
             sys.executable,
             *("-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            str(folder / "pool_interpreter.py"),
+            str(folder / checks),
         ],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=folder,

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError
+from pvp_fast.pooling_ops import _EPS, _inverse_norms
 
-_EPS = 1e-12  # of torch.nn.functional.normalize
 # Rows and columns of a block: 4 MiB of float32 on a CPU, 16 MiB of a GPU's L2 cache.
 _SIDE = {"cpu": 1024}
 _SIDE_ELSEWHERE = 2048
@@ -28,13 +28,6 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def _side(x: Tensor) -> int:
     return _SIDE.get(x.device.type, _SIDE_ELSEWHERE)
-
-
-def _inverse_norms(rows: Tensor, normalize: bool) -> Tensor:
-    if not normalize:
-        return torch.ones(len(rows), dtype=torch.float32, device=rows.device)
-    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
-    return norms.clamp_min(_EPS).reciprocal()
 
 
 class _Blocks:
@@ -171,7 +164,8 @@ class _KernelBlocks(_Blocks):
         else:
             # Rows of any length, brought into float16's range by one factor.
             high = [t.abs().amax().float().clamp_min(_EPS) for t in (x, w)]
-            shrink = high[0].reciprocal(), high[1].reciprocal()
+            # Of two dimensions, so that the product is float32: a scalar would leave it rounded.
+            shrink = high[0].reciprocal().reshape(1, 1), high[1].reciprocal().reshape(1, 1)
             self.undo_x, self.undo_w = high[1] / _UNIT, self.scale * high[0] / _UNIT
         self.grad_left = (x * shrink[0]).half()
         self.grad_right = (w * shrink[1]).half()

@@ -1,47 +1,151 @@
-"""Shared by the benchmarks: fair timing of several contenders in one process."""
+"""Shared by the benchmarks: fair timing of several contenders in one process, and their memory."""
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 
 from pvp_fast.files import atomic_write
 
 Contender = Callable[[], object]
+T = TypeVar("T")
+
+
+class Timing(NamedTuple):
+    """Milliseconds of one call: the median of the rounds, and what 20 and 80 % of them stay under."""
+
+    median: float
+    p20: float
+    p80: float
+
+
+def rotate(call: Callable[[T], object], inputs: Iterable[T]) -> Contender:
+    """The call over several inputs in turn, so that none stays in a cache between two calls."""
+    turn = cycle(inputs)
+    return lambda: call(next(turn))
+
+
+def _clock(call: Contender, calls: int, device: torch.device) -> float:
+    """Milliseconds of one call, the mean of ``calls`` in a row."""
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / calls
+    begin = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return 1e3 * (time.perf_counter() - begin) / calls
+
+
+def timings(
+    contenders: Mapping[str, Contender],
+    *,
+    rounds: int = 7,
+    warmup: int = 2,
+    device: str | torch.device = "cpu",
+    least_ms: float = 0.0,
+) -> dict[str, Timing]:
+    """Times of each contender over interleaved rounds.
+
+    Every round runs each contender in turn, starting one further along each time, so that a slow
+    spell of the machine or a warm cache left by a neighbour falls on all of them alike. A contender
+    is called as often in a row as it takes to fill ``least_ms``, 100 times at most. On a CUDA device
+    the times are those between two events, with nothing else running.
+    """
+    device = torch.device(device)
+    names = list(contenders)
+    calls = {}
+    for name in names:
+        for _ in range(warmup):
+            contenders[name]()
+        once = _clock(contenders[name], 1, device) if least_ms else math.inf
+        calls[name] = max(1, min(100, math.ceil(least_ms / max(once, 1e-3))))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(rounds):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(_clock(contenders[name], calls[name], device))
+    return {
+        name: Timing(*(float(np.percentile(values, q)) for q in (50, 20, 80)))
+        for name, values in times.items()
+    }
 
 
 def race(
     contenders: Mapping[str, Contender], *, rounds: int = 7, warmup: int = 2
 ) -> dict[str, float]:
-    """Median milliseconds of each contender over interleaved rounds.
+    """Median milliseconds of each contender on the CPU, see :func:`timings`."""
+    times = timings(contenders, rounds=rounds, warmup=warmup)
+    return {name: timing.median for name, timing in times.items()}
 
-    Every round runs each contender once, starting one further along each time, so that a slow spell
-    of the machine or a warm cache left by a neighbour falls on all of them alike.
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr: the profiler announces its start and its end there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w", encoding="utf-8") as nothing:
+        os.dup2(nothing.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def peak_memory(call: Contender, device: str | torch.device = "cpu") -> int:
+    """Bytes that one call holds at its peak, beyond what was there before: results and scratch.
+
+    Counted in PyTorch's allocator of the device; what a library takes elsewhere is not seen.
     """
-    names = list(contenders)
-    for name in names * warmup:
-        contenders[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: median(values) for name, values in times.items()}
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with (
+        _silent_stderr(),
+        torch.profiler.profile(activities=activities, profile_memory=True) as profile,
+    ):
+        call()
+    # The profiler's own summaries sum allocations up; the order of the events gives the peak.
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
-def machine() -> str:
+def machine(device: str | torch.device = "cpu") -> str:
     """One line that says on what the numbers were taken."""
+    if torch.device(device).type == "cuda":
+        import triton
+
+        name = torch.cuda.get_device_name(device)
+        return f"{name}, torch {torch.__version__}, triton {triton.__version__}"
     model = platform.processor() or platform.machine()
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as stream:
@@ -51,7 +155,9 @@ def machine() -> str:
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def write_results(path: Path, record: Mapping[str, Any]) -> None:
+def write_results(
+    path: Path, record: Mapping[str, Any], device: str | torch.device = "cpu"
+) -> None:
     """Write a record as JSON, with the command, the commit and the machine that made it."""
     root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
@@ -62,7 +168,7 @@ def write_results(path: Path, record: Mapping[str, Any]) -> None:
     header = {
         "command": " ".join(["python", f"benchmarks/{script}", *options]),
         "commit": commit,
-        "device": machine(),
+        "device": machine(device),
     }
     with atomic_write(path, "w") as stream:
         json.dump({**header, **record}, stream, indent=1)

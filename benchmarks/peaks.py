@@ -1,4 +1,4 @@
-"""The processor's own peaks, measured in this process: what percentages in the tables refer to."""
+"""The machine's own peaks, measured in this process: what percentages in the tables refer to."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from common import rotate, timings
 
 SOURCE = Path(__file__).with_name("peaks.cpp")
 
@@ -64,3 +66,21 @@ def measure_peaks(threads: int, seconds: float = 0.3) -> Peaks:
     loaded.bandwidth.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     data = np.random.default_rng(0).random(1 << 27, dtype=np.float32)  # 512 MB, beyond any cache
     return Peaks(*rates, loaded.bandwidth(data.ctypes.data, data.size, threads))
+
+
+def measure_gpu_peaks(device: torch.device, size: int = 8192) -> Peaks:
+    """The rate of a large matrix product of random numbers in each dtype, and of a large copy.
+
+    float32 is without TF32 unless the caller has switched it on; the copy's bytes are those read
+    plus those written.
+    """
+    rates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pairs = [torch.randn(2, size, size, device=device, dtype=dtype) for _ in range(2)]
+        call = rotate(lambda pair: pair[0] @ pair[1], pairs)
+        times = timings({"product": call}, rounds=5, device=device, least_ms=10.0)
+        rates.append(2e3 * size**3 / times["product"].median)
+    data = torch.randn(1 << 28, device=device)  # 1 GiB, beyond any cache
+    target = torch.empty_like(data)
+    times = timings({"copy": lambda: target.copy_(data)}, rounds=5, device=device, least_ms=10.0)
+    return Peaks(*rates, None, 2e3 * data.nbytes / times["copy"].median)

@@ -2,7 +2,8 @@
 
 ``python benchmarks/bench_losses.py [--json FILE]`` prints the table: on a CUDA device where there
 is one, in bfloat16, else on the CPU, in float32 at the sizes it can do in a second. ``--losses``,
-``--categories``, ``--batches``, ``--widths`` and ``--dtype`` choose, ``--seconds`` bounds the whole.
+``--categories``, ``--batches``, ``--widths`` and ``--dtype`` choose; ``--seconds`` is the most that
+it may take.
 ``pytest benchmarks/bench_losses.py`` times the same cases with pytest-benchmark.
 
 A call takes raw features and class vectors and gives the loss and the gradients of both and of the

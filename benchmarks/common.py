@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Timing(NamedTuple):
-    """Milliseconds of one call: the median of the rounds, and what 20 and 80 % of them stay under."""
+    """Milliseconds of one call: the median of the rounds, and what 20 % and 80 % stay under."""
 
     median: float
     p20: float
@@ -67,8 +67,8 @@ def timings(
 
     Every round runs each contender in turn, starting one further along each time, so that a slow
     spell of the machine or a warm cache left by a neighbour falls on all of them alike. A contender
-    is called as often in a row as it takes to fill ``least_ms``, 100 times at most. On a CUDA device
-    the times are those between two events, with nothing else running.
+    is called as often in a row as it takes to fill ``least_ms``, 100 times at most. On a CUDA
+    device the times are those between two events, with nothing else running.
     """
     device = torch.device(device)
     names = list(contenders)
@@ -99,7 +99,7 @@ def race(
 
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drop what native code writes to stderr: the profiler announces its start and its end there."""
+    """Drop what native code writes to stderr, where the profiler announces its start and end."""
     sys.stderr.flush()
     kept = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nothing:

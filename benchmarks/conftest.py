@@ -1,4 +1,4 @@
-"""``pytest benchmarks/ --quick``: every benchmark at its tiny sizes, to see that all of them run."""
+"""``pytest benchmarks/ --quick``: every benchmark at tiny sizes, to see that all of them run."""
 
 from __future__ import annotations
 

@@ -85,9 +85,8 @@ def regimes(case: Case) -> tuple[str, ...]:
     function = spatial_softmax_pool if case.pooled else getattr(losses, name)
     if "regime" not in inspect.signature(function).parameters:
         return ()
-    return tuple(
-        r for r in typing.get_args(typing.get_type_hints(function)["regime"]) if r != "auto"
-    )
+    names = typing.get_args(typing.get_type_hints(function)["regime"])
+    return tuple(name for name in names if name != "auto")
 
 
 # --------------------------------------------------------------------------- plain PyTorch

@@ -331,7 +331,7 @@ def test_compiles_without_a_graph_break(backend):
         assert all(torch.equal(a, b) for a, b in zip(compiled(x), tag(x), strict=True))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["auto", "cuda"])
 @pytest.mark.parametrize(("rows", "categories", "k"), [(1, 5, 9), (33, 500, 20), (70, 3001, 200)])
 def test_cuda_tensors(backend, rows, categories, k):

@@ -19,9 +19,11 @@ from loss_cases import LOSSES, Case, Inputs
 from torch import Tensor
 
 from pvp_fast import losses, spatial_softmax_pool
+from pvp_fast.errors import BackendError, InputError
 
 Forward = Callable[[Inputs], Tensor]
 
+ALL_REGIMES = ("small", "chunked", "recompute")  # where the annotation does not name them
 DENSE_RANKING = 1 << 28  # elements of (B, C, C) that the dense ranking hinge may take
 WHOLE_REGIONS = {"cpu": 1 << 28, "cuda": 4 << 30}  # elements of (B, L, C)
 
@@ -56,7 +58,7 @@ def _labels(inputs: Inputs, dense: bool) -> torch.Tensor | losses.CSRLabels | No
 
 
 def ours(dense: bool, **options: str) -> Callable[[Case], Forward]:
-    """The public functions; ``options`` are regime= and backend=."""
+    """The public functions; ``options`` are regime= and backend=, which may refuse a case."""
 
     def prepare(case: Case) -> Forward:
         if dense and not case.dense_labels_fit and case.loss not in ("clip", "pool"):
@@ -68,12 +70,23 @@ def ours(dense: bool, **options: str) -> Callable[[Case], Forward]:
                 return scores
             return losses.asl_loss_from_scores(scores, _labels(inputs, dense))
 
+        def refusing(forward: Forward) -> Forward:
+            def run(inputs: Inputs) -> Tensor:
+                try:
+                    return forward(inputs)
+                except (BackendError, InputError) as reason:
+                    raise Unavailable(str(reason)) from reason
+
+            return run if options else forward
+
         if case.pooled:
-            return pooled
+            return refusing(pooled)
         function = getattr(losses, f"{case.loss}_loss")
-        return lambda inputs: function(
-            inputs.x, inputs.w, _labels(inputs, dense), scale=inputs.scale, bias=inputs.bias,
-            **options,
+        return refusing(
+            lambda inputs: function(
+                inputs.x, inputs.w, _labels(inputs, dense), scale=inputs.scale, bias=inputs.bias,
+                **options,
+            )
         )  # fmt: skip
 
     return prepare
@@ -86,7 +99,7 @@ def regimes(case: Case) -> tuple[str, ...]:
     if "regime" not in inspect.signature(function).parameters:
         return ()
     names = typing.get_args(typing.get_type_hints(function)["regime"])
-    return tuple(name for name in names if name != "auto")
+    return tuple(name for name in names or ALL_REGIMES if name != "auto")
 
 
 # --------------------------------------------------------------------------- plain PyTorch

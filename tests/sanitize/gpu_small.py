@@ -77,7 +77,8 @@ def every_loss() -> None:
         public(name)
         if "regime" not in inspect.signature(function).parameters:
             continue
-        for regime in typing.get_args(typing.get_type_hints(function)["regime"]):
+        named = typing.get_args(typing.get_type_hints(function)["regime"])
+        for regime in named or ("small", "chunked", "recompute"):
             try:
                 public(name, regime=regime)
             except (BackendError, InputError) as reason:

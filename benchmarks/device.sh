@@ -129,8 +129,8 @@ fi
 if command -v ncu >/dev/null; then
     : >"$out/ncu.txt"
     for name in elementwise pool topk; do
-        kernel=_${name}_kernel
-        [ "$name" = topk ] && kernel=scan_kernel
+        kernel=^_${name}_kernel
+        [ "$name" = topk ] && kernel=scan
         # Clocks stay as they are. A profile that cannot be taken fails nothing.
         TAIL=12 step "ncu $name" 30 ncu --clock-control none --section SpeedOfLight \
             --section Occupancy --kernel-name "regex:$kernel" --launch-skip 1 --launch-count 1 \

@@ -31,7 +31,7 @@ def pool() -> Callable[[], object]:
 def topk() -> Callable[[], object]:
     from pvp_fast import TagIndex
 
-    index = TagIndex(torch.randn(100_000, 512, device="cuda"))
+    index = TagIndex(torch.randn(100_000, 512, device="cuda"), "bfloat16")
     x = torch.nn.functional.normalize(torch.randn(64, 512, device="cuda"), dim=1)
     return lambda: index.topk(x, 10, backend="cuda")
 

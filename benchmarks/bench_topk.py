@@ -1,7 +1,8 @@
 """Batched top-k tagging on the CPU: ours against torch, NumPy, FAISS and usearch; D = 512, k = 10.
 
-``python benchmarks/bench_topk.py --json FILE`` runs the table (``--categories 1000000`` another C;
-``--vectors FILE.npy`` tiles real class vectors with noise instead of random ones). Contenders run
+``python benchmarks/bench_topk.py --json FILE`` runs the table (``--categories`` and ``--batches``
+other sizes; ``--vectors FILE.npy`` tiles real class vectors with noise instead of random ones;
+``--without usearch "FAISS SQ"`` leaves out what memory is too small for). Contenders run
 interleaved in this process, over several sets of queries in turn. FAISS (with and without its BLAS
 path) and usearch take part where they are installed. ``pytest benchmarks/bench_topk.py`` times our
 side with pytest-benchmark. Everything timed is first checked against float64. Packing the class
@@ -18,7 +19,7 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from pvp_fast.topk import TopK
 from pvp_fast.topk_pack import DTYPES
 
 WIDTH, KEPT, QUERY_SETS = 512, 10, 4
-CATEGORIES, BATCHES = (100, 1_000, 10_000, 100_000), (1, 12, 64, 256)
+CATEGORIES, BATCHES = (10, 80, 1_000, 10_000, 100_000), (1, 12, 64, 256)
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -64,8 +65,8 @@ def class_vectors(categories: int, path: Path | None) -> torch.Tensor:
 class Problem:
     """Class vectors of one C and every contender's way to the k best of a batch."""
 
-    def __init__(self, w: torch.Tensor) -> None:
-        self.w = w
+    def __init__(self, w: torch.Tensor, without: Sequence[str] = ()) -> None:
+        self.w, self.without = w, tuple(without)
         self.indexes: dict[str, TagIndex] = {}
         self.pack_ms: dict[str, float] = {}
         for dtype in DTYPES:
@@ -74,6 +75,9 @@ class Problem:
             self.pack_ms[dtype] = 1e3 * (time.perf_counter() - start)
         self.w16 = w.bfloat16()
         self.others = {**self._faiss(), **self._usearch()}
+
+    def _wanted(self, name: str) -> bool:
+        return not name.startswith(self.without)
 
     def queries(self, batch: int) -> list[torch.Tensor]:
         """Unit rows near class vectors, as images are near their tags' names."""
@@ -97,13 +101,14 @@ class Problem:
             f"ours {dtype}": over(lambda x, index=index: index.topk(x, KEPT), sets)
             for dtype, index in self.indexes.items()
         }
-        return {
+        everyone = {
             **ours,
             "torch float32": over(lambda x: torch.topk(x @ self.w.T, KEPT), sets),
             "torch bfloat16": over(lambda x: torch.topk(x @ self.w16.T, KEPT), sets16),
             "NumPy float32": over(self._numpy, [x.numpy() for x in sets]),
             **{name: over(call, [x.numpy() for x in sets]) for name, call in self.others.items()},
         }
+        return {name: call for name, call in everyone.items() if self._wanted(name)}
 
     def _numpy(self, x: np.ndarray) -> np.ndarray:
         scores = x @ self.w.numpy().T
@@ -119,11 +124,12 @@ class Problem:
         faiss.omp_set_num_threads(torch.get_num_threads())
         product = faiss.METRIC_INNER_PRODUCT
         quantizer = faiss.ScalarQuantizer
-        indexes = {
-            "FAISS flat": faiss.IndexFlatIP(WIDTH),
-            "FAISS SQbf16": faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_bf16, product),
-            "FAISS SQ8": faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_8bit, product),
+        kinds = {
+            "FAISS flat": lambda: faiss.IndexFlatIP(WIDTH),
+            "FAISS SQbf16": lambda: faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_bf16, product),
+            "FAISS SQ8": lambda: faiss.IndexScalarQuantizer(WIDTH, quantizer.QT_8bit, product),
         }
+        indexes = {name: make() for name, make in kinds.items() if self._wanted(name)}
         for index in indexes.values():
             index.train(self.w.numpy())
             index.add(self.w.numpy())
@@ -141,6 +147,8 @@ class Problem:
         }
 
     def _usearch(self) -> dict[str, Callable[[Any], object]]:
+        if not self._wanted("usearch"):
+            return {}
         try:
             from usearch.index import MetricKind, search
         except ImportError:
@@ -153,17 +161,17 @@ class Problem:
         return {"usearch exact": exact}
 
     def check(self, batch: int) -> dict[str, float]:
-        """Recall of ours against float64, at most 64 rows; float32 and int8 must agree in bits."""
+        """Recall of ours against float64, of at most 64 rows; float32 and int8 must agree in bits."""
         x = self.queries(batch)[0][:64]
-        exact = x.double() @ self.w.double().T
-        best = exact.topk(KEPT).values
+        exact = torch.cat([x.double() @ part.double().T for part in self.w.split(1 << 16)], dim=1)
+        best = exact.topk(min(KEPT, len(self.w))).values
         answers = {dtype: index.topk(x, KEPT) for dtype, index in self.indexes.items()}
         for got in (answers["float32"], answers["int8"]):
             torch.testing.assert_close(exact.gather(1, got.indices), best, rtol=0, atol=1e-6)
         for a, b in zip(answers["float32"], answers["int8"], strict=True):
             if not torch.equal(a, b):
                 raise AssertionError("int8 differs from float32")
-        wanted = exact.topk(KEPT).indices
+        wanted = exact.topk(best.shape[1]).indices
         return {
             dtype: (got.indices[:, :, None] == wanted[:, None]).any(2).double().mean().item()
             for dtype, got in answers.items()
@@ -242,6 +250,8 @@ def main() -> None:
         default=CATEGORIES,
         help="12 kB each, of all contenders",
     )
+    parser.add_argument("--batches", type=int, nargs="+", default=BATCHES)
+    parser.add_argument("--without", nargs="+", default=(), help="others whose names begin so")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (median)")
     parser.add_argument("--vectors", type=Path, help="real class vectors, (C, 512) .npy")
     parser.add_argument("--json", type=Path, help="write the results here")
@@ -249,8 +259,8 @@ def main() -> None:
     peaks = measure_peaks(torch.get_num_threads())
     rows = []
     for categories in options.categories:
-        problem = Problem(class_vectors(categories, options.vectors))
-        rows += [measure(problem, batch, options.rounds, peaks) for batch in BATCHES]
+        problem = Problem(class_vectors(categories, options.vectors), options.without)
+        rows += [measure(problem, batch, options.rounds, peaks) for batch in options.batches]
     print(f"D = {WIDTH}, k = {KEPT}; {machine()}\npeaks: {peaks.to_dict()}\n")
     print(show(rows))
     if options.json is not None:

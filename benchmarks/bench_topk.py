@@ -194,27 +194,32 @@ def test_topk(
     torch.testing.assert_close(got.scores.double(), best, rtol=0, atol=tolerance)
 
 
-def measure(problem: Problem, batch: int, rounds: int, peaks: Peaks) -> dict[str, Any]:
+def measure(problem: Problem, batch: int, rounds: int) -> dict[str, Any]:
     categories = len(problem.w)
     recall = problem.check(batch)
     warmup = 1 if categories > 500_000 else 2
     times = race(problem.contenders(batch), rounds=rounds, warmup=warmup)
-    operations = 2 * batch * categories * WIDTH
+    return {
+        "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
+        "ms": times, "recall": recall, "pack_ms": problem.pack_ms,
+    }  # fmt: skip
+
+
+def shares(row: dict[str, Any], peaks: Peaks) -> dict[str, Any]:
+    """What part of the peaks ours reach in a row of the table."""
+    operations = 2 * row["batch"] * row["categories"] * WIDTH
     share = {}
     for dtype in DTYPES:
-        seconds = times[f"ours {dtype}"] / 1e3
+        seconds = row["ms"][f"ours {dtype}"] / 1e3
         peak = getattr(peaks, dtype)
-        size = BYTES[dtype] * categories * WIDTH
+        size = BYTES[dtype] * row["categories"] * WIDTH
         share[dtype] = {
             "gflops": operations / seconds / 1e9,
             "gb_per_s": size / seconds / 1e9,
             "of_peak": None if peak is None else operations / seconds / peak,
             "of_bandwidth": None if peaks.bandwidth is None else size / seconds / peaks.bandwidth,
         }
-    return {
-        "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
-        "ms": times, "ours": share, "recall": recall, "pack_ms": problem.pack_ms,
-    }  # fmt: skip
+    return share
 
 
 def show(rows: list[dict[str, Any]]) -> str:
@@ -260,7 +265,10 @@ def main() -> None:
     rows = []
     for categories in options.categories:
         problem = Problem(class_vectors(categories, options.vectors), options.without)
-        rows += [measure(problem, batch, options.rounds, peaks) for batch in options.batches]
+        rows += [measure(problem, batch, options.rounds) for batch in options.batches]
+        peaks = peaks.best(measure_peaks(torch.get_num_threads()))  # of all moments of the run
+    for row in rows:
+        row["ours"] = shares(row, peaks)
     print(f"D = {WIDTH}, k = {KEPT}; {machine()}\npeaks: {peaks.to_dict()}\n")
     print(show(rows))
     if options.json is not None:

@@ -99,20 +99,24 @@ int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
 
 std::string cuda_reason() { return cuda_status(); }
 
-int64_t cuda_parts(int64_t rows, int64_t categories) { return topk_cuda_parts(rows, categories); }
+int64_t cuda_parts(const std::string& dtype, int64_t rows, int64_t categories) {
+  return topk_cuda_parts(read_type(dtype), rows, categories);
+}
 
 void topk_device(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
                  int64_t column_stride, std::uintptr_t packed, int64_t categories, int64_t k,
                  double threshold, std::uintptr_t thresholds, std::uintptr_t bias, double scale,
                  std::uintptr_t scores, std::uintptr_t indices, std::uintptr_t counts,
                  std::uintptr_t part_values, std::uintptr_t part_categories,
-                 std::uintptr_t nan_row, int device, std::uintptr_t stream) {
-  const topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories,
-                                      k, threshold, thresholds, bias, scale, 1);
+                 int device, std::uintptr_t stream, const std::string& dtype) {
+  topk_query query = read_query(x, rows, width, row_stride, column_stride, packed, categories, k,
+                                threshold, thresholds, bias, scale, 1);
+  query.type = read_type(dtype);
   const topk_result result = read_result(scores, indices, counts, rows == 0);
   const cuda_workspace workspace{pointer<float>(part_values, "part_values", rows == 0),
                                  pointer<int>(part_categories, "part_categories", rows == 0),
-                                 pointer<unsigned long long>(nan_row, "nan_row"), device, stream};
+                                 static_cast<int>(topk_cuda_parts(query.type, rows, categories)),
+                                 device, stream};
   const py::gil_scoped_release unlocked;
   topk_cuda(query, result, workspace);
 }
@@ -157,14 +161,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");
 #if defined(PVP_FAST_HAS_CUDA)
   m.attr("CUDA_MAX_K") = kCudaMaxK;
-  m.def("topk_cuda_parts", &cuda_parts, py::arg("rows"), py::arg("categories"),
+  m.def("topk_cuda_parts", &cuda_parts, py::arg("dtype"), py::arg("rows"), py::arg("categories"),
         "Parts of the categories: the workspaces hold rows * parts * k entries each.");
   m.def("topk_cuda", &topk_device, py::arg("x"), py::arg("rows"), py::arg("width"),
         py::arg("row_stride"), py::arg("column_stride"), py::arg("packed"), py::arg("categories"),
         py::arg("k"), py::arg("threshold"), py::arg("thresholds"), py::arg("bias"),
         py::arg("scale"), py::arg("scores"), py::arg("indices"), py::arg("counts"),
-        py::arg("part_values"), py::arg("part_categories"), py::arg("nan_row"), py::arg("device"),
-        py::arg("stream"), "As topk, on a device, without waiting. Contract: topk_cuda.h.");
+        py::arg("part_values"), py::arg("part_categories"), py::arg("device"), py::arg("stream"),
+        py::arg("dtype"), "As topk, on a device, without waiting. Contract: topk_cuda.h.");
 #endif
   m.def("build_info", &build_info, "Compiler, OpenMP, instruction sets and the state of CUDA.");
 }

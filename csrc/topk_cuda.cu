@@ -1,14 +1,19 @@
-// Batched top-k on CUDA, after the contract of topk.h: the same chain of fused multiply-adds as the
-// CPU, so the same bits. One warp scans a part of the panels for kRows queries: lane c of the warp
-// holds category c of the panel. The running top k lives in registers, sorted, spread over the
-// lanes; most scores fail the comparison with its last entry and cost nothing more. A second
-// kernel merges the parts of a row.
+// Batched top-k on CUDA, after the contract of topk_cuda.h. The categories are divided into parts; a
+// scan finds the k best of every row and part, a second kernel merges the parts of a row.
 //
-// Memory moved: the packed w once per kRows queries, x once per panel through the first-level
+// The bfloat16 scan is in topk_cuda_bf16.cuh. The float32 scan is here: the same chain of fused
+// multiply-adds as the CPU, so the same bits. One warp scans a part of the panels for kRows queries:
+// lane c of the warp holds category c of the panel. The running top k lives in registers, sorted,
+// spread over the lanes; most scores fail the comparison with its last entry and cost nothing more.
+//
+// Memory moved by it: the packed w once per kRows queries, x once per panel through the first-level
 // cache, and rows * parts * k entries of 8 bytes between the two kernels.
 #include "topk_cuda.h"
 
 #include <cuda_runtime.h>
+
+#include "topk_cuda_bf16.cuh"
+#include "topk_cuda_warp.cuh"
 
 #include <algorithm>
 #include <climits>
@@ -21,7 +26,7 @@ namespace {
 constexpr int kRows = 4;          // queries of one warp
 constexpr int kWarpsPerBlock = 4;
 constexpr int64_t kWantedWarps = 4096;  // enough to fill the largest devices several times
-constexpr unsigned kAll = 0xffffffffu;
+constexpr int64_t kWantedBlocks = 264;  // of the bfloat16 scan: two on each multiprocessor of an H100
 
 void check(cudaError_t status, const char* action) {
   if (status == cudaSuccess) return;
@@ -43,99 +48,21 @@ class device_scope {
   int before_ = 0;
 };
 
-__device__ bool better(float value, int category, float other_value, int other_category) {
-  return value > other_value || (value == other_value && category < other_category);
-}
-
-// The k best entries, best first, in the last k of 32 * S positions; position i * 32 + lane is
-// entry i of a lane. Positions before them hold (inf, -1), better than every real entry, so that
-// the k-th best is always in the last one: registers cannot be indexed by a variable. Absent
-// entries are (-inf, INT_MAX): worse than every real one, a score of -inf included.
+// part_values, part_categories: [rows][parts][k].
 template <int S>
-struct warp_list {
-  float values[S];
-  int categories[S];
-
-  __device__ void clear(int k, int lane) {
-#pragma unroll
-    for (int i = 0; i < S; ++i) {
-      const bool used = rank(i, k, lane) >= 0;
-      values[i] = used ? -INFINITY : INFINITY;
-      categories[i] = used ? INT_MAX : -1;
-    }
-  }
-
-  // Of entry i of this lane: 0 is the best; negative before the list.
-  static __device__ int rank(int i, int k, int lane) { return i * 32 + lane - (32 * S - k); }
-
-  // The same candidate in all lanes. Entries after it move back by one position.
-  __device__ void insert(float value, int category, int lane) {
-    float last_value = 0.0f;  // of position i * 32 - 1, from lane 31 of the entry before
-    int last_category = 0;
-    bool last_moves = false;
-#pragma unroll
-    for (int i = 0; i < S; ++i) {
-      const bool moves = better(value, category, values[i], categories[i]);
-      float before_value = __shfl_up_sync(kAll, values[i], 1);
-      int before_category = __shfl_up_sync(kAll, categories[i], 1);
-      bool before_moves = __shfl_up_sync(kAll, static_cast<int>(moves), 1) != 0;
-      const float end_value = __shfl_sync(kAll, values[i], 31);
-      const int end_category = __shfl_sync(kAll, categories[i], 31);
-      const bool end_moves = __shfl_sync(kAll, static_cast<int>(moves), 31) != 0;
-      if (lane == 0) {
-        before_value = last_value;
-        before_category = last_category;
-        before_moves = last_moves;
-      }
-      if (moves) {
-        values[i] = before_moves ? before_value : value;
-        categories[i] = before_moves ? before_category : category;
-      }
-      last_value = end_value;
-      last_category = end_category;
-      last_moves = end_moves;
-    }
-  }
-
-  // Takes at most one candidate of each lane.
-  __device__ void take(float value, int category, bool offered, int lane) {
-    const float cut_value = __shfl_sync(kAll, values[S - 1], 31);
-    const int cut_category = __shfl_sync(kAll, categories[S - 1], 31);
-    unsigned waiting =
-        __ballot_sync(kAll, offered && better(value, category, cut_value, cut_category));
-    while (waiting != 0) {
-      const int from = __ffs(waiting) - 1;
-      waiting &= waiting - 1;
-      insert(__shfl_sync(kAll, value, from), __shfl_sync(kAll, category, from), lane);
-    }
-  }
-
-  __device__ void write(float* to_values, int* to_categories, int k, int lane) const {
-#pragma unroll
-    for (int i = 0; i < S; ++i) {
-      const int at = rank(i, k, lane);
-      if (at >= 0) {
-        to_values[at] = values[i];
-        to_categories[at] = categories[i];
-      }
-    }
-  }
-};
-
-// part_values, part_categories: [rows][parts][k]. nan_row: one number, lowered to the first NaN row.
-template <int S>
-__global__ void scan_kernel(topk_query q, int64_t panels, int parts, float* part_values, int* part_categories,
-                            unsigned long long* nan_row) {
+__global__ void scan_kernel(topk_query q, int parts, float* part_values, int* part_categories) {
   const int lane = threadIdx.x;
   const int part = blockIdx.y * kWarpsPerBlock + threadIdx.y;
   if (part >= parts) return;  // the whole warp
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kRows;
+  const int64_t panels = (q.categories + kLanes - 1) / kLanes;
   const int64_t begin = panels * part / parts;
   const int64_t end = panels * (part + 1) / parts;
   const int k = static_cast<int>(q.k);
 
   const float* rows[kRows];
   warp_list<S> best[kRows];
+  bool nan[kRows] = {};
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     // Rows past the end repeat the last one; their lists are not written.
@@ -159,18 +86,19 @@ __global__ void scan_kernel(topk_query q, int64_t panels, int parts, float* part
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       const float value = fmaf(q.scale, sums[r], bias);
-      if (valid && isnan(value) && first + r < q.x.rows) {
-        atomicMin(nan_row, static_cast<unsigned long long>(first + r));
-      }
+      nan[r] = nan[r] || (valid && isnan(value));
       const bool offered = valid && value >= lowest && value >= q.threshold;
       best[r].take(value, static_cast<int>(category), offered, lane);
     }
   }
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
+    const bool spoilt = __any_sync(kAll, nan[r]) != 0;
     if (first + r < q.x.rows) {
       const int64_t at = ((first + r) * parts + part) * k;
       best[r].write(part_values + at, part_categories + at, k, lane);
+      __syncwarp();
+      if (spoilt && lane == 0) part_categories[at] = kNanRow;
     }
   }
 }
@@ -185,40 +113,63 @@ __global__ void merge_kernel(int64_t rows, int parts, int k, const float* part_v
   warp_list<S> best;
   best.clear(k, lane);
   const int64_t total = static_cast<int64_t>(parts) * k;
+  bool nan = false;
   for (int64_t at = 0; at < total; at += 32) {
     const bool inside = at + lane < total;
     const float value = inside ? part_values[row * total + at + lane] : -INFINITY;
-    const int category = inside ? part_categories[row * total + at + lane] : INT_MAX;
-    best.take(value, category, category != INT_MAX, lane);
+    const int category = inside ? part_categories[row * total + at + lane] : kAbsent;
+    nan = nan || category == kNanRow;
+    best.take(value, category, category != kAbsent && category != kNanRow, lane);
   }
+  const bool spoilt = __any_sync(kAll, nan) != 0;
   int count = 0;
 #pragma unroll
   for (int i = 0; i < S; ++i) {
     const int at = best.rank(i, k, lane);
-    const bool there = at >= 0 && best.categories[i] != INT_MAX;
+    const bool there = !spoilt && at >= 0 && best.categories[i] != kAbsent;
     count += __popc(__ballot_sync(kAll, there));
     if (at >= 0) {
       out.scores[row * k + at] = there ? best.values[i] : -INFINITY;
       out.indices[row * k + at] = there ? best.categories[i] : -1;
     }
   }
-  if (lane == 0) out.counts[row] = count;
+  if (lane == 0) out.counts[row] = spoilt ? -1 : count;
+}
+
+unsigned block_count(int64_t n, int64_t size) { return static_cast<unsigned>((n + size - 1) / size); }
+
+template <class... Taken, class... Given>
+void launch(const char* what, dim3 grid, dim3 threads, size_t shared, cudaStream_t stream,
+            void (*kernel)(Taken...), Given... arguments) {
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = threads;
+  config.dynamicSmemBytes = shared;
+  config.stream = stream;
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), what);
 }
 
 template <int S>
-void launch(const topk_query& q, const topk_result& out, int parts, float* part_values,
-            int* part_categories, unsigned long long* nan_row, cudaStream_t stream) {
-  const dim3 threads(32, kWarpsPerBlock);
-  const auto blocks = [](int64_t n, int64_t size) {
-    return static_cast<unsigned>((n + size - 1) / size);
-  };
-  const dim3 grid(blocks(q.x.rows, kRows), blocks(parts, kWarpsPerBlock));
-  scan_kernel<S><<<grid, threads, 0, stream>>>(q, panel_count(q.categories), parts, part_values,
-                                               part_categories, nan_row);
-  check(cudaGetLastError(), "cannot launch the CUDA top-k scan");
-  merge_kernel<S><<<blocks(q.x.rows, kWarpsPerBlock), threads, 0, stream>>>(
-      q.x.rows, parts, static_cast<int>(q.k), part_values, part_categories, out);
-  check(cudaGetLastError(), "cannot launch the CUDA top-k merge");
+void run(const topk_query& q, const topk_result& out, const cuda_workspace& work) {
+  const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
+  const dim3 warps(32, kWarpsPerBlock);
+  const int k = static_cast<int>(q.k), parts = work.parts;
+  if (q.type == scalar::bfloat16) {
+    const size_t size = sizeof(scan_shared);
+    check(cudaFuncSetAttribute(scan_bf16_kernel<S>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(size)),
+          "cannot reserve shared memory for the CUDA top-k scan");
+    launch("cannot launch the CUDA top-k scan",
+           dim3(block_count(q.x.rows, kTileQueries), static_cast<unsigned>(parts)), dim3(kScanThreads),
+           size, stream, scan_bf16_kernel<S>, q, parts, work.part_values, work.part_categories);
+  } else {
+    launch("cannot launch the CUDA top-k scan",
+           dim3(block_count(q.x.rows, kRows), block_count(parts, kWarpsPerBlock)), warps, 0, stream,
+           scan_kernel<S>, q, parts, work.part_values, work.part_categories);
+  }
+  launch("cannot launch the CUDA top-k merge", dim3(block_count(q.x.rows, kWarpsPerBlock)), warps, 0,
+         stream, merge_kernel<S>, q.x.rows, parts, k, static_cast<const float*>(work.part_values),
+         static_cast<const int*>(work.part_categories), out);
 }
 
 }  // namespace
@@ -230,9 +181,11 @@ std::string cuda_status() {
   return devices == 0 ? "no CUDA device" : "";
 }
 
-int64_t topk_cuda_parts(int64_t rows, int64_t categories) {
-  const int64_t groups = (rows + kRows - 1) / kRows;
-  return std::clamp<int64_t>(kWantedWarps / std::max<int64_t>(groups, 1), 1, panel_count(categories));
+int64_t topk_cuda_parts(scalar type, int64_t rows, int64_t categories) {
+  const bool bf16 = type == scalar::bfloat16;
+  const int64_t groups = block_count(std::max<int64_t>(rows, 1), bf16 ? kTileQueries : kRows);
+  const int64_t most = bf16 ? (categories + kTileCategories - 1) / kTileCategories : panel_count(categories);
+  return std::clamp<int64_t>((bf16 ? kWantedBlocks : kWantedWarps) / groups, 1, most);
 }
 
 void topk_cuda(const topk_query& q, const topk_result& out, const cuda_workspace& work) {
@@ -244,11 +197,19 @@ void topk_cuda(const topk_query& q, const topk_result& out, const cuda_workspace
   if (q.x.rows > int64_t{INT_MAX} * kRows) {
     throw std::invalid_argument("x must have fewer than 2^33 - 4 rows for the CUDA kernel");
   }
+  if (work.parts < 1 || work.parts > topk_cuda_parts(q.type, q.x.rows, q.categories)) {
+    throw std::invalid_argument("parts is out of range");
+  }
+  if (q.type == scalar::int8) throw std::invalid_argument("dtype must be float32 or bfloat16");
+  if (q.type == scalar::bfloat16) {
+    const auto aligned = [](const void* at) { return reinterpret_cast<std::uintptr_t>(at) % 16 == 0; };
+    if (q.x.columns % 8 != 0 || !aligned(q.x.data) || !aligned(q.packed)) {
+      throw std::invalid_argument("bfloat16 rows must be aligned to 16 bytes, a multiple of 8 wide");
+    }
+  }
   const device_scope scope(work.device);
-  const auto stream = reinterpret_cast<cudaStream_t>(work.stream);
-  const int parts = static_cast<int>(topk_cuda_parts(q.x.rows, q.categories));
-  const auto run = q.k <= 32 ? launch<1> : q.k <= 64 ? launch<2> : q.k <= 128 ? launch<4> : launch<8>;
-  run(q, out, parts, work.part_values, work.part_categories, work.nan_row, stream);
+  const auto chosen = q.k <= 32 ? run<1> : q.k <= 64 ? run<2> : q.k <= 128 ? run<4> : run<8>;
+  chosen(q, out, work);
 }
 
 }  // namespace pvp_fast

@@ -214,12 +214,18 @@ class ShardedTagIndex:
         return torch.stack(parts)
 
     def _together(self, work: Callable[[], T]) -> T:
-        """Run work; if it fails on any rank, raise the lowest rank's error on every one."""
+        """Run work; if it fails on any rank, raise the lowest rank's error on every one.
+
+        Whatever it fails with: a rank that left alone would keep the others waiting for it.
+        """
         text, result = b"", None
+        cause: Exception | None = None
         try:
             result = work()
         except PvpFastError as error:
-            text = str(error).encode()
+            text, cause = str(error).encode(), error
+        except Exception as error:
+            text, cause = f"{type(error).__name__}: {error}".encode(), error
         lengths = self._gather(torch.tensor([len(text)])).flatten().tolist()
         if any(lengths):
             padded = torch.zeros(max(lengths), dtype=torch.uint8)
@@ -227,5 +233,5 @@ class ShardedTagIndex:
             texts = self._gather(padded).cpu()
             rank = next(i for i, length in enumerate(lengths) if length)
             message = bytes(texts[rank, : lengths[rank]].tolist()).decode()
-            raise InputError(f"rank {rank}: {message}")
+            raise InputError(f"rank {rank}: {message}") from cause
         return result  # type: ignore[return-value]

@@ -32,12 +32,13 @@ from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.topk_file import load_panels, save_panels
-from pvp_fast.topk_ops import extension, pack_on_device, search_cpu
+from pvp_fast.topk_ops import bfloat16_rows, extension, pack_on_device, search_cpu
 from pvp_fast.topk_pack import DTYPES, Panels
 
 Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
 
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_UNIT_ROWS = 1 << 16  # in float64 at once
 _BACKENDS = ("auto", "cpp", "torch", "cuda")
 
 
@@ -243,8 +244,12 @@ class TagIndex:
             backend: "auto" takes "cpp" on the CPU and "torch" elsewhere. "torch" writes the
                 scores in blocks of rows and sums in whatever order matmul does, so its scores
                 may differ in the last bits; the tie rule is the same. "cuda" is a fused kernel
-                for k <= 256 with the bits of "cpp"; it is not the default because it has not
-                been measured yet. An explicit backend runs or raises.
+                for k <= 256 (beyond, "torch" is the way: scores of some rows, then their best):
+                float32 with the bits of "cpp", bfloat16 on tensor cores, which sum in their own
+                order. It is not the default because it has not been measured yet. It waits for
+                the device to raise about NaN; captured in a CUDA graph (call it once before) it
+                does not, and a row with a NaN score has the count -1. An explicit backend runs
+                or raises.
 
         Returns:
             :class:`TopK`. No gradient flows through it.
@@ -286,15 +291,16 @@ class TagIndex:
                 op = torch.ops.pvp_fast.topk_cpu_int8
                 return TopK(*op(queries, panels.data, panels.vectors, panels.centre, *rest))
             return TopK(*torch.ops.pvp_fast.topk_cpu(queries, panels.data, *rest))
-        if self.dtype == "bfloat16":
-            queries = queries.to(torch.bfloat16).float()
         if chosen == "cuda":
             return TopK(*torch.ops.pvp_fast.topk_cuda(queries, self._panels(), *rest))
+        if self.dtype == "bfloat16":
+            queries = queries.to(torch.bfloat16).float()
         return TopK(*torch.ops.pvp_fast.topk_torch(queries, self.w, *rest))
 
     def _panels(self) -> Tensor:
         if self._device_panels is None:
-            self._device_panels = pack_on_device(self.w)
+            pack = bfloat16_rows if self.dtype == "bfloat16" else pack_on_device
+            self._device_panels = pack(self.w)
         return self._device_panels
 
     def _per_category(self, values: Array, name: str) -> Tensor:
@@ -449,6 +455,9 @@ def _check_class_vectors(w: Tensor, normalize: bool) -> None:
 
 def _unit_rows(w: Tensor) -> Tensor:
     """Rows over their length, the length in float64 so that huge and tiny rows survive."""
-    wide = w.double()
-    length = wide.norm(dim=1, keepdim=True)
-    return (wide / torch.where(length > 0, length, torch.ones_like(length))).float()
+    unit = torch.empty(w.shape, dtype=torch.float32, device=w.device)
+    for rows, to in zip(w.split(_UNIT_ROWS), unit.split(_UNIT_ROWS), strict=True):
+        wide = rows.double()
+        length = wide.norm(dim=1, keepdim=True)
+        to.copy_(wide / torch.where(length > 0, length, torch.ones_like(length)))
+    return unit

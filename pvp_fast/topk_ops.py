@@ -39,6 +39,11 @@ def pack_on_device(w: Tensor) -> Tensor:
     return padded.reshape(-1, lanes, w.shape[1]).permute(0, 2, 1).contiguous()
 
 
+def bfloat16_rows(rows: Tensor) -> Tensor:
+    """(n, D) float32 to contiguous bfloat16, D padded with zeros to a multiple of 8 (16 bytes)."""
+    return torch.nn.functional.pad(rows.to(torch.bfloat16), (0, -rows.shape[1] % 8)).contiguous()
+
+
 @functools.cache
 def extension() -> Any:
     """The compiled module, or a BackendError that says why it is not there."""
@@ -60,10 +65,15 @@ def _nan_error(row: int) -> InputError:
 
 
 def _check_inside(
-    scale: float, threshold: float, thresholds: Tensor | None, bias: Tensor | None
+    scale: float,
+    threshold: float,
+    thresholds: Tensor | None,
+    bias: Tensor | None,
+    *,
+    look: bool = True,
 ) -> tuple[float, float]:
-    """Scale and threshold rounded to float32, after the checks of values."""
-    for name, values in (("threshold", thresholds), ("bias", bias)):
+    """Scale and threshold rounded to float32, after the checks of values (of tensors: if look)."""
+    for name, values in (("threshold", thresholds), ("bias", bias)) if look else ():
         if values is not None and bool(values.isnan().any()):
             raise InputError(f"{name} has a NaN for category {int(values.isnan().nonzero()[0])}")
     factor = ctypes.c_float(scale).value
@@ -180,20 +190,22 @@ def _topk_cuda(
     bias: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    factor, minimum = _check_inside(scale, threshold, thresholds, bias)
+    waits = not torch.cuda.is_current_stream_capturing()  # to look at values and raise
+    factor, minimum = _check_inside(scale, threshold, thresholds, bias, look=waits)
     compiled = extension()
     x = x.resolve_neg()
+    if packed.dtype == torch.bfloat16:
+        x = bfloat16_rows(x)
     minima = None if thresholds is None else thresholds.resolve_neg().contiguous()
     added = None if bias is None else bias.resolve_neg().contiguous()
     rows, width = x.shape
-    scores = x.new_empty((rows, k))
+    scores = x.new_empty((rows, k), dtype=torch.float32)
     indices = x.new_empty((rows, k), dtype=torch.int64)
     counts = x.new_empty((rows,), dtype=torch.int64)
-    entries = rows * compiled.topk_cuda_parts(rows, categories) * k
-    part_values = x.new_empty((entries,))
+    dtype = _DTYPES[packed.dtype]
+    entries = rows * compiled.topk_cuda_parts(dtype, rows, categories) * k
+    part_values = x.new_empty((entries,), dtype=torch.float32)
     part_categories = x.new_empty((entries,), dtype=torch.int32)
-    no_row = torch.iinfo(torch.int64).max
-    nan_row = torch.full((), no_row, dtype=torch.int64, device=x.device)
     try:
         compiled.topk_cuda(
             x=x.data_ptr(),
@@ -213,15 +225,14 @@ def _topk_cuda(
             counts=counts.data_ptr(),
             part_values=part_values.data_ptr(),
             part_categories=part_categories.data_ptr(),
-            nan_row=nan_row.data_ptr(),
             device=x.device.index,
             stream=torch.cuda.current_stream(x.device).cuda_stream,
+            dtype=dtype,
         )
     except (RuntimeError, ValueError) as error:
         raise BackendError(f"backend 'cuda' failed: {error}") from error
-    bad_row = int(nan_row)  # waits for the stream: the price of naming the row
-    if bad_row != no_row:
-        raise _nan_error(bad_row)
+    if waits and bool((counts < 0).any()):
+        raise _nan_error(int((counts < 0).nonzero()[0]))
     return scores, indices, counts
 
 

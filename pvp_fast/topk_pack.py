@@ -174,14 +174,17 @@ class Panels:
 
     def grow(self, rows: Tensor) -> None:
         """Append (n, D) float32 rows; memory grows by half at a time, nothing is packed again."""
-        first, self.categories = self.categories, self.categories + rows.shape[0]
-        panels = -(-self.categories // LANES)
-        if panels > self._words.shape[0]:
-            self._words = _enlarged(self._words, panels)
-        if self._vectors is not None and self.categories > self._vectors.shape[0]:
-            self._vectors = _enlarged(self._vectors, self.categories)
+        first, last = self.categories, self.categories + rows.shape[0]
+        panels, words, vectors = -(-last // LANES), self._words, self._vectors
+        if panels > words.shape[0]:
+            words = _enlarged(words, panels)
+        if vectors is not None and last > vectors.shape[0]:
+            vectors = _enlarged(vectors, last)
+        # Only now that there is memory for all: an index is never changed by half.
+        self._words, self._vectors = words, vectors
+        self.write(torch.arange(first, last), rows)
+        self.categories = last
         self._show()
-        self.write(torch.arange(first, self.categories), rows)
 
     def move(self, source: Tensor, target: Tensor, categories: int) -> None:
         """Move lanes from source to target, then keep the first ``categories``."""

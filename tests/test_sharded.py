@@ -68,6 +68,16 @@ def raised(work):
     return ""
 
 
+class Broken:
+    """A DLPack object whose owner fails."""
+
+    def __dlpack__(self, **options):
+        raise RuntimeError("out of pages")
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
@@ -92,6 +102,7 @@ def worker(rank, folder):
     nan = x.clone()
     nan[4, 0] = math.nan
     results["nan"] = raised(lambda: index.topk(nan, 2))
+    results["broken"] = raised(lambda: index.topk(Broken() if rank else x, 2))
     results["k"] = raised(lambda: index.topk(x, 2 + rank))
     results["w"] = raised(lambda: ShardedTagIndex(torch.full((2, 2), math.nan if rank else 1.0)))
     results["width"] = raised(lambda: ShardedTagIndex(torch.ones(2, 2 + rank)))
@@ -109,6 +120,7 @@ def test_two_processes(tmp_path):
     assert all(first[name] is True for name in first if name[:5] in ("plain", "shard"))
     assert "rank 1: bias has a NaN for category 3" in first["bias"]
     assert "row 4 " in first["nan"]
+    assert "rank 1: RuntimeError: out of pages" in first["broken"], "no rank waits for another"
     assert "[[7, 2], [7, 3]]" in first["k"]
     assert "rank 1: w has a NaN" in first["w"]
     assert "widths [2, 3]" in first["width"]

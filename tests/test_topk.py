@@ -349,3 +349,27 @@ def test_cuda_tensors(backend, rows, categories, k):
     x[rows - 1] = math.nan
     with pytest.raises(InputError, match=f"row {rows - 1} "):
         topk(x.cuda(), w.cuda(), k, normalize=False, backend=backend)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cuda_kernels_in_bfloat16_and_in_a_graph(dtype):
+    if _C.cuda_status():
+        pytest.skip(_C.cuda_status())
+    generator = torch.Generator().manual_seed(8)
+    x, w = integers(generator, 90, 136), integers(generator, 3001, 136)
+    expected = TagIndex(w, dtype, normalize=False).topk(x, 20, -5.0)
+    index, queries = TagIndex(w.cuda(), dtype, normalize=False), x.cuda()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        got = index.topk(queries, 20, -5.0, backend="cuda")
+    side.synchronize()
+    assert all(torch.equal(a.cpu(), b) for a, b in zip(got, expected, strict=True))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = index.topk(queries, 20, -5.0, backend="cuda")
+    queries[3, 5] = math.nan
+    graph.replay()
+    torch.cuda.synchronize()
+    assert captured.counts[3].item() == -1
+    assert torch.equal(captured.indices[4:].cpu(), expected.indices[4:])

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from pvp_fast import _C
+from pvp_fast import _C, topk_pack
 from pvp_fast.errors import ArtifactError, BackendError, InputError
 from pvp_fast.topk import TagIndex, TopK, topk
 from pvp_fast.topk_pack import DTYPES
@@ -272,6 +272,28 @@ def test_a_changed_index_is_one_built_afresh(dtype, width, start, steps, seed):
     assert len(index) == len(fresh) == len(rows)
     assert torch.equal(index.w, fresh.w)
     assert same(index.topk(x, 7), fresh.topk(x, 7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_index_without_memory_to_grow_stays_as_it_was(dtype, monkeypatch):
+    x, w = problem(5, 40, 12)
+    index = TagIndex(w, dtype)
+    before, calls = index.topk(x, 50), []
+
+    def enlarged(tensor: torch.Tensor, size: int) -> torch.Tensor:
+        calls.append(size)
+        if len(calls) == (2 if dtype == "int8" else 1):  # int8: the panels fit, the rows do not
+            raise MemoryError
+        return real(tensor, size)
+
+    real = topk_pack._enlarged
+    monkeypatch.setattr(topk_pack, "_enlarged", enlarged)
+    with pytest.raises(MemoryError):
+        index.add(random(3, 300, 12))
+    assert torch.equal(index.w, TagIndex(w, dtype).w)
+    assert same(index.topk(x, 50), before)
+    index.add(random(3, 300, 12))
+    assert same(index.topk(x, 9), TagIndex(torch.cat([w, random(3, 300, 12)]), dtype).topk(x, 9))
 
 
 def test_what_cannot_be_changed():

@@ -161,7 +161,7 @@ class Problem:
         return {"usearch exact": exact}
 
     def check(self, batch: int) -> dict[str, float]:
-        """Recall of ours against float64, of at most 64 rows; float32 and int8 must agree in bits."""
+        """Recall of ours against float64, up to 64 rows; float32 and int8 must agree in bits."""
         x = self.queries(batch)[0][:64]
         exact = torch.cat([x.double() @ part.double().T for part in self.w.split(1 << 16)], dim=1)
         best = exact.topk(min(KEPT, len(self.w))).values

@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <iterator>
+#include <new>
 #include <stdexcept>
 
 #include "topk.h"
@@ -238,7 +239,7 @@ class wave {
         const int64_t begin = tile_begin(t);
         uint32_t* to = packed_x_.data() + begin * steps_;
         if (q_.type == scalar::int8) {
-          round_tile(begin, tile_begin(t + 1), to);
+          guarded([&] { round_tile(begin, tile_begin(t + 1), to); });
         } else {
           pack_rows(q_.x, q_.type, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
         }
@@ -250,13 +251,24 @@ class wave {
 #if defined(_OPENMP)
 #pragma omp for schedule(dynamic, 4)
 #endif
-      for (int64_t row = 0; row < plan_.rows; ++row) finish(row);
+      for (int64_t row = 0; row < plan_.rows; ++row) guarded([&] { finish(row); });
     }
+    if (out_of_memory_.load()) throw std::bad_alloc();
     const int64_t nan = first_nan_.load();
     return nan == plan_.rows ? -1 : plan_.first + nan;
   }
 
  private:
+  // An exception may not leave a parallel region; the only one here is that memory ran out.
+  template <class Work>
+  void guarded(Work work) {
+    try {
+      work();
+    } catch (const std::bad_alloc&) {
+      out_of_memory_.store(true);
+    }
+  }
+
   int64_t tile_begin(int64_t t) const { return part(plan_.rows, plan_.tiles, t); }
   size_t slot(int64_t split, int64_t row) const {
     return static_cast<size_t>(split * plan_.rows + row);
@@ -473,6 +485,7 @@ class wave {
   std::vector<float> cuts_;        // [splits][rows]: values below are not wanted
   std::vector<std::atomic<float>> shared_cuts_;  // [rows]: nor are those, by all splits
   std::atomic<int64_t> first_nan_{0};
+  std::atomic<bool> out_of_memory_{false};
   // int8 alone:
   std::vector<float> rows_;  // the queries, [rows][width]
   row_bounds bounds_;

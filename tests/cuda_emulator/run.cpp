@@ -1,5 +1,5 @@
 // csrc/topk_cuda.cu on a CPU against csrc/topk_cpu.cpp: float32 bit for bit; bfloat16 on small whole
-// numbers, whose sums are exact in any order. Built and run by tests/test_topk_emulated.py.
+// numbers, whose sums are exact in any order. Built and run by tests/test_topk_native.py.
 #include "../../csrc/topk_cuda.cu"
 
 #include <cstdio>

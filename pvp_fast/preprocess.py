@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +21,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # A 1 x 10000 photo would be blown up to 224 x 2240000 only to keep its centre: beyond this
 # ratio of sides the far ends, which the crop throws away in any case, are cut off first.
 _MAX_RATIO = 32
+
+
+class Plan(NamedTuple):
+    """From an image to the square: cut ``trim`` (left, top, right, bottom) out where it is given,
+    resize to ``resized`` (width, height), take the square at ``left``, ``top``."""
+
+    trim: tuple[int, int, int, int] | None
+    resized: tuple[int, int]
+    left: int
+    top: int
 
 
 @dataclass(frozen=True)
@@ -70,21 +80,31 @@ class Preprocess:
             "bicubic": Image.Resampling.BICUBIC,
             "bilinear": Image.Resampling.BILINEAR,
         }[self.interpolation]
+        plan = self.plan(*image.size)
+        if plan.trim is not None:
+            image = image.crop(plan.trim)
+        if image.size != plan.resized:
+            image = image.resize(plan.resized, method)
+        if plan.resized != (self.size, self.size):
+            right, bottom = plan.left + self.size, plan.top + self.size
+            image = image.crop((plan.left, plan.top, right, bottom))
+        return image.convert("RGB")
+
+    def plan(self, width: int, height: int) -> Plan:
+        """How an image of this size becomes the square; every loader follows it."""
+        size = self.size
         if self.resize_mode == "squash":
-            if image.size != (self.size, self.size):
-                image = image.resize((self.size, self.size), method)
-            return image.convert("RGB")
-        image = _trim_ends(image)
-        width, height = image.size
+            return Plan(None, (size, size), 0, 0)
+        trim = _trimmed(width, height)
+        if trim is not None:
+            width, height = trim[2] - trim[0], trim[3] - trim[1]
         if width <= height:
-            target = (self.size, int(self.size * height / width))
+            resized = (size, int(size * height / width))
         else:
-            target = (int(self.size * width / height), self.size)
-        if image.size != target:
-            image = image.resize(target, method)
-        left = round((target[0] - self.size) / 2.0)  # to even, as torchvision's CenterCrop
-        top = round((target[1] - self.size) / 2.0)
-        return image.crop((left, top, left + self.size, top + self.size)).convert("RGB")
+            resized = (int(size * width / height), size)
+        left = round((resized[0] - size) / 2.0)  # to even, as torchvision's CenterCrop
+        top = round((resized[1] - size) / 2.0)
+        return Plan(trim, resized, left, top)
 
     def denormalize(self, pixels: torch.Tensor) -> torch.Tensor:
         """(..., 3, H, W) normalised -> the same shape in [0, 1], clipped."""
@@ -98,12 +118,11 @@ class Preprocess:
         return torch.tensor(values, dtype=like.dtype, device=like.device).view(3, 1, 1)
 
 
-def _trim_ends(image: Image.Image) -> Image.Image:
-    width, height = image.size
+def _trimmed(width: int, height: int) -> tuple[int, int, int, int] | None:
     if width > _MAX_RATIO * height:
         cut = (width - _MAX_RATIO * height) // 2
-        return image.crop((cut, 0, width - cut, height))
+        return cut, 0, width - cut, height
     if height > _MAX_RATIO * width:
         cut = (height - _MAX_RATIO * width) // 2
-        return image.crop((0, cut, width, height - cut))
-    return image
+        return 0, cut, width, height - cut
+    return None

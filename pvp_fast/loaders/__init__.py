@@ -1,0 +1,23 @@
+"""Images as batches for the image tower: files, tar shards or memory, and no image lost.
+
+:class:`ImageStream` is the way in; ``sources`` and ``shards`` say what it reads, ``decode`` how.
+"""
+
+from pvp_fast.loaders.augment import Augment
+from pvp_fast.loaders.shards import TarSource
+from pvp_fast.loaders.sources import FileSource, ItemSource, ListSource, Sample, Source
+from pvp_fast.loaders.stream import ImageStream
+from pvp_fast.loaders.windows import Batch, Failure
+
+__all__ = [
+    "Augment",
+    "Batch",
+    "Failure",
+    "FileSource",
+    "ImageStream",
+    "ItemSource",
+    "ListSource",
+    "Sample",
+    "Source",
+    "TarSource",
+]

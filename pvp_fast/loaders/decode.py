@@ -44,6 +44,11 @@ class Jpeg:
     height: int
 
 
+def have_simplejpeg() -> bool:
+    """Whether libjpeg-turbo decodes here, which also is what finds damaged JPEG bodies."""
+    return simplejpeg is not None
+
+
 def fetch(sample: Sample, max_pixels: int = MAX_PIXELS) -> Jpeg | np.ndarray:
     """Read a sample: a plain JPEG still encoded, or anything else decoded, (H, W, 3) uint8.
 

@@ -1,0 +1,269 @@
+"""NVIDIA DALI: one graph for CPU and GPU, with the geometry of open_clip's transform.
+
+DALI is given only JPEGs whose header was read and whose body was decoded once for a check (at one
+eighth of the size): a bad sample would fail its whole batch and the pipeline with it. All other
+formats and rare kinds of JPEG are decoded as in the torch backend and join the batch afterwards.
+Should DALI fail all the same, the pipeline is built anew and the batch split until the culprit is
+alone; Pillow then has the last word on it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pvp_fast.errors import BackendError
+from pvp_fast.images import open_image
+from pvp_fast.loaders.decode import Jpeg, check_body, fetch, have_simplejpeg
+from pvp_fast.loaders.torch_backend import (
+    Settings,
+    empty_pixels,
+    metadata_of,
+    reason_of,
+    to_device,
+)
+from pvp_fast.loaders.windows import Listed, Loaded
+
+
+def _probe() -> Jpeg:
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 16), "red").save(stream, "JPEG")
+    return Jpeg(stream.getvalue(), 24, 16)
+
+
+class DaliLoader:
+    """The backend on DALI.
+
+    Args:
+        settings: as for every backend.
+        batch_size: most samples of a window.
+
+    Raises:
+        BackendError: DALI or simplejpeg cannot be imported, or DALI cannot use the device.
+    """
+
+    def __init__(self, settings: Settings, batch_size: int) -> None:
+        if settings.device.type not in ("cpu", "cuda"):
+            raise BackendError(f"backend='dali' runs on cpu and cuda, not on {settings.device}")
+        if not have_simplejpeg():
+            raise BackendError(
+                "backend='dali' needs simplejpeg to check images before DALI sees them: "
+                "pip install 'pvp_fast[loaders]'"
+            )
+        self._settings, self._batch_size = settings, batch_size
+        square = settings.square
+        self._shortcut = square.fast and square.preprocess.resize_mode == "shortest"
+        self._pipeline: Any = self._build()
+        try:  # or a graph that cannot run here would pass for one bad image after another
+            self._run([(_probe(), 0)])
+        except RuntimeError as error:
+            raise BackendError(f"backend='dali' cannot run on {settings.device}: {error}") from error
+        self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="pvp-fast-loader")
+        # The pipeline is fed by one thread, which runs it while the consumer is busy.
+        self._runner = ThreadPoolExecutor(1, thread_name_prefix="pvp-fast-dali")
+
+    def start(self, window: Sequence[Listed]) -> Future[Loaded]:
+        work = [self._pool.submit(self._prepare, listed) for listed in window]
+        return self._runner.submit(self._finish, list(window), work)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._runner.shutdown(wait=True, cancel_futures=True)
+        self._pipeline = None
+
+    def _prepare(self, listed: Listed) -> tuple[Jpeg | np.ndarray, Mapping[str, Any]] | str:
+        """A checked JPEG for DALI, or a finished square (3, S, S), or why there is none."""
+        try:
+            settings = self._settings
+            found = fetch(listed.sample, settings.max_pixels)
+            metadata = metadata_of(listed.sample)
+            if isinstance(found, Jpeg):
+                plan = settings.square.preprocess.plan(found.width, found.height)
+                if plan.trim is None or settings.square.augment is not None:
+                    check_body(found)
+                    return found, metadata
+            return settings.square(found, settings.chance(listed.index)), metadata
+        except Exception as error:
+            return reason_of(error)
+
+    def _finish(self, window: list[Listed], work: list[Future[Any]]) -> Loaded:
+        prepared = [future.result() for future in work]
+        settings = self._settings
+        outcomes: list[Mapping[str, Any] | str] = [
+            found if isinstance(found, str) else found[1] for found in prepared
+        ]
+        jpegs = {
+            row: (found[0], window[row].index)
+            for row, found in enumerate(prepared)
+            if not isinstance(found, str) and isinstance(found[0], Jpeg)
+        }
+        squares = {
+            row: found[0]
+            for row, found in enumerate(prepared)
+            if not isinstance(found, str) and not isinstance(found[0], Jpeg)
+        }
+        size = settings.square.preprocess.size
+        pixels = torch.empty(len(window), 3, size, size, device=settings.device)
+        self._decode(jpegs, pixels, squares, outcomes)
+        if squares:
+            host = torch.from_numpy(np.stack([np.ascontiguousarray(s) for s in squares.values()]))
+            rows = torch.tensor(list(squares), device=settings.device)
+            buffer = empty_pixels(0, size, settings.device)
+            if buffer.dtype == torch.uint8 and buffer.is_pinned():
+                host = host.pin_memory()
+            pixels[rows] = to_device(host, settings)
+        good = [row for row, outcome in enumerate(outcomes) if not isinstance(outcome, str)]
+        if len(good) < len(outcomes):
+            pixels = pixels[good]
+        if settings.device.type == "cuda":
+            torch.cuda.current_stream(settings.device).synchronize()
+        return Loaded(pixels, tuple(outcomes))
+
+    def _decode(
+        self,
+        jpegs: dict[int, tuple[Jpeg, int]],
+        pixels: Tensor,
+        squares: dict[int, np.ndarray],
+        outcomes: list[Mapping[str, Any] | str],
+    ) -> None:
+        """Write the rows of ``jpegs`` into ``pixels``; one that DALI refuses goes to the others."""
+        if not jpegs:
+            return
+        rows = list(jpegs)
+        try:
+            made = self._run([jpegs[row] for row in rows])
+        except RuntimeError:
+            self._pipeline = None
+            self._pipeline = self._build()  # a pipeline that failed once is of no more use
+            if len(rows) > 1:
+                for half in (rows[: len(rows) // 2], rows[len(rows) // 2 :]):
+                    self._decode({row: jpegs[row] for row in half}, pixels, squares, outcomes)
+                return
+            (row,) = rows
+            jpeg, index = jpegs[row]
+            try:
+                image = np.asarray(open_image(jpeg.data, max_pixels=self._settings.max_pixels))
+                squares[row] = self._settings.square(image, self._settings.chance(index))
+            except Exception as error:
+                outcomes[row] = reason_of(error)
+            return
+        if len(rows) == len(pixels):
+            pixels.copy_(made)
+        else:
+            pixels[torch.tensor(rows, device=pixels.device)] = made
+
+    # --- the pipeline -------------------------------------------------------------------------
+
+    def _run(self, jpegs: list[tuple[Jpeg, int]]) -> Tensor:
+        """(B, 3, S, S) float32 on the device, valid until the next call.
+
+        Raises:
+            RuntimeError: from DALI.
+        """
+        square = self._settings.square
+        places = [self._place(jpeg, index) for jpeg, index in jpegs]
+        self._pipeline.feed_input("jpeg", [np.frombuffer(j.data, np.uint8) for j, _ in jpegs])
+        if square.augment is not None:
+            self._pipeline.feed_input("start", [p[0] for p in places])
+            self._pipeline.feed_input("end", [p[1] for p in places])
+            self._pipeline.feed_input("flip", [p[2] for p in places])
+        elif not self._shortcut:
+            self._pipeline.feed_input("size", [p[0] for p in places])
+            self._pipeline.feed_input("corner", [p[1] for p in places])
+        (made,) = self._pipeline.run()
+        if self._settings.device.type == "cpu":
+            return torch.from_numpy(made.as_array())
+        from nvidia.dali.plugin.pytorch import feed_ndarray
+
+        size = square.preprocess.size
+        pixels = torch.empty(len(jpegs), 3, size, size, device=self._settings.device)
+        stream = torch.cuda.current_stream(self._settings.device)
+        feed_ndarray(made.as_tensor(), pixels, cuda_stream=stream)
+        return pixels
+
+    def _place(self, jpeg: Jpeg, index: int) -> tuple[np.ndarray, ...]:
+        """What the graph needs to know of one image, (height, width) order."""
+        settings = self._settings
+        chance = settings.chance(index)
+        if chance is not None and settings.square.augment is not None:
+            view = settings.square.augment.view(jpeg.width, jpeg.height, chance)
+            start = np.array([view.top, view.left], np.float32)
+            extent = np.array([view.height, view.width], np.float32)
+            return start, start + extent, np.array(view.flip, np.int32)
+        plan = settings.square.preprocess.plan(jpeg.width, jpeg.height)
+        return (
+            np.array(plan.resized[::-1], np.float32),
+            np.array([plan.top, plan.left], np.int32),
+        )
+
+    def _build(self) -> Any:
+        try:
+            from nvidia.dali import fn, types
+            from nvidia.dali.pipeline import Pipeline
+        except ImportError as error:
+            raise BackendError(
+                f"backend='dali': NVIDIA DALI cannot be imported ({error}); "
+                "pip install 'pvp_fast[dali]'"
+            ) from error
+        settings = self._settings
+        square, preprocess = settings.square, settings.square.preprocess
+        size, cuda = preprocess.size, settings.device.type == "cuda"
+        device_id = (settings.device.index or 0) if cuda else None
+        kind = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
+        options = {
+            "interp_type": kind[preprocess.interpolation],
+            "antialias": True,
+            "subpixel_scale": False,
+        }
+        try:
+            pipeline = Pipeline(
+                self._batch_size,
+                settings.workers,
+                device_id,
+                prefetch_queue_depth=1,
+                set_affinity=False,
+            )
+            with pipeline:
+                jpeg = fn.external_source(name="jpeg", dtype=types.UINT8, ndim=1)
+                images = fn.decoders.image(
+                    jpeg,
+                    device="mixed" if cuda else "cpu",
+                    output_type=types.RGB,
+                    adjust_orientation=False,  # open_clip leaves EXIF rotation alone
+                )
+                mirror: Any = 0
+                if square.augment is not None:
+                    start = fn.external_source(name="start", dtype=types.FLOAT, ndim=1)
+                    end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
+                    mirror = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
+                    images = fn.resize(
+                        images, size=[size, size], roi_start=start, roi_end=end, **options
+                    )
+                elif self._shortcut:
+                    images = fn.resize(images, resize_shorter=size, **options)
+                else:
+                    wanted = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
+                    corner = fn.external_source(name="corner", dtype=types.INT32, ndim=1)
+                    images = fn.resize(images, size=wanted, **options)
+                    images = fn.slice(images, start=corner, shape=[size, size], axes=(0, 1))
+                images = fn.crop_mirror_normalize(
+                    images,
+                    crop=(size, size),
+                    mirror=mirror,
+                    dtype=types.FLOAT,
+                    output_layout="CHW",
+                    mean=[255 * m for m in preprocess.mean],
+                    std=[255 * s for s in preprocess.std],
+                )
+                pipeline.set_outputs(images)
+            pipeline.build()
+        except RuntimeError as error:
+            raise BackendError(f"backend='dali' cannot use {settings.device}: {error}") from error
+        return pipeline

@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from torch import Tensor
 from pvp_fast.artifact import Artifact
 from pvp_fast.backbone import Backbone
 from pvp_fast.errors import ImageError, InputError
-from pvp_fast.images import open_image
+from pvp_fast.loaders import Failure, ImageStream, ItemSource
 from pvp_fast.regions import require_regions
 from pvp_fast.topk import TagIndex
 
@@ -109,6 +108,7 @@ class Tagger:
         top_k: int | None = 5,
         threshold: float | None = None,
         batch_size: int = 64,
+        prefetch: int | None = None,
         errors: str = "report",
     ) -> Any:
         """Tag images.
@@ -116,10 +116,12 @@ class Tagger:
         Args:
             images: one image or a list of them (paths, PIL images, uint8 arrays (H, W, 3), encoded
                 bytes, tensors (3, H, W) of pixels) gives a list; any other iterable gives an
-                iterator that reads ahead one batch only.
+                iterator that holds a few batches at most.
             top_k: how many tags at most; None for all above the threshold.
             threshold: least probability; None uses each category's own threshold.
             batch_size: images encoded at once.
+            prefetch: batches read in the background meanwhile; by default 2 for a list and 0 for
+                another iterable, of which no more is taken than one batch.
             errors: "report" puts a bad image's reason into its result, "raise" raises it.
 
         Returns:
@@ -131,14 +133,18 @@ class Tagger:
             raise InputError(f"threshold is {threshold}; it is a probability, 0 to 1")
         if batch_size < 1:
             raise InputError(f"batch_size is {batch_size}; give at least 1")
+        if prefetch is not None and prefetch < 0:
+            raise InputError(f"prefetch is {prefetch}; give at least 0")
         if errors not in ("report", "raise"):
             raise InputError(f"errors={errors!r}: use 'report' or 'raise'")
         single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray) or (
             isinstance(images, Tensor) and images.ndim == 3
         )
         source = [images] if single else images
-        results = self._stream(source, top_k, threshold, batch_size, errors == "raise")
-        return list(results) if single or isinstance(images, Sequence | Tensor) else results
+        listed = single or isinstance(images, Sequence | Tensor)
+        ahead = (2 if listed else 0) if prefetch is None else prefetch
+        results = self._stream(source, top_k, threshold, batch_size, ahead, errors == "raise")
+        return list(results) if listed else results
 
     def _stream(
         self,
@@ -146,36 +152,32 @@ class Tagger:
         top_k: int | None,
         threshold: float | None,
         batch_size: int,
+        prefetch: int,
         strict: bool,
     ) -> Iterator[TagResult]:
-        numbered = enumerate(images)
-        while batch := list(islice(numbered, batch_size)):
-            keys: list[str] = []
-            reasons: list[str | None] = []
-            pixels: list[Tensor] = []
-            for number, image in batch:
-                is_path = isinstance(image, str | os.PathLike)
-                keys.append(os.fspath(image) if is_path else str(number))
-                try:
-                    pixels.append(self.backbone.preprocess(open_image(image)))
-                    reasons.append(None)
-                except ImageError as error:
-                    if strict:
-                        raise
-                    reasons.append(error.reason)
-            tags = iter(self._tag_pixels(pixels, top_k, threshold))
-            for key, reason in zip(keys, reasons, strict=True):
-                yield TagResult(key, next(tags) if reason is None else (), reason)
+        items = (_named(number, image) for number, image in enumerate(images))
+        stream = ImageStream(
+            ItemSource(items),
+            self.backbone.preprocess,
+            batch_size,
+            self.backbone.device,
+            prefetch=prefetch,
+        )
+        reported = 0
+        with stream:
+            for batch in stream:
+                tags = self._tag_pixels(batch.pixels, top_k, threshold)
+                found = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
+                yield from _in_order(dict(found), stream.failures[reported:], strict)
+                reported = stream.failed
+            yield from _in_order({}, stream.failures[reported:], strict)
 
     def _tag_pixels(
-        self, pixels: list[Tensor], top_k: int | None, threshold: float | None
+        self, pixels: Tensor, top_k: int | None, threshold: float | None
     ) -> list[tuple[Tag, ...]]:
-        if not pixels:
-            return []
         with torch.no_grad():
-            stacked = torch.stack(pixels).to(self.backbone.device)
-            z = self.backbone.encode_image(stacked)
-            regions = None if self._local_share is None else self.backbone.encode_regions(stacked)
+            z = self.backbone.encode_image(pixels)
+            regions = None if self._local_share is None else self.backbone.encode_regions(pixels)
             return self.tag_features(z, regions, top_k=top_k, threshold=threshold)
 
     @torch.no_grad()
@@ -250,6 +252,23 @@ class Tagger:
 
         grown = add_category(self.backbone, self.artifact, name, synonyms, sentences, **options)
         return Tagger(grown, self.backbone)
+
+
+def _named(number: int, image: Any) -> tuple[str, Any]:
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        return path, path
+    return str(number), image
+
+
+def _in_order(
+    tagged: dict[int, TagResult], failures: Iterable[Failure], strict: bool
+) -> Iterator[TagResult]:
+    for failure in failures:
+        if strict:
+            raise ImageError(failure.reason, failure.key)
+        tagged[failure.index] = TagResult(failure.key, (), failure.reason)
+    yield from (tagged[index] for index in sorted(tagged))
 
 
 def _chance(logit: float) -> float:

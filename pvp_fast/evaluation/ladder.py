@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact, merge, probability
 from pvp_fast.backbone import Backbone
-from pvp_fast.errors import ImageError, InputError
+from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
-from pvp_fast.images import open_image
+from pvp_fast.loaders import ImageStream, ItemSource
 from pvp_fast.metrics import average_precision, f1_at_threshold, f1_at_topk
 
 
@@ -58,33 +59,27 @@ def encode_set(
     parts: list[Tensor] = []
     near: dict[str, list[Tensor]] = {a.version: [] for a in artifacts if a.has_local}
     kept: list[int] = []
-    failures: list[tuple[Path, str]] = []
-    for start in range(0, len(dataset.paths), batch_size):
-        pixels = []
-        for row in range(start, min(start + batch_size, len(dataset.paths))):
-            try:
-                pixels.append(backbone.preprocess(open_image(dataset.paths[row])))
-                kept.append(row)
-            except ImageError as error:
-                failures.append((dataset.paths[row], error.reason))
-        if pixels:
-            with torch.no_grad():
-                stacked = torch.stack(pixels).to(backbone.device)
-                parts.append(backbone.encode_image(stacked).cpu())
-                if near:
-                    regions = backbone.encode_regions(stacked)
-                    scores = {a.version: a.local_scores(regions) for a in artifacts if a.has_local}
-                    for version, values in scores.items():
-                        near[version].append(values.cpu())
-        if progress:
-            progress(min(start + batch_size, len(dataset.paths)), len(dataset.paths))
+    items = [(os.fspath(path), path) for path in dataset.paths]
+    stream = ImageStream(ItemSource(items), backbone.preprocess, batch_size, backbone.device)
+    with stream, torch.no_grad():
+        for batch in stream:
+            kept += batch.indices
+            parts.append(backbone.encode_image(batch.pixels).cpu())
+            if near:
+                regions = backbone.encode_regions(batch.pixels)
+                scores = {a.version: a.local_scores(regions) for a in artifacts if a.has_local}
+                for version, values in scores.items():
+                    near[version].append(values.cpu())
+            if progress:
+                progress(stream.listed, len(items))
+    failures = tuple((dataset.paths[f.index], f.reason) for f in stream.failures)
     if not parts:
         path, reason = failures[0] if failures else ("dataset", "it lists no image")
         raise InputError(
             f"dataset: none of the {len(dataset.paths)} images could be read; {path}: {reason}"
         )
     local = {version: torch.cat(values) for version, values in near.items()}
-    return Features(torch.cat(parts), dataset.labels[kept], dataset.names, tuple(failures), local)
+    return Features(torch.cat(parts), dataset.labels[kept], dataset.names, failures, local)
 
 
 @dataclass(frozen=True)

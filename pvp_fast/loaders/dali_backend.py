@@ -9,6 +9,7 @@ alone; Pillow then has the last word on it.
 
 from __future__ import annotations
 
+import importlib
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,7 +65,9 @@ class DaliLoader:
         try:  # or a graph that cannot run here would pass for one bad image after another
             self._run([(_probe(), 0)])
         except RuntimeError as error:
-            raise BackendError(f"backend='dali' cannot run on {settings.device}: {error}") from error
+            raise BackendError(
+                f"backend='dali' cannot run on {settings.device}: {error}"
+            ) from error
         self._pool = ThreadPoolExecutor(settings.workers, thread_name_prefix="pvp-fast-loader")
         # The pipeline is fed by one thread, which runs it while the consumer is busy.
         self._runner = ThreadPoolExecutor(1, thread_name_prefix="pvp-fast-dali")
@@ -205,8 +208,9 @@ class DaliLoader:
 
     def _build(self) -> Any:
         try:
-            from nvidia.dali import fn, types
-            from nvidia.dali.pipeline import Pipeline
+            dali: Any = importlib.import_module("nvidia.dali")
+            fn: Any = importlib.import_module("nvidia.dali.fn")
+            types: Any = importlib.import_module("nvidia.dali.types")
         except ImportError as error:
             raise BackendError(
                 f"backend='dali': NVIDIA DALI cannot be imported ({error}); "
@@ -223,7 +227,7 @@ class DaliLoader:
             "subpixel_scale": False,
         }
         try:
-            pipeline = Pipeline(
+            pipeline = dali.Pipeline(
                 self._batch_size,
                 settings.workers,
                 device_id,

@@ -49,8 +49,10 @@ def expand_braces(pattern: str) -> Iterator[str]:
     if found.re is _RANGE:
         first, last = found.group(1), found.group(2)
         if not 0 <= int(last) - int(first) < _MAX_SHARDS:
-            raise InputError(f"source: the range {found.group(0)} in {pattern!r} is backwards or "
-                             f"over {_MAX_SHARDS} long")
+            raise InputError(
+                f"source: the range {found.group(0)} in {pattern!r} is backwards or "
+                f"over {_MAX_SHARDS} long"
+            )
         width = len(first) if first.startswith("0") else 0
         options = (f"{n:0{width}d}" for n in range(int(first), int(last) + 1))
     else:
@@ -133,13 +135,14 @@ def read_shard(path: str) -> Iterator[Sample]:
 
 
 def _members(path: str) -> Iterator[tuple[str, int, int] | tuple[None, str, int]]:
-    """(name, offset, size) of every regular member; (None, reason, 0) where the shard breaks off."""
+    """(name, offset, size) of regular members; (None, reason, 0) where the shard breaks off."""
     try:
         with tarfile.open(path, "r:") as tar:
             while (member := tar.next()) is not None:
                 if member.isreg() and not member.issparse():
                     yield member.name, member.offset_data, member.size
-                tar.members.clear()  # tarfile remembers every member it has seen
+                # tarfile remembers every member it has seen
+                tar.members.clear()  # type: ignore[attr-defined]
             # tarfile takes a damaged header, or the end of a file cut between two members, for
             # the end of the archive.
             with open(path, "rb") as stream:

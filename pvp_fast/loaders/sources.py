@@ -13,9 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import safe_join
-from pvp_fast.images import find_images
+from pvp_fast.images import find_images, open_image
 
 _NO_METADATA: Mapping[str, Any] = {}
 
@@ -164,7 +166,15 @@ def _item(number: int, item: Any) -> Sample:
         )
     if len(item) == 3 and not isinstance(item[2], Mapping):
         raise InputError(f"source: the metadata of item {number} is no mapping (a dict)")
-    return Sample(*item)
+    key, image, *metadata = item
+    if not isinstance(image, str | os.PathLike | bytes):
+        # Objects may be changed by their owner, and two threads must not load one PIL image:
+        # they are copied here, by the thread that takes them.
+        try:
+            image = np.asarray(open_image(image))
+        except ImageError as error:
+            image = error
+    return Sample(key, image, *metadata)
 
 
 def open_source(source: Any) -> Source:
@@ -176,7 +186,8 @@ def open_source(source: Any) -> Source:
     from pvp_fast.loaders.shards import TarSource, is_shard
 
     if hasattr(source, "samples") and hasattr(source, "count"):
-        return source  # type: ignore[no-any-return]
+        found: Source = source
+        return found
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source)
         if is_shard(name):

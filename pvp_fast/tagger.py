@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact
 from pvp_fast.backbone import Backbone
-from pvp_fast.errors import ImageError, InputError
+from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Failure, ImageStream, ItemSource
 from pvp_fast.regions import require_regions
 from pvp_fast.topk import TagIndex
+
+if TYPE_CHECKING:
+    from pvp_fast.embeddings import EmbeddingStore
 
 
 @dataclass(frozen=True)
@@ -171,6 +175,36 @@ class Tagger:
                 yield from _in_order(dict(found), stream.failures[reported:], strict)
                 reported = stream.failed
             yield from _in_order({}, stream.failures[reported:], strict)
+
+    def tag_embeddings(
+        self,
+        store: EmbeddingStore,
+        *,
+        top_k: int | None = 5,
+        threshold: float | None = None,
+        batch_size: int = 1024,
+    ) -> Iterator[TagResult]:
+        """Tag images from embeddings on disk, in their order, the unreadable ones included.
+
+        Raises:
+            ArtifactError: the embeddings are of another CLIP, damaged, or lack the region features
+                that an artifact with a local branch needs.
+        """
+        store.check_backbone(self.backbone.fingerprint)
+        if self._local_share is not None and not store.has_regions:
+            raise ArtifactError(
+                f"{store.folder} has no region features, which this artifact's local branch "
+                "needs; embed with --regions"
+            )
+        failures = deque(store.failures)
+        for batch in store.batches(batch_size):
+            tags = self.tag_features(batch.z, batch.regions, top_k=top_k, threshold=threshold)
+            found = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
+            bad: list[Failure] = []
+            while failures and failures[0].index < batch.indices[-1]:
+                bad.append(failures.popleft())
+            yield from _in_order(dict(found), bad, strict=False)
+        yield from _in_order({}, failures, strict=False)
 
     def _tag_pixels(
         self, pixels: Tensor, top_k: int | None, threshold: float | None

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from pvp_fast.cli import add, demo, evaluate, info, sentences, tag, train
+from pvp_fast.cli import add, demo, embed, evaluate, info, sentences, tag, train
 from pvp_fast.errors import PvpFastError
 
 OK, ERROR, USAGE, SOME_UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -41,6 +41,7 @@ def _root(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("tag")(tag.tag)
+app.command("embed")(embed.embed)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sentences")(sentences.sentences)
 app.command("add-category")(add.add_category)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,37 @@ GRAMMAR_DEFAULT = 6000
 def progress_console() -> Console:
     """Console on stderr, so that stdout stays clean for pipes."""
     return Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def image_progress(count: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
+    """A bar on stderr with images/s and time left; gives a function to call with images done.
+
+    Nothing is shown, and ``count`` (which may have to walk folders) not called, where stderr is no
+    terminal.
+    """
+    console = progress_console()
+    if not console.is_terminal:
+        yield lambda done: None
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed or 0:.0f} images/s")
+
+    columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("images", total=count())
+        yield lambda done: bar.update(task, completed=done)
 
 
 def read_vocabulary(value: str) -> Vocabulary:

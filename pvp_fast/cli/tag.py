@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,12 @@ class Format(str, Enum):
 
 def tag(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
-    images: Annotated[list[str], typer.Argument(help="Image files, folders or quoted globs.")],
+    images: Annotated[
+        list[str] | None, typer.Argument(help="Image files, folders or quoted globs.")
+    ] = None,
+    embeddings: Annotated[
+        Path | None, typer.Option(help="Tag what pvp-fast embed wrote here instead of images.")
+    ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="At most this many tags an image.")] = 5,
     threshold: Annotated[
         float | None,
@@ -56,26 +61,43 @@ def tag(
       pvp-fast tag runs/coco/artifact photos/ --top-k 3
 
       pvp-fast tag runs/coco/artifact 'photos/**/*.jpg' --format csv -o tags.csv
+
+      pvp-fast tag runs/coco/artifact --embeddings embeddings/
     """
+    from pvp_fast.embeddings import EmbeddingStore
+    from pvp_fast.loaders import FileSource
     from pvp_fast.tagger import Tagger
 
+    if bool(images) == (embeddings is not None):
+        raise typer.BadParameter("give images, or --embeddings DIR")
     tagger = Tagger.load(artifact, device=pick_device(device))
-    results = tagger.tag(_paths(images), top_k=top_k, threshold=threshold, batch_size=batch_size)
+    names = images or []
+    count: Callable[[], int | None]
+    if embeddings is None:
+        results = tagger.tag(
+            _paths(names), top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
+        )
+        count = FileSource(names).count
+    else:
+        store = EmbeddingStore(embeddings)
+        results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)
+        count = lambda: len(store) + len(store.failures)  # noqa: E731
     bad = seen = 0
 
     def counted() -> Iterator[TagResult]:
         nonlocal bad, seen
         for result in results:
             seen += 1
+            advance_to(seen)
             if result.error is not None:
                 bad += 1
                 print(f"pvp-fast: {result.key}: {result.error}", file=sys.stderr)
             yield result
 
-    with _target(output) as stream:
+    with image_progress(count) as advance_to, _target(output) as stream:
         write_results(counted(), format.value, stream)
     if not seen:
-        raise InputError(f"images: no image file in {', '.join(images)}")
+        raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
     if bad:
         progress_console().print(f"{bad} image{'s' * (bad > 1)} could not be read")
         raise typer.Exit(SOME_UNREADABLE)

@@ -120,6 +120,7 @@ class ImageStream:
         self.epoch = epoch
         self.failures: list[Failure] = []
         self.listed = self.read = 0
+        self._last: str | None = None  # key of the sample handed out last
         self._done = False
 
     @property
@@ -142,6 +143,7 @@ class ImageStream:
             self.epoch += 1
             self.failures = []
             self.listed = self.read = 0
+            self._last = None
             self._done = False
         while (batch := self._next()) is not None:
             yield batch
@@ -162,6 +164,7 @@ class ImageStream:
             if self._prefetch:
                 self._fill()  # the next windows are at work while this one is used
             self.listed += len(window)
+            self._last = window[-1].sample.key
             failed = []
             good: list[tuple[Listed, Mapping[str, Any]]] = []
             for listed, outcome in zip(window, loaded.outcomes, strict=True):
@@ -203,8 +206,17 @@ class ImageStream:
     def _listing(self, skip: int) -> Iterator[Listed]:
         chance = random.Random(f"{self._seed}/{self.epoch}") if self._shuffle else None
         numbered = enumerate(self._source.samples(chance))
-        mine = islice(numbered, self._rank + skip * self._world, None, self._world)
-        return (Listed(index, sample) for index, sample in mine)
+        first = self._rank + max(0, skip - 1) * self._world
+        mine = (Listed(*pair) for pair in islice(numbered, first, None, self._world))
+        if skip:
+            last = next(mine, None)
+            if last is None or last.sample.key != self._last:
+                found = "nothing" if last is None else repr(last.sample.key)
+                raise InputError(
+                    f"source: it has {found} where {self._last!r} was when the stream stopped; "
+                    "give the same source, unchanged, or start anew"
+                )
+        return mine
 
     def _open(self) -> Loader:
         settings = Settings(
@@ -229,6 +241,7 @@ class ImageStream:
             "epoch": self.epoch,
             "done": self._done,
             "listed": self.listed,
+            "last": self._last,
             "failures": [[f.key, f.reason, f.index] for f in self.failures],
             **self._identity(),
         }
@@ -243,7 +256,7 @@ class ImageStream:
             wrong = {k: state[k] for k, v in self._identity().items() if state[k] != v}
             failures = [Failure(str(k), str(r), int(i)) for k, r, i in state["failures"]]
             epoch, listed, done = int(state["epoch"]), int(state["listed"]), bool(state["done"])
-            known = state["version"] == _VERSION
+            known, last = state["version"] == _VERSION, state["last"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"state: this is no state of an ImageStream ({error!r})") from error
         if not known or wrong or not 0 <= len(failures) <= listed:
@@ -254,6 +267,7 @@ class ImageStream:
         self.close()
         self.epoch, self.listed, self._done = epoch, listed, done
         self.failures, self.read = failures, listed - len(failures)
+        self._last = last
 
     def _identity(self) -> dict[str, Any]:
         return {

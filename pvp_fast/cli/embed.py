@@ -1,0 +1,60 @@
+"""``pvp-fast embed``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvp_fast.cli.common import image_progress, load_backbone, progress_console
+
+
+def embed(
+    images: Annotated[
+        list[str], typer.Argument(help="Image files, folders, globs or .tar shards.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings.")],
+    model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
+    ] = None,
+    regions: Annotated[
+        bool, typer.Option("--regions", help="Also region features, for a local branch.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    shard_rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 16_384,
+) -> None:
+    """Encode images once; tag them later with any vocabulary by ``tag --embeddings``.
+
+    A run that was stopped goes on where it was. Images that cannot be read are listed on stderr,
+    and the exit code is then 3.
+
+    Examples:
+
+      pvp-fast embed photos/ --out embeddings/ --model ViT-B-32 --pretrained laion2b_s34b_b79k
+
+      pvp-fast embed 'shards/train-{000..099}.tar' --out embeddings/
+    """
+    from pvp_fast.embeddings import embed_images
+    from pvp_fast.loaders.sources import open_source
+
+    source = open_source(images[0] if len(images) == 1 else images)
+    backbone = load_backbone(model, pretrained, device)
+    with image_progress(source.count) as advance_to:
+        store = embed_images(
+            backbone,
+            source,
+            out,
+            regions=regions,
+            batch_size=batch_size,
+            shard_rows=shard_rows,
+            progress=advance_to,
+        )
+    for failure in store.failures:
+        print(f"pvp-fast: {failure.key}: {failure.reason}", file=sys.stderr)
+    progress_console().print(f"{len(store)} embeddings in {out}, {len(store.failures)} unreadable")
+    if store.failures:
+        raise typer.Exit(3)

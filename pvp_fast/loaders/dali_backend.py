@@ -178,8 +178,8 @@ class DaliLoader:
             self._pipeline.feed_input("end", [p[1] for p in places])
             self._pipeline.feed_input("flip", [p[2] for p in places])
         elif not self._shortcut:
-            self._pipeline.feed_input("size", [p[0] for p in places])
-            self._pipeline.feed_input("corner", [p[1] for p in places])
+            for name, values in zip(("narrow", "size", "corner"), zip(*places), strict=True):
+                self._pipeline.feed_input(name, list(values))
         (made,) = self._pipeline.run()
         if self._settings.device.type == "cpu":
             return torch.from_numpy(made.as_array())
@@ -202,6 +202,7 @@ class DaliLoader:
             return start, start + extent, np.array(view.flip, np.int32)
         plan = settings.square.preprocess.plan(jpeg.width, jpeg.height)
         return (
+            np.array([jpeg.height, plan.resized[0]], np.float32),
             np.array(plan.resized[::-1], np.float32),
             np.array([plan.top, plan.left], np.int32),
         )
@@ -253,9 +254,13 @@ class DaliLoader:
                 elif self._shortcut:
                     images = fn.resize(images, resize_shorter=size, **options)
                 else:
+                    narrow = fn.external_source(name="narrow", dtype=types.FLOAT, ndim=1)
                     wanted = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
                     corner = fn.external_source(name="corner", dtype=types.INT32, ndim=1)
-                    images = fn.resize(images, size=wanted, **options)
+                    # Rows, then columns, rounded in between as Pillow does: DALI alone keeps
+                    # the overshoot of the first pass, which shows at hard edges.
+                    for side in (narrow, wanted):
+                        images = fn.resize(images, size=side, **options)
                     images = fn.slice(images, start=corner, shape=[size, size], axes=(0, 1))
                 images = fn.crop_mirror_normalize(
                     images,

@@ -178,8 +178,8 @@ class DaliLoader:
             self._pipeline.feed_input("end", [p[1] for p in places])
             self._pipeline.feed_input("flip", [p[2] for p in places])
         elif not self._shortcut:
-            for name, values in zip(("narrow", "size", "corner"), zip(*places), strict=True):
-                self._pipeline.feed_input(name, list(values))
+            for number, name in enumerate(("narrow", "size", "corner")):
+                self._pipeline.feed_input(name, [place[number] for place in places])
         (made,) = self._pipeline.run()
         if self._settings.device.type == "cpu":
             return torch.from_numpy(made.as_array())

@@ -1,4 +1,4 @@
-"""How well scores rank and select categories: mAP, CF1 and OF1, as the field reports them.
+"""How well scores rank, select and are calibrated: mAP, CF1, OF1, precision at a threshold, ECE.
 
 Labels (N, C) come in one of two conventions, told apart by their dtype:
 
@@ -114,3 +114,104 @@ def f1_at_topk(scores: Tensor, labels: Tensor, k: int = 3, *, difficult: str | N
     best = scores.topk(min(k, scores.shape[1]), dim=1).indices
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
     return _f1(chosen, *_split(scores, labels, difficult))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What thresholds select, per category, (C,) int64: kept, kept and right, and present at all.
+
+    Difficult entries that are ignored count nowhere.
+    """
+
+    kept: Tensor
+    right: Tensor
+    present: Tensor
+
+    @property
+    def precision(self) -> float:
+        """Share of all kept tags that are right; NaN when none is kept."""
+        return _share(self.right, self.kept)
+
+    @property
+    def recall(self) -> float:
+        """Share of all labels that are kept; NaN when there is no label."""
+        return _share(self.right, self.present)
+
+    @property
+    def macro_precision(self) -> float:
+        """Mean precision of the categories that were kept at least once; NaN when none was."""
+        some = self.kept > 0
+        return float((self.right[some].double() / self.kept[some]).mean())
+
+
+def counts_at_threshold(
+    scores: Tensor, labels: Tensor, threshold: float | Tensor, *, difficult: str | None = None
+) -> Counts:
+    """Count what ``scores >= threshold`` keeps.
+
+    Args:
+        scores: (N, C). labels: (N, C), see the top of this file.
+        threshold: a number, (C,) or (N, C).
+    """
+    positive, counted = _split(scores, labels, difficult)
+    kept, present = (scores >= threshold) & counted, positive & counted
+    return Counts(kept.sum(0), (kept & present).sum(0), present.sum(0))
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    total = int(whole.sum())
+    return int(part.sum()) / total if total else float("nan")
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability diagram: per bin of equal width, (bins,) float64 but ``count``.
+
+    Attributes:
+        count: entries in the bin, int64. chance: their mean probability. share: how many of them
+            are positive. Both are NaN in an empty bin.
+    """
+
+    count: Tensor
+    chance: Tensor
+    share: Tensor
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean |chance − share| over all entries, in [0, 1].
+
+        Naeini et al., "Obtaining well calibrated probabilities using Bayesian binning" (2015).
+        """
+        gap = (self.chance - self.share).abs().nan_to_num()
+        return float((gap * self.count).sum() / self.count.sum().clamp(min=1))
+
+
+def reliability(
+    probabilities: Tensor, labels: Tensor, *, bins: int = 15, difficult: str | None = None
+) -> Reliability:
+    """Compare probabilities (N, C) with how often they come true, all categories together.
+
+    Raises:
+        InputError: a probability outside [0, 1] or NaN, fewer than one bin, or labels as in
+            :func:`average_precision`.
+    """
+    positive, counted = _split(probabilities, labels, difficult)
+    if bins < 1:
+        raise InputError(f"bins is {bins}; give at least 1")
+    p = probabilities[counted].double()
+    if not bool(((p >= 0) & (p <= 1)).all()):
+        raise InputError("probabilities: some are not between 0 and 1; give calibrated scores")
+    y = positive[counted].double()
+    index = (p * bins).long().clamp(max=bins - 1)
+    zero = torch.zeros(bins, dtype=torch.double, device=p.device)
+    count = torch.bincount(index, minlength=bins)
+    return Reliability(
+        count, zero.index_add(0, index, p) / count, zero.index_add(0, index, y) / count
+    )
+
+
+def expected_calibration_error(
+    probabilities: Tensor, labels: Tensor, *, bins: int = 15, difficult: str | None = None
+) -> float:
+    """:attr:`Reliability.ece` of probabilities (N, C), in [0, 1]."""
+    return reliability(probabilities, labels, bins=bins, difficult=difficult).ece

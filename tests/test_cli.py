@@ -51,7 +51,17 @@ def test_a_local_branch_is_a_rung_and_a_stage_of_steps(tmp_path, pictures, capsy
     assert run(["add-category", path, "castle", "--out", str(tmp_path / "more")]) == 0
 
 
-COMMANDS = ["demo", "train", "tag", "embed", "evaluate", "sentences", "add-category", "info"]
+COMMANDS = [
+    "demo",
+    "train",
+    "tag",
+    "embed",
+    "evaluate",
+    "sentences",
+    "add-category",
+    "info",
+    "calibrate",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

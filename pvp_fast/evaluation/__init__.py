@@ -8,13 +8,14 @@ from pvp_fast.evaluation.datasets import (
     read_nuswide,
     read_voc,
 )
-from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, ladder
+from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, final_scores, ladder
 
 __all__ = [
     "EvalSet",
     "Features",
     "Ladder",
     "encode_set",
+    "final_scores",
     "ladder",
     "read_coco",
     "read_dataset",

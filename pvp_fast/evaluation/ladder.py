@@ -205,6 +205,12 @@ def ladder(
     )
 
 
+@torch.no_grad()
+def final_scores(artifact: Artifact, features: Features) -> Tensor:
+    """Mixed cosines (N, C) of the full method, before calibration; what the tagger uses."""
+    return list(_scores(artifact, features).values())[-1]
+
+
 def _scores(artifact: Artifact, features: Features) -> dict[str, Tensor]:
     """Cosines (N, C) of every rung; the last one is what the tagger uses."""
     t, z = artifact.tensors, features.z

@@ -1,39 +1,85 @@
-"""Probabilities and thresholds from held-out sentences, without images (METHOD section 8)."""
+"""Probabilities and thresholds from held-out sentences, without images (METHOD section 8).
+
+A category has few held-out positives, so a threshold read off its own labels overfits. Those for a
+target precision or recall are read off the calibrated probabilities instead: the mean probability
+of what is kept is its expected precision. Only the intercept of a probability belongs to its
+category; the slope is learned from all.
+"""
 
 from __future__ import annotations
+
+import re
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast.artifact import probability
+from pvp_fast.errors import InputError
 
 # Pulls each category's intercept towards the common one: a few sentences decide little alone.
 RIDGE = 1e-2
 
 
-def fit_platt(scores: Tensor, labels: Tensor) -> Tensor:
+KINDS = ("precision", "recall", "f1")
+
+
+@dataclass(frozen=True)
+class Target:
+    """What thresholds aim at: ``kind`` "precision" or "recall" with a ``value``, or the best "f1"."""
+
+    kind: str
+    value: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"target {self.kind!r}: use one of {', '.join(KINDS)}")
+        if self.kind == "f1" and self.value is not None:
+            raise InputError("target: f1 takes no value; it is made as large as possible")
+        if self.kind != "f1" and not (self.value is not None and 0 < self.value < 1):
+            raise InputError(
+                f"target {self}: give a value between 0 and 1, such as {self.kind}=0.9"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read "precision=0.9", "recall=0.8" or "f1"."""
+        found = re.fullmatch(r"(\w+)(?:=([0-9]*\.?[0-9]+))?", text.strip())
+        if found is None:
+            raise InputError(f"target {text!r}: give precision=0.9, recall=0.8 or f1")
+        return cls(found[1], None if found[2] is None else float(found[2]))
+
+    def __str__(self) -> str:
+        return self.kind if self.value is None else f"{self.kind}={self.value:g}"
+
+
+def fit_platt(scores: Tensor, labels: Tensor, counted: Tensor | None = None) -> Tensor:
     """Slope and intercept (C, 2) from mixed cosines to probabilities (Platt, 1999).
 
     One slope for all categories, one intercept each, by regularised logistic regression.
 
     Args:
-        scores: (N, C) mixed cosines of held-out sentences. labels: (N, C) bool.
+        scores: (N, C) mixed cosines. labels: (N, C) bool.
+        counted: (N, C) bool, entries whose label is known; all by default. A category without any
+            gets the common intercept.
     """
+    known = torch.ones_like(labels) if counted is None else counted
     target = labels.double()
+    weight = known.double() / known.sum().clamp(min=1)
     s = scores.detach().double()
-    spread = s.std().clamp(min=1e-6)
-    centre = s.mean()
+    spread = s[known].std().nan_to_num().clamp(min=1e-6)
+    centre = s[known].mean()
     unit = (s - centre) / spread
-    slope = torch.ones((), dtype=torch.double, requires_grad=True)
-    common = torch.zeros((), dtype=torch.double, requires_grad=True)
-    own = torch.zeros(s.shape[1], dtype=torch.double, requires_grad=True)
+    slope = torch.ones((), dtype=torch.double, device=s.device, requires_grad=True)
+    common = torch.zeros((), dtype=torch.double, device=s.device, requires_grad=True)
+    own = torch.zeros(s.shape[1], dtype=torch.double, device=s.device, requires_grad=True)
     solver = torch.optim.LBFGS([slope, common, own], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         solver.zero_grad()
         logits = unit * slope + common + own
-        loss = F.binary_cross_entropy_with_logits(logits, target)
+        loss = F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum")
         loss = loss + RIDGE * own.square().mean()
         loss.backward()
         return loss
@@ -46,20 +92,108 @@ def fit_platt(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([a.expand_as(b), b], 1).float()
 
 
-def best_f1_thresholds(scores: Tensor, labels: Tensor, platt: Tensor) -> Tensor:
-    """Probabilities (C,) from which on a category is kept, for the best F1 on held-out sentences.
+def thresholds_for(
+    target: Target,
+    scores: Tensor,
+    labels: Tensor,
+    platt: Tensor,
+    counted: Tensor | None = None,
+    *,
+    common: bool = False,
+) -> Tensor:
+    """Probabilities (C,) from which on a category is kept.
 
-    The threshold lies halfway, in cosines, between the last sentence kept and the first one left
-    out: sentences are often separated by a wide gap, and images score lower than sentences. A
-    category without held-out positives gets 0.5.
+    - precision: the lowest at which the mean probability of what is kept reaches the target. Where
+      no cut reaches it, the target itself: one image as probable as that meets it alone.
+    - recall: the highest at which the kept share of the expected positives reaches the target.
+    - f1: the best on the labels; 0.5 for a category without positives.
+
+    The threshold lies halfway, in cosines, between the last entry kept and the first one left out:
+    sentences are often separated by a wide gap, and images score lower than sentences.
+
+    Args:
+        scores: (N, C) mixed cosines. labels: (N, C) bool. platt: (C, 2). counted: as
+            :func:`fit_platt`.
+        common: one threshold for all categories, read off all entries at once. For small sets:
+            with a handful of entries near the cut, one a category keeps almost nothing.
     """
-    order = scores.sort(0, descending=True)
-    hits = labels.gather(0, order.indices).double().cumsum(0)
-    kept = torch.arange(1, len(scores) + 1, dtype=torch.double, device=scores.device)[:, None]
-    positives = labels.sum(0).double()
-    f1 = 2 * hits / (kept + positives)
-    best = f1.argmax(0, keepdim=True)
-    last = order.values.gather(0, best)
-    first_out = order.values.gather(0, (best + 1).clamp(max=len(scores) - 1))
-    thresholds = probability((last + first_out) / 2, platt)[0]
-    return torch.where(positives > 0, thresholds, torch.full_like(thresholds, 0.5)).float()
+    known = torch.ones_like(labels) if counted is None else counted
+    logits = scores.double() * platt[:, 0].double() + platt[:, 1].double()
+    logits = logits.masked_fill(~known, -torch.inf)  # sorts behind all others, with probability 0
+    labels = labels & known
+    if common:
+        cut = _cut(target, logits.reshape(-1, 1), labels.reshape(-1, 1))
+        return cut.expand(scores.shape[1]).clone()
+    return _cut(target, logits, labels)
+
+
+def _cut(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
+    order = logits.sort(stable=True, dim=0, descending=True)
+    chance = order.values.sigmoid()
+    kept = torch.arange(1, len(logits) + 1, dtype=torch.double, device=logits.device)[:, None]
+    expected = chance.cumsum(0)
+    real = order.values > -torch.inf
+    rows = kept.long() - 1
+    if target.kind == "f1":
+        hits, positives = labels.gather(0, order.indices).double().cumsum(0), labels.sum(0)
+        f1 = 2 * hits / (kept + positives)
+        last = f1.masked_fill(~real, -1).argmax(0)
+        usable, otherwise = positives > 0, 0.5
+    elif target.kind == "precision":
+        last = torch.where((expected / kept >= target.value) & real, rows, -1).amax(0)
+        usable, otherwise = last >= 0, float(target.value or 0)
+    else:
+        enough = expected >= float(target.value or 0) * expected[-1]
+        last = torch.where(enough, rows, len(logits) - 1).amin(0)
+        usable, otherwise = real.any(0), 0.5
+    inside = order.values.gather(0, last.clamp(min=0)[None])[0]
+    outside = order.values.gather(0, (last + 1).clamp(0, len(logits) - 1)[None])[0]
+    middle = torch.where(outside > -torch.inf, (inside + outside) / 2, inside).sigmoid()
+    return torch.where(usable, middle, torch.full_like(middle, otherwise)).float()
+
+
+def best_f1_thresholds(scores: Tensor, labels: Tensor, platt: Tensor) -> Tensor:
+    """:func:`thresholds_for` the best F1, one for each category; what training stores."""
+    return thresholds_for(Target("f1"), scores, labels, platt)
+
+
+@dataclass(frozen=True)
+class Held:
+    """Out-of-fold result: nothing here was fitted on the row it stands in.
+
+    Attributes:
+        chances: (N, C) probabilities. thresholds: (N, C), those of the fold a row was left out of.
+    """
+
+    chances: Tensor
+    thresholds: Tensor
+
+
+def cross_fit(
+    target: Target,
+    scores: Tensor,
+    labels: Tensor,
+    counted: Tensor | None = None,
+    *,
+    common: bool = False,
+    folds: int = 5,
+    seed: int = 0,
+) -> Held:
+    """Calibrate on all folds but one and judge that one, for each fold in turn.
+
+    Raises:
+        InputError: fewer rows than folds, or fewer than two folds.
+    """
+    if not 2 <= folds <= len(scores):
+        raise InputError(f"folds is {folds} for {len(scores)} rows; give 2 to {len(scores)}")
+    known = torch.ones_like(labels) if counted is None else counted
+    order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+    chances, thresholds = torch.empty_like(scores), torch.empty_like(scores)
+    for left_out in order.chunk(folds):
+        fit = torch.ones(len(scores), dtype=torch.bool)
+        fit[left_out] = False
+        part = scores[fit], labels[fit]
+        platt = fit_platt(*part, known[fit])
+        chances[left_out] = probability(scores[left_out], platt)
+        thresholds[left_out] = thresholds_for(target, *part, platt, known[fit], common=common)
+    return Held(chances, thresholds)

@@ -212,7 +212,12 @@ def train(
         },
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
         config=config.to_dict(),
-        metrics={"held_out_map": metrics, "sentences": len(seen), "held_out": len(unseen)},
+        metrics={
+            "held_out_map": metrics,
+            "sentences": len(seen),
+            "held_out": len(unseen),
+            "corpus": corpus.fingerprint,  # tells later whether sentences were held out
+        },
     )
     artifact.save(folder / "artifact")
     return artifact

@@ -61,6 +61,7 @@ COMMANDS = [
     "add-category",
     "info",
     "calibrate",
+    "report",
 ]
 
 

@@ -138,13 +138,16 @@ def match_categories(artifact: Artifact, names: Sequence[str]) -> list[tuple[int
     known: dict[str, int] = {}
     for index, category in enumerate(artifact.vocabulary):
         for name in (category.name, *category.synonyms):
-            known.setdefault(_plain(name), index)
+            known.setdefault(plain_name(name), index)
     for index, name in enumerate(artifact.vocabulary.names):
-        known[_plain(name)] = index  # a name outranks another category's synonym
-    return [(known[_plain(n)], column) for column, n in enumerate(names) if _plain(n) in known]
+        known[plain_name(name)] = index  # a name outranks another category's synonym
+    return [
+        (known[plain_name(n)], column) for column, n in enumerate(names) if plain_name(n) in known
+    ]
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """What is left of a category's name to compare: lower-case letters and digits."""
     return "".join(ch for ch in name.lower() if ch.isalnum())
 
 

@@ -1,1 +1,1 @@
-"""The demo's page: one self-contained HTML file, no external requests."""
+"""Self-contained HTML pages, no external requests: the demo's and the gallery of a tagged set."""

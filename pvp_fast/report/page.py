@@ -8,7 +8,7 @@ import html
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -86,13 +86,23 @@ def build_page(page: Page) -> str:
         "map": curves([(n, [(s, b) for s, _, b in c]) for n, c in page.curves]),
         "data": script_json(data),
     }
-    result = files("pvp_fast.report").joinpath("template.html").read_text(encoding="utf-8")
-    head, *parts = result.split("{{")
+    return fill("template.html", values)
+
+
+def fill(template: str, values: Mapping[str, str]) -> str:
+    """A template of this folder with its ``{{ names }}`` filled in; values are HTML already.
+
+    ``{{ style }}`` is the style sheet that all pages share.
+    """
+    folder = files("pvp_fast.report")
+    style = folder.joinpath("style.css").read_text(encoding="utf-8")
+    head, *parts = folder.joinpath(template).read_text(encoding="utf-8").split("{{")
     pieces = [head]
     # One pass, so that a value which contains {{…}} is never filled in itself.
     for part in parts:
         name, rest = part.split("}}", 1)
-        pieces += [values[name.strip()], rest]
+        name = name.strip()
+        pieces += [style if name == "style" else values[name], rest]
     return "".join(pieces)
 
 

@@ -74,3 +74,36 @@ def curves(
         f"<svg class='curves' viewBox='0 0 {WIDTH} {HEIGHT}' role='img'>{''.join(parts)}</svg>"
         f"<p class='legend'>{legend}</p>"
     )
+
+
+def diagonal(points: Sequence[tuple[float, float, int]]) -> str:
+    """Reliability diagram of (probability, share that is right, entries); areas show entries."""
+    side = HEIGHT - TOP - BOTTOM
+    most = max((n for _, _, n in points), default=1)
+
+    def at(x: float, y: float) -> tuple[float, float]:
+        return LEFT + side * x, TOP + side * (1 - y)
+
+    parts = []
+    for k in range(5):
+        (left, y), (right, _) = at(0, k / 4), at(1, k / 4)
+        parts.append(
+            f"<line x1='{left}' x2='{right:.1f}' y1='{y:.1f}' y2='{y:.1f}'/>"
+            f"<text x='{left - 6}' y='{y + 4:.1f}' text-anchor='end'>{k / 4:.2f}</text>"
+        )
+    (x1, y1), (x2, y2) = at(0, 0), at(1, 1)
+    parts.append(
+        f"<line class='ideal' x1='{x1}' y1='{y1:.1f}' x2='{x2:.1f}' y2='{y2}'/>"
+        f"<text x='{x2:.1f}' y='{HEIGHT - 6}' text-anchor='end'>probability</text>"
+    )
+    for chance, share, entries in points:
+        x, y = at(chance, share)
+        radius = 3 + 6 * math.sqrt(entries / most)
+        parts.append(
+            f"<circle cx='{x:.1f}' cy='{y:.1f}' r='{radius:.1f}'>"
+            f"<title>{entries} tags at {chance:.2f}: {share:.2f} right</title></circle>"
+        )
+    return (
+        f"<svg class='diagonal' viewBox='0 0 {LEFT + side + RIGHT} {HEIGHT}' role='img' "
+        f"aria-label='how often tags of a probability are right'>{''.join(parts)}</svg>"
+    )

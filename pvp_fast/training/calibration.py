@@ -3,11 +3,14 @@
 A category has few held-out positives, so a threshold read off its own labels overfits. Those for a
 target precision or recall are read off the calibrated probabilities instead: the mean probability
 of what is kept is its expected precision. Only the intercept of a probability belongs to its
-category; the slope is learned from all.
+category; the slope is learned from all. Where the logistic curve does not fit, what is asked of
+the expected value is shifted, by one number for all categories, until the labels agree.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from dataclasses import dataclass
 
@@ -20,6 +23,7 @@ from pvp_fast.errors import InputError
 
 # Pulls each category's intercept towards the common one: a few sentences decide little alone.
 RIDGE = 1e-2
+SHIFTS = 16  # halvings: 24 logits to a thousandth
 
 
 KINDS = ("precision", "recall", "f1")
@@ -27,7 +31,7 @@ KINDS = ("precision", "recall", "f1")
 
 @dataclass(frozen=True)
 class Target:
-    """What thresholds aim at: ``kind`` "precision" or "recall" with a ``value``, or the best "f1"."""
+    """What thresholds aim at: a precision or recall of ``value``, or the best f1."""
 
     kind: str
     value: float | None = None
@@ -124,7 +128,19 @@ def thresholds_for(
     if common:
         cut = _cut(target, logits.reshape(-1, 1), labels.reshape(-1, 1))
         return cut.expand(scores.shape[1]).clone()
-    return _cut(target, logits, labels)
+    if target.value is None or not bool(labels.any()):
+        return _cut(target, logits, labels)
+    low, high = -12.0, 12.0  # in logits of the value asked for
+    for _ in range(SHIFTS):
+        middle = (low + high) / 2
+        asked = dataclasses.replace(target, value=1 / (1 + math.exp(-middle)))
+        kept = logits.sigmoid().float() >= _cut(asked, logits, labels)
+        whole = kept if target.kind == "precision" else labels
+        if int((kept & labels).sum()) >= target.value * int(whole.sum()):
+            high = middle
+        else:
+            low = middle
+    return _cut(dataclasses.replace(target, value=1 / (1 + math.exp(-high))), logits, labels)
 
 
 def _cut(target: Target, logits: Tensor, labels: Tensor) -> Tensor:

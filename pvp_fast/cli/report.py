@@ -1,0 +1,82 @@
+"""``pvp-fast report``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.errors import InputError
+
+LEAST = 0.02  # less probable tags would fill the page and say nothing
+
+
+def report(
+    source: Annotated[Path, typer.Argument(help="Tags (JSONL of tag), or an artifact folder.")],
+    root: Annotated[Path, typer.Argument(help="Folder of the images.")],
+    out: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
+    labels: Annotated[
+        Path | None, typer.Option(help="Labelled set of these images: shows right and wrong.")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="What --labels is: folder (labels.json), voc, coco or nuswide.")
+    ] = "folder",
+    split: Annotated[str | None, typer.Option(help="Split of --labels, as evaluate's.")] = None,
+    title: Annotated[str, typer.Option(help="Title of the page.")] = "Tagged images",
+    size: Annotated[int, typer.Option(help="Longer side of the thumbnails, in pixels.")] = 220,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+) -> None:
+    """Write a gallery of tagged images as one HTML file: search, threshold, histograms, failures.
+
+    An artifact tags the folder first and keeps every tag above 2 %, so that the slider can go
+    below the thresholds; a tags file has what was written. About 10 kB an image.
+
+    Examples:
+
+      pvp-fast report tags.jsonl photos/ -o report.html
+
+      pvp-fast report runs/coco/artifact photos/ --labels photos/ --title 'Holiday'
+    """
+    from pvp_fast.evaluation import read_dataset
+    from pvp_fast.files import atomic_write
+    from pvp_fast.images import find_images
+    from pvp_fast.report.gallery import (
+        Entry,
+        build_gallery,
+        read_tags,
+        with_labels,
+        with_thumbnails,
+    )
+
+    if not root.is_dir():
+        raise InputError(f"root: {root} is no folder; give the folder of the images")
+    evalset = None if labels is None else read_dataset(dataset, labels, split)
+    threshold, names = 0.0, ()
+    console = progress_console()
+    if source.is_dir():
+        from pvp_fast.tagger import Tagger
+
+        tagger = Tagger.load(source, device=pick_device(device))
+        names = tagger.artifact.vocabulary.names
+        threshold = float(tagger.artifact.tensors["thresholds"].median())
+        entries = []
+        with console.status("tagging"):
+            for found in tagger.tag(find_images([root]), top_k=None, threshold=LEAST):
+                name = os.path.relpath(found.key, root)
+                tags = tuple((t.name, t.score) for t in found.tags)
+                entries.append(Entry(name, tags, found.error))
+        if not entries:
+            raise InputError(f"root: no image in {root}")
+    else:
+        entries = read_tags(source)
+    if evalset is not None:
+        entries = with_labels(entries, root, evalset)
+    with console.status("making thumbnails"):
+        entries = with_thumbnails(entries, root, size=size)
+    page = build_gallery(entries, title=title, threshold=threshold, names=names)
+    with atomic_write(out, "w") as stream:
+        stream.write(page)
+    typer.echo(str(out))

@@ -231,15 +231,15 @@ def test_too_little_to_calibrate_on(trained: Artifact) -> None:
 @pytest.fixture(scope="module")
 def pocket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pocket")
-    line = ["train", "--vocabulary", "pocket70", "--grammar", "1000", "--quiet", "--preset", "demo"]
-    assert run([*line, "--steps", "visual=2,text=4,adapter=2", "--out", str(out)]) == 0
+    line = ["train", "--vocabulary", "pocket70", "--grammar", "1500", "--quiet", "--preset", "demo"]
+    assert run([*line, "--steps", "visual=5,text=10,adapter=5", "--out", str(out)]) == 0
     return out / "artifact"
 
 
 def test_precision_is_reached_on_held_out_sentences(
     pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = ["calibrate", str(pocket), "--target", "precision=0.8", "--grammar", "1000", "--seed"]
+    line = ["calibrate", str(pocket), "--target", "precision=0.8", "--grammar", "1500", "--seed"]
     options = ["--json", str(tmp_path / "n.json"), "--out", str(tmp_path / "new")]
     assert run([*line, "77", *options]) == 0
     found = json.loads((tmp_path / "n.json").read_text())

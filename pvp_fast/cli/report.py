@@ -54,7 +54,8 @@ def report(
     if not root.is_dir():
         raise InputError(f"root: {root} is no folder; give the folder of the images")
     evalset = None if labels is None else read_dataset(dataset, labels, split)
-    threshold, names = 0.0, ()
+    threshold = 0.0
+    names: tuple[str, ...] = ()
     console = progress_console()
     if source.is_dir():
         from pvp_fast.tagger import Tagger

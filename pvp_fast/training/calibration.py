@@ -150,16 +150,17 @@ def _cut(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
     expected = chance.cumsum(0)
     real = order.values > -torch.inf
     rows = kept.long() - 1
+    value = 0.0 if target.value is None else target.value  # f1 has none
     if target.kind == "f1":
         hits, positives = labels.gather(0, order.indices).double().cumsum(0), labels.sum(0)
         f1 = 2 * hits / (kept + positives)
         last = f1.masked_fill(~real, -1).argmax(0)
         usable, otherwise = positives > 0, 0.5
     elif target.kind == "precision":
-        last = torch.where((expected / kept >= target.value) & real, rows, -1).amax(0)
-        usable, otherwise = last >= 0, float(target.value or 0)
+        last = torch.where((expected / kept >= value) & real, rows, -1).amax(0)
+        usable, otherwise = last >= 0, value
     else:
-        enough = expected >= float(target.value or 0) * expected[-1]
+        enough = expected >= value * expected[-1]
         last = torch.where(enough, rows, len(logits) - 1).amin(0)
         usable, otherwise = real.any(0), 0.5
     inside = order.values.gather(0, last.clamp(min=0)[None])[0]

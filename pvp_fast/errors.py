@@ -38,6 +38,10 @@ class BackendError(PvpFastError):
     """An explicitly requested backend cannot run here; nothing falls back in silence."""
 
 
+class SinkError(PvpFastError):
+    """Tags cannot be written where they were to go; nothing half-written is left there."""
+
+
 class TrainingDiverged(PvpFastError):
     """A loss term became NaN or infinite.
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.errors import InputError
-
-if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
 
 SOME_UNREADABLE = 3
 
@@ -29,6 +22,10 @@ class Format(str, Enum):
     jsonl = "jsonl"
     csv = "csv"
     table = "table"
+    parquet = "parquet"
+    sqlite = "sqlite"
+    xmp = "xmp"
+    txt = "txt"
 
 
 def tag(
@@ -44,10 +41,19 @@ def tag(
         float | None,
         typer.Option(help="Probability a tag needs (default: each category's calibrated one)."),
     ] = None,
-    format: Annotated[Format, typer.Option(help="Output format.")] = Format.jsonl,
+    format: Annotated[
+        Format, typer.Option(help="Output format; xmp and txt are written beside the images.")
+    ] = Format.jsonl,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write here instead of stdout.")
     ] = None,
+    append: Annotated[
+        bool,
+        typer.Option("--append", help="Go on behind what OUTPUT holds; skip images done there."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tag and count, but write nothing.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
 ) -> None:
@@ -63,44 +69,74 @@ def tag(
       pvp-fast tag runs/coco/artifact 'photos/**/*.jpg' --format csv -o tags.csv
 
       pvp-fast tag runs/coco/artifact --embeddings embeddings/
+
+      pvp-fast tag runs/coco/artifact photos/ --format sqlite -o tags.db  (again to resume)
+
+      pvp-fast tag runs/coco/artifact photos/ --format xmp --dry-run
     """
-    from pvp_fast.embeddings import EmbeddingStore
-    from pvp_fast.loaders import FileSource
+    from pvp_fast.sinks import BESIDE, open_sink
     from pvp_fast.tagger import Tagger
 
     if bool(images) == (embeddings is not None):
         raise typer.BadParameter("give images, or --embeddings DIR")
+    if output is not None and format.value in BESIDE:
+        raise InputError(f"--output: {format.value} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
     names = images or []
-    count: Callable[[], int | None]
-    if embeddings is None:
-        results = tagger.tag(
-            _paths(names), top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
-        )
-        count = FileSource(names).count
-    else:
-        store = EmbeddingStore(embeddings)
-        results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)
-        count = lambda: len(store) + len(store.failures)  # noqa: E731
-    bad = seen = 0
+    bad = done = skipped = 0
+    with open_sink(
+        format.value, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run
+    ) as sink:
+        resumes = append or format is Format.sqlite
 
-    def counted() -> Iterator[TagResult]:
-        nonlocal bad, seen
-        for result in results:
-            seen += 1
-            advance_to(seen)
-            if result.error is not None:
-                bad += 1
-                print(f"pvp-fast: {result.key}: {result.error}", file=sys.stderr)
-            yield result
+        def wanted() -> Iterator[Path]:
+            nonlocal skipped
+            for path in _paths(names):
+                if resumes and sink.has(str(path)):
+                    skipped += 1
+                else:
+                    yield path
 
-    with image_progress(count) as advance_to, _target(output) as stream:
-        write_results(counted(), format.value, stream)
-    if not seen:
-        raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
+        count: Callable[[], int | None]
+        if embeddings is None:
+            from pvp_fast.loaders import FileSource
+
+            results = tagger.tag(
+                wanted(), top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
+            )
+            count = FileSource(names).count
+        else:
+            from pvp_fast.embeddings import EmbeddingStore
+
+            store = EmbeddingStore(embeddings)
+            results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)
+            count = lambda: len(store) + len(store.failures)  # noqa: E731
+        with image_progress(count) as advance_to:
+            for result in results:
+                if embeddings is not None and resumes and sink.has(result.key):
+                    skipped += 1
+                else:
+                    done += 1
+                    reason = sink.write(result) or result.error
+                    if reason is not None:
+                        bad += 1
+                        print(f"pvp-fast: {result.key}: {reason}", file=sys.stderr)
+                advance_to(done + skipped)
+        if not done + skipped:
+            raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
+    _summary(done, skipped, bad, dry_run)
     if bad:
-        progress_console().print(f"{bad} image{'s' * (bad > 1)} could not be read")
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def _summary(done: int, skipped: int, bad: int, dry_run: bool) -> None:
+    console = progress_console()
+    if skipped:
+        console.print(f"{skipped} image{'s' * (skipped > 1)} had been tagged before")
+    if bad:
+        console.print(f"{bad} image{'s' * (bad > 1)} could not be tagged")
+    if dry_run:
+        console.print(f"dry run: {done - bad} image{'s' * (done - bad != 1)} tagged, none written")
 
 
 def _paths(images: Iterable[str]) -> Iterator[Path]:
@@ -112,68 +148,3 @@ def _paths(images: Iterable[str]) -> Iterator[Path]:
             yield from find_images([name])
         except InputError:
             yield Path(name)
-
-
-def write_results(results: Iterable[TagResult], format: str, stream: IO[str]) -> None:
-    """Write results as they come; ``format`` is "jsonl", "csv" or "table"."""
-    if format == "jsonl":
-        for result in results:
-            line: dict[str, object] = {
-                "image": str(result.key),
-                "tags": [{"name": t.name, "score": round(t.score, 6)} for t in result.tags],
-            }
-            if result.error is not None:
-                line["error"] = result.error
-            stream.write(json.dumps(line, ensure_ascii=True) + "\n")
-            stream.flush()
-    elif format == "csv":
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image", "tag", "score", "error"])
-        for result in results:
-            for t in result.tags:
-                writer.writerow(
-                    [_plain(result.key, stream), _plain(t.name, stream), f"{t.score:.6f}", ""]
-                )
-            if not result.tags:
-                error = _plain(result.error or "", stream)
-                writer.writerow([_plain(result.key, stream), "", "", error])
-            stream.flush()
-    else:
-        _table(results, stream)
-
-
-def _plain(key: object, stream: IO[str]) -> str:
-    # File names that are not UTF-8 carry surrogates, which no stream can encode; an ASCII
-    # terminal cannot encode any accent.
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    return str(key).encode(encoding, "backslashreplace").decode(encoding)
-
-
-def _table(results: Iterable[TagResult], stream: IO[str]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("image", "tags"):
-        table.add_column(title, overflow="fold")  # a name cut short helps nobody
-    for result in results:
-        tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
-        text, style = (f"cannot be read: {result.error}", "red") if result.error else (tags, "")
-        table.add_row(Text(_plain(result.key, stream)), Text(_plain(text, stream), style))
-    # A file or pipe has no width: keep each image on one line there.
-    Console(file=stream, highlight=False, width=None if stream.isatty() else 4000).print(table)
-
-
-@contextmanager
-def _target(output: Path | None) -> Iterator[IO[str]]:
-    if output is None:
-        yield sys.stdout
-        return
-    from pvp_fast.files import atomic_write
-
-    with atomic_write(output) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="")
-        yield text
-        text.flush()
-        text.detach()

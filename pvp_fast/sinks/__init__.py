@@ -1,0 +1,109 @@
+"""Where tags go: JSON lines, CSV, a table, Parquet, SQLite, XMP sidecars, caption files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import IO
+
+from pvp_fast.errors import InputError
+from pvp_fast.sinks.base import DrySink, Sink
+
+__all__ = ["FORMATS", "DrySink", "Sink", "open_sink"]
+
+FORMATS = ("jsonl", "csv", "table", "parquet", "sqlite", "xmp", "txt")
+BESIDE = ("xmp", "txt")  # written beside each image, not to one output
+
+
+def open_sink(
+    format: str,
+    output: str | os.PathLike[str] | IO[str],
+    artifact: str,
+    *,
+    append: bool = False,
+    dry_run: bool = False,
+) -> Sink:
+    """A sink by the name of its format; use it in a ``with`` statement.
+
+    Args:
+        format: one of `FORMATS`.
+        output: a file (for Parquet with ``append`` a folder), or a text stream such as stdout
+            for "jsonl", "csv" and "table". "xmp" and "txt" write beside the images and ignore it.
+        artifact: version of the artifact that tags, see :attr:`pvp_fast.Artifact.version`.
+        append: go on behind what is there, without the images that this artifact has done.
+            SQLite, XMP and captions always keep what is there.
+        dry_run: find out what is there already and write nothing.
+
+    Raises:
+        InputError: an unknown format, or one that cannot be written there.
+        SinkError: the output exists and holds something else.
+    """
+    if format not in FORMATS:
+        raise InputError(f"format={format!r}: use one of {', '.join(FORMATS)}")
+    if format == "xmp":
+        from pvp_fast.sinks.xmp import XmpSink
+
+        return XmpSink(artifact, skip=append, dry_run=dry_run)
+    if format == "txt":
+        from pvp_fast.sinks.captions import CaptionSink
+
+        return CaptionSink(dry_run=dry_run)
+    if not isinstance(output, str | os.PathLike):
+        return _to_stream(format, output, artifact, append, dry_run)
+    path = Path(output)
+    if format == "sqlite":
+        from pvp_fast.sinks.sqlite import SqliteSink
+
+        return SqliteSink(path, artifact, dry_run=dry_run)
+    if format == "parquet":
+        return _to_parquet(path, artifact, append, dry_run)
+    return _to_file(format, path, artifact, append, dry_run)
+
+
+def _to_stream(format: str, stream: IO[str], artifact: str, append: bool, dry_run: bool) -> Sink:
+    if format in ("parquet", "sqlite") or append:
+        what = f"format {format!r}" if not append else "append"
+        raise InputError(f"output: {what} needs a file; name it (-o FILE)")
+    if dry_run:
+        return DrySink()
+    if format == "table":
+        from pvp_fast.sinks.table import TableSink
+
+        return TableSink(stream)
+    from pvp_fast.sinks.csv_rows import CsvRows
+    from pvp_fast.sinks.jsonl import JsonLines
+    from pvp_fast.sinks.lines import StreamSink
+
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return StreamSink(
+        JsonLines(artifact) if format == "jsonl" else CsvRows(artifact, encoding), stream
+    )
+
+
+def _to_parquet(path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:
+    from pvp_fast.sinks.parquet import ParquetFolderSink, ParquetSink, read_keys
+
+    sink: Sink = ParquetFolderSink(path, artifact) if append else ParquetSink(path, artifact)
+    if not dry_run:
+        return sink
+    return DrySink(read_keys(path, artifact).__contains__ if append and path.exists() else None)
+
+
+def _to_file(format: str, path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:
+    from pvp_fast.sinks.csv_rows import CsvRows
+    from pvp_fast.sinks.jsonl import JsonLines
+    from pvp_fast.sinks.lines import AppendSink, FileSink
+    from pvp_fast.sinks.table import TableFile
+
+    if format == "table":
+        if append:
+            raise InputError("append: a table is printed once, at the end; use csv or jsonl")
+        return DrySink() if dry_run else TableFile(path)
+    lines = JsonLines(artifact) if format == "jsonl" else CsvRows(artifact)
+    if not dry_run:
+        return AppendSink(lines, path) if append else FileSink(lines, path)
+    if not append or not path.exists():
+        return DrySink()
+    with path.open("rb") as stream:
+        keys, _ = lines.scan(stream, path)
+    return DrySink(lambda key: lines.key(key) in keys)

@@ -1,0 +1,105 @@
+"""What every sink can do: take tagged images one by one and leave nothing half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from pvp_fast.errors import SinkError
+
+if TYPE_CHECKING:
+    from pvp_fast.tagger import TagResult
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two writers of one file are then not noticed
+    fcntl = None  # type: ignore[assignment]
+
+
+class Sink:
+    """A place for tags, used as a context manager.
+
+    Leaving it without an error makes everything that was written durable. A sink that replaces a
+    file leaves the old one untouched when the run fails; one that appends keeps what it took.
+    """
+
+    def __enter__(self) -> Sink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Finish, or give up after an error."""
+
+    def has(self, key: str) -> bool:
+        """Whether this image is there already, from this artifact: tagging it is no use."""
+        return False
+
+    def write(self, result: TagResult) -> str | None:
+        """Take one image's tags, or the reason why it has none.
+
+        Returns:
+            Why this one image cannot be written, when the others can; else None.
+
+        Raises:
+            SinkError: nothing can be written any more (full disk, no permission).
+        """
+        raise NotImplementedError
+
+
+class DrySink(Sink):
+    """Takes everything and writes nothing.
+
+    Args:
+        has: what the real sink would say.
+    """
+
+    def __init__(self, has: Callable[[str], bool] | None = None) -> None:
+        self._has = has
+
+    def has(self, key: str) -> bool:
+        return self._has is not None and self._has(key)
+
+    def write(self, result: TagResult) -> str | None:
+        return None
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn the operating system's refusals into one sentence that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(f"cannot write {os.fspath(path)}: {error.strerror or error}") from error
+
+
+def lock(stream: Any, path: str | os.PathLike[str]) -> None:
+    """Keep other processes from appending to an open file (or folder) until it is closed.
+
+    Raises:
+        SinkError: another process does so now.
+    """
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SinkError(
+            f"another process is appending to {os.fspath(path)}; wait for it, give another file, "
+            "or use SQLite, which takes several writers"
+        ) from None
+
+
+def plain(key: object, encoding: str = "utf-8") -> str:
+    """A name that ``encoding`` can hold; what it cannot hold is written as \\x or \\u escapes.
+
+    File names that are not UTF-8 carry surrogates, which no stream can encode; an ASCII terminal
+    cannot encode any accent.
+    """
+    return str(key).encode(encoding, "backslashreplace").decode(encoding)

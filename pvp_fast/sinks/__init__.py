@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.base import DrySink, Sink
+from pvp_fast.sinks.base import DrySink, Sink, plain
 
 __all__ = ["FORMATS", "DrySink", "Sink", "open_sink"]
 
@@ -86,7 +86,8 @@ def _to_parquet(path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:
     sink: Sink = ParquetFolderSink(path, artifact) if append else ParquetSink(path, artifact)
     if not dry_run:
         return sink
-    return DrySink(read_keys(path, artifact).__contains__ if append and path.exists() else None)
+    keys = read_keys(path, artifact) if append and path.exists() else set()
+    return DrySink(lambda key: plain(key) in keys)
 
 
 def _to_file(format: str, path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:

@@ -42,7 +42,7 @@ class CsvRows:
 
     def scan(self, stream: IO[bytes], path: Path) -> tuple[set[str], int]:
         ends = _Ends(stream)
-        reader = csv.reader(ends)
+        reader = csv.reader(ends, strict=True)
         keys: set[str] = set()
         end = 0  # of the last image whose rows are all there
         group: tuple[str, ...] = ()
@@ -73,6 +73,8 @@ class CsvRows:
                     if row[5] == self.artifact:
                         keys.add(row[0])
         except (csv.Error, UnicodeDecodeError) as error:
+            if str(error) == "unexpected end of data":  # cut off between two quotes
+                return keys, end
             raise SinkError(f"{path} is no CSV file in UTF-8 ({error}); give another") from error
         return keys, end
 

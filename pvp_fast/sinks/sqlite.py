@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -23,18 +24,18 @@ _COLUMNS = {
     "images": ["image", "artifact", "error"],
     "tags": ["image", "artifact", "rank", "name", "score"],
 }
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS images (
+_TABLES = (
+    """CREATE TABLE IF NOT EXISTS images (
     image TEXT NOT NULL, artifact TEXT NOT NULL, error TEXT,
     PRIMARY KEY (image, artifact)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS tags (
+) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS tags (
     image TEXT NOT NULL, artifact TEXT NOT NULL, rank INTEGER NOT NULL,
     name TEXT NOT NULL, score REAL NOT NULL,
     PRIMARY KEY (image, artifact, rank)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS tags_by_name ON tags (name, score);
-"""
+) WITHOUT ROWID""",
+)
+_INDEX = "CREATE INDEX IF NOT EXISTS tags_by_name ON tags (name, score)"
 
 
 class SqliteSink(Sink):
@@ -65,7 +66,9 @@ class SqliteSink(Sink):
             if self.path.exists():
                 name = f"{self.path.resolve().as_uri()}?mode=ro"
                 with self._errors():
-                    self._database = sqlite3.connect(name, uri=True, isolation_level=None)
+                    self._database = sqlite3.connect(
+                        name, uri=True, isolation_level=None, check_same_thread=False
+                    )
                     if not self._connection.execute("PRAGMA table_info(images)").fetchone():
                         self._close()  # another program's database: it would get the tables
                     else:
@@ -76,12 +79,15 @@ class SqliteSink(Sink):
         fresh = not self.path.exists()
         try:
             with self._errors():
-                self._database = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None)
+                self._database = sqlite3.connect(
+                    self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+                )
                 self._write_ahead()
                 with self._transaction() as database:
-                    for statement in _SCHEMA.split(";"):
+                    for statement in _TABLES:
                         database.execute(statement)
                     self._check_tables()
+                    database.execute(_INDEX)
         except BaseException:
             self._close()
             if fresh:  # SQLite makes the file before it can fill it
@@ -186,9 +192,19 @@ class SqliteSink(Sink):
         try:
             yield
         except sqlite3.Error as error:
-            raise SinkError(f"cannot use the database {self.path}: {error}") from error
+            raise SinkError(
+                f"cannot use the database {self.path}: {error}{_space(self.path.parent)}"
+            ) from error
 
     def _close(self) -> None:
         if self._database is not None:
             self._database.close()
             self._database = None
+
+
+def _space(folder: Path) -> str:
+    """What SQLite's own messages ("disk I/O error") do not say about a full disk."""
+    with contextlib.suppress(OSError):
+        if (free := shutil.disk_usage(folder).free) < 1 << 20:
+            return f" (its disk is full: {free >> 10} KiB free)"
+    return ""

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -26,6 +26,13 @@ class Format(str, Enum):
     sqlite = "sqlite"
     xmp = "xmp"
     txt = "txt"
+
+
+class Engine(str, Enum):
+    """What does the work."""
+
+    local = "local"
+    ray = "ray"
 
 
 def tag(
@@ -56,6 +63,16 @@ def tag(
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
+    engine: Annotated[
+        Engine, typer.Option(help="ray: many at once, OUTPUT is a folder; run again to resume.")
+    ] = Engine.local,
+    actors: Annotated[
+        int | None, typer.Option(min=1, help="ray: taggers (default: one a GPU, or a CPU).")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="ray: a cluster's address (default: this machine).")
+    ] = None,
+    partition_size: Annotated[int, typer.Option(min=1, help="ray: images written at once.")] = 1024,
 ) -> None:
     """Tag images: one JSON line an image, in the order given.
 
@@ -73,7 +90,25 @@ def tag(
       pvp-fast tag runs/coco/artifact photos/ --format sqlite -o tags.db  (again to resume)
 
       pvp-fast tag runs/coco/artifact photos/ --format xmp --dry-run
+
+      pvp-fast tag runs/coco/artifact photos/ --engine ray --format parquet -o tagged/
     """
+    if engine is Engine.ray:
+        if output is None or append or dry_run:
+            raise InputError("--engine ray: give -o FOLDER, and neither --append nor --dry-run")
+        _bulk(
+            images,
+            artifact,
+            output,
+            format=format.value,
+            top_k=top_k,
+            threshold=threshold,
+            batch_size=batch_size,
+            partition_size=partition_size,
+            actors=actors,
+            address=address,
+        )
+        return
     from pvp_fast.sinks import BESIDE, open_sink
     from pvp_fast.tagger import Tagger
 
@@ -126,6 +161,29 @@ def tag(
             raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
     _summary(done, skipped, bad, dry_run)
     if bad:
+        raise typer.Exit(SOME_UNREADABLE)
+
+
+def _bulk(images: list[str], artifact: Path, output: Path, **options: Any) -> None:
+    from pvp_fast.bulk import BulkReport, tag_dataset
+
+    console = progress_console()
+    with console.status("starting Ray") as status:
+
+        def shown(report: BulkReport) -> None:
+            status.update(
+                f"{report.images + report.failures} images, {report.failures} failed, "
+                f"{report.images_per_second:.0f} images/s"
+            )
+
+        report = tag_dataset(images, artifact, output, progress=shown, **options)
+    console.print(
+        f"{report.images} images tagged, {report.skipped} had been before, {report.failures} "
+        f"could not be read; {report.partitions} partitions, {report.seconds:.1f} s, "
+        f"{report.images_per_second:.1f} images/s"
+    )
+    typer.echo(str(output))
+    if report.failures:
         raise typer.Exit(SOME_UNREADABLE)
 
 

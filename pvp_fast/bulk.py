@@ -1,0 +1,486 @@
+"""Tag millions of images with Ray Data, and go on where an interrupted run stopped.
+
+The input is cut into partitions, each named by a hash of what it holds and how it is tagged. Ray
+Data streams them through one actor a GPU (or a few on CPUs), each with its own Tagger, which
+writes a partition's tags into a staging folder. Only this process, which holds a lock, moves them
+to where they count::
+
+    OUT/job.json                      artifact version and settings; another job is refused
+    OUT/tags/part-HASH.parquet        its presence says that the partition is done
+    OUT/failures/part-HASH.jsonl      images that could not be read, with the reason
+
+A partition is therefore there whole or not at all, whatever is killed and whenever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pvp_fast.errors import InputError, PvpFastError, SinkError
+from pvp_fast.files import atomic_write, sync_folder
+from pvp_fast.sinks.base import lock, plain, writing
+
+if TYPE_CHECKING:
+    from pvp_fast.tagger import TagResult
+
+Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+FORMATS = ("parquet", "jsonl")
+_RETRIES = 3  # of a partition whose actor died, before the run gives up
+
+
+@dataclass(frozen=True)
+class BulkReport:
+    """What a run did: images tagged, failed, and done by earlier runs; partitions written."""
+
+    images: int = 0
+    failures: int = 0
+    skipped: int = 0
+    partitions: int = 0
+    seconds: float = 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Tagged and failed images of this run over its wall time, start-up included."""
+        return (self.images + self.failures) / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """Images in one go: files named ``paths``, or rows of one row group of a Parquet file."""
+
+    id: str
+    keys: list[str]
+    paths: list[str] | None = None
+    file: str = ""
+    group: int = 0
+
+
+@dataclass(frozen=True)
+class _Job:
+    """All that an actor needs to know."""
+
+    artifact: str
+    version: str
+    staging: str
+    format: str
+    top_k: int | None
+    threshold: float | None
+    batch_size: int
+    device: str
+
+
+def tag_dataset(
+    source: Source,
+    artifact: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str = "parquet",
+    top_k: int | None = 5,
+    threshold: float | None = None,
+    batch_size: int = 64,
+    partition_size: int = 1024,
+    actors: int | None = None,
+    cpus_per_actor: float = 1,
+    address: str | None = None,
+    progress: Callable[[BulkReport], None] | None = None,
+) -> BulkReport:
+    """Tag every image of ``source`` exactly once into the folder ``out``.
+
+    Called again with the same arguments it does what is left. Images that were added to the
+    source meanwhile are done too; those already tagged are not tagged again.
+
+    Args:
+        source: image files, folders and globs; or ``.parquet`` files with a column ``image`` (a
+            path) and optionally ``bytes`` (the encoded image; ``image`` is then only its name).
+            On a cluster, paths that every node can read.
+        artifact: artifact folder, readable on every node.
+        out: folder for the results, on storage that every node can write.
+        format: "parquet" or "jsonl" for the tags; failures are JSON lines.
+        top_k, threshold, batch_size: see :meth:`pvp_fast.Tagger.tag`.
+        partition_size: images written at once; what a kill can cost for each actor. A Parquet
+            file of encoded images is partitioned by its own row groups.
+        actors: taggers at work; by default one a GPU, or one for each ``cpus_per_actor`` CPUs.
+        cpus_per_actor: CPUs that Ray reserves for each.
+        address: of a Ray cluster ("auto" for this machine's); None starts one here and stops it
+            afterwards. A Ray that is already connected is used as it is.
+        progress: called with what is done after each partition.
+
+    Returns:
+        What this call did.
+
+    Raises:
+        InputError: no images, ``out`` holds another job, an unusable argument, or no Ray.
+        SinkError: ``out`` cannot be written, or another process is writing it.
+        ArtifactError: the artifact cannot be used.
+    """
+    from pvp_fast.artifact import Artifact
+
+    _check(format, top_k, threshold, batch_size, partition_size, actors, cpus_per_actor)
+    ray = _import_ray()
+    started = time.monotonic()
+    folder = Path(out).absolute()
+    version = Artifact.load(artifact).version
+    settings = {"artifact": version, "format": format, "top_k": top_k, "threshold": threshold}
+    with _claimed(folder, settings) as staging:
+        partitions, skipped = _left(source, folder, settings, partition_size)
+        report = BulkReport(skipped=skipped)
+        if not partitions:
+            return replace(report, seconds=time.monotonic() - started)
+        with _connected(ray, address):
+            gpus = int(ray.cluster_resources().get("GPU", 0))
+            cpus = ray.cluster_resources().get("CPU", 1)
+            pool = actors or gpus or max(1, int(cpus // cpus_per_actor))
+            job = _Job(
+                artifact=str(Path(artifact).absolute()),
+                version=version,
+                staging=str(staging),
+                format=format,
+                top_k=top_k,
+                threshold=threshold,
+                batch_size=batch_size,
+                device="cuda" if gpus else "cpu",
+            )
+            items = [{"partition": json.dumps(asdict(part))} for part in partitions]
+            tagged = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+                _Actor,
+                fn_constructor_args=(asdict(job),),
+                batch_size=1,
+                compute=ray.data.ActorPoolStrategy(size=min(pool, len(items))),
+                num_cpus=cpus_per_actor,
+                # A pool larger than the number of GPUs shares them.
+                num_gpus=min(1.0, gpus / pool) if gpus else None,
+                max_restarts=_RETRIES,
+                max_task_retries=_RETRIES,
+            )
+            with _our_errors():
+                for row in tagged.iter_rows():
+                    _commit(folder, staging, str(row["id"]), format)
+                    report = BulkReport(
+                        images=report.images + int(row["images"]),
+                        failures=report.failures + int(row["failures"]),
+                        skipped=skipped,
+                        partitions=report.partitions + 1,
+                        seconds=time.monotonic() - started,
+                    )
+                    if progress is not None:
+                        progress(report)
+    return report
+
+
+class _Actor:
+    """A Tagger in its own process; each call tags one partition into the staging folder."""
+
+    def __init__(self, job: dict[str, Any]) -> None:
+        from ray.util.metrics import Counter
+
+        from pvp_fast.tagger import Tagger
+
+        self.job = _Job(**job)
+        self.tagger = Tagger.load(self.job.artifact, device=self.job.device)
+        if self.tagger.artifact.version != self.job.version:
+            raise InputError(
+                f"artifact: {self.job.artifact} is version {self.tagger.artifact.version} here "
+                f"and {self.job.version} where the run was started; give all nodes the same"
+            )
+        self._images = Counter("pvp_fast_images", "Images tagged.")
+        self._failures = Counter("pvp_fast_failures", "Images that could not be read.")
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
+        rows: dict[str, list[Any]] = {"id": [], "images": [], "failures": []}
+        for text in batch["partition"]:
+            part = _Partition(**json.loads(str(text)))
+            images, failures = self._tag(part)
+            for counter, count in ((self._images, images), (self._failures, failures)):
+                if count:
+                    counter.inc(count)
+            for name, value in (("id", part.id), ("images", images), ("failures", failures)):
+                rows[name].append(value)
+        return rows
+
+    def _tag(self, part: _Partition) -> tuple[int, int]:
+        from pvp_fast.sinks import open_sink
+
+        tags, failures = _names(Path(self.job.staging), part.id, self.job.format)
+        failed: list[TagResult] = []
+        images = 0
+        with open_sink(self.job.format, tags, self.job.version) as sink:
+            for result in self._results(part):
+                if result.error is None:
+                    images += 1
+                    sink.write(result)
+                else:
+                    failed.append(result)
+        if failed:
+            with open_sink("jsonl", failures, self.job.version) as sink:
+                for result in failed:
+                    sink.write(result)
+        return images, len(failed)
+
+    def _results(self, part: _Partition) -> Iterator[TagResult]:
+        job = self.job
+        for keys, images in _images(part, 4 * job.batch_size):
+            found = self.tagger.tag(
+                images, top_k=job.top_k, threshold=job.threshold, batch_size=job.batch_size
+            )
+            for key, result in zip(keys, found, strict=True):
+                yield replace(result, key=key)
+
+
+def _images(part: _Partition, size: int) -> Iterator[tuple[list[str], list[Any]]]:
+    """Keys and images of a partition, some at a time."""
+    if part.paths is not None:
+        for first in range(0, len(part.keys), size):
+            chosen = slice(first, first + size)
+            yield part.keys[chosen], list(part.paths[chosen])
+        return
+    import pyarrow.parquet
+
+    wanted = set(part.keys)
+    with pyarrow.parquet.ParquetFile(part.file) as file:
+        for rows in file.iter_batches(size, [part.group], columns=["image", "bytes"]):
+            names = rows.column("image").to_pylist()
+            data = rows.column("bytes").to_pylist()
+            # discard(): of two rows of one name the first counts.
+            pairs = [(n, d or b"") for n, d in zip(names, data, strict=True) if _take(wanted, n)]
+            if pairs:
+                yield [n for n, _ in pairs], [d for _, d in pairs]
+
+
+def _take(wanted: set[str], key: str) -> bool:
+    there = key in wanted
+    wanted.discard(key)
+    return there
+
+
+def _left(
+    source: Source, folder: Path, settings: dict[str, Any], size: int
+) -> tuple[list[_Partition], int]:
+    """Partitions still to do, and how many images earlier runs have done."""
+    ending = settings["format"]
+    done = {path.stem.removeprefix("part-") for path in (folder / "tags").glob(f"*.{ending}")}
+    planned = list(_partitions(source, settings, size, frozenset()))
+    if not planned:
+        raise InputError(f"source: no image in {source!r}")
+    if done <= {part.id for part in planned}:
+        left = [part for part in planned if part.id not in done]
+    else:  # the source is no longer what it was: leave out what is done image by image
+        known = _known(folder, settings)
+        left = list(_partitions(source, settings, size, known))
+    return left, sum(len(p.keys) for p in planned) - sum(len(p.keys) for p in left)
+
+
+def _known(folder: Path, settings: dict[str, Any]) -> frozenset[str]:
+    """Every image in the finished partitions."""
+    from pvp_fast.sinks.jsonl import JsonLines
+    from pvp_fast.sinks.parquet import read_keys
+
+    version = settings["artifact"]
+    keys: set[str] = set()
+    if settings["format"] == "parquet":
+        keys |= read_keys(folder / "tags", version)
+    for path in (*(folder / "tags").glob("*.jsonl"), *(folder / "failures").glob("*.jsonl")):
+        with path.open("rb") as stream:
+            keys |= {plain(key) for key in JsonLines(version).scan(stream, path)[0]}
+    return frozenset(keys)
+
+
+def _partitions(
+    source: Source, settings: dict[str, Any], size: int, without: frozenset[str]
+) -> Iterator[_Partition]:
+    from pvp_fast.images import find_images
+
+    sources = [source] if isinstance(source, str | os.PathLike) else list(source)
+    tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]
+    seen = set(without)
+
+    def fresh(key: str) -> bool:
+        new = plain(key) not in seen
+        seen.add(plain(key))
+        return new
+
+    named: list[str] = []
+    for table in tables:
+        for group, keys, embedded in _row_groups(table):
+            chosen = [key for key in keys if fresh(key)]
+            if not embedded:
+                named += chosen
+            elif chosen:
+                name = _name(chosen, settings)
+                yield _Partition(name, chosen, None, str(table.absolute()), group)
+    others = [each for each in sources if Path(each).suffix != ".parquet"]
+    files = filter(fresh, map(os.fspath, find_images(others)))
+    waiting = iter((*named, *files))
+    while chosen := list(islice(waiting, size)):
+        paths = [os.path.abspath(key) for key in chosen]
+        yield _Partition(_name(chosen, settings), chosen, paths)
+
+
+def _row_groups(path: Path) -> Iterator[tuple[int, list[str], bool]]:
+    """Number and keys of each row group, and whether the images are in the file."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise InputError(
+            'source: Parquet needs pyarrow; pip install "pvp_fast[parquet]"'
+        ) from error
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "image" not in names:
+                raise InputError(
+                    f"source: {path} has the columns {', '.join(names)}; it needs 'image', the "
+                    "path or name, and 'bytes' if the images are in the file"
+                )
+            for group in range(file.num_row_groups):
+                keys = file.read_row_group(group, columns=["image"]).column("image").to_pylist()
+                yield group, [str(key) for key in keys], "bytes" in names
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"source: {path} cannot be read as Parquet: {error}") from error
+
+
+def _name(keys: list[str], settings: dict[str, Any]) -> str:
+    content = json.dumps([keys, settings], sort_keys=True)
+    return sha256(content.encode()).hexdigest()[:32]
+
+
+def _names(folder: Path, id: str, format: str) -> tuple[Path, Path]:
+    return folder / "tags" / f"part-{id}.{format}", folder / "failures" / f"part-{id}.jsonl"
+
+
+def _commit(folder: Path, staging: Path, id: str, format: str) -> None:
+    """Move a partition from the staging folder to where it counts; its tags last."""
+    tags, failures = _names(folder, id, format)
+    new_tags, new_failures = _names(staging, id, format)
+    with writing(tags):
+        if new_failures.exists():
+            os.replace(new_failures, failures)
+            sync_folder(failures.parent)
+        os.replace(new_tags, tags)
+        sync_folder(tags.parent)
+
+
+@contextlib.contextmanager
+def _claimed(folder: Path, settings: dict[str, Any]) -> Iterator[Path]:
+    """The folder, locked and free of what killed runs left; gives a staging folder in it."""
+    with writing(folder):
+        for name in ("tags", "failures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        held = (folder / ".lock").open("a")
+    with held:
+        lock(held, folder)
+        _check_job(folder / "job.json", settings)
+        waiting = folder / ".staging"
+        shutil.rmtree(waiting, ignore_errors=True)
+        for failures in (folder / "failures").glob("*.jsonl"):
+            # Killed between the two moves of a commit: the partition will be done again.
+            if not (folder / "tags" / f"{failures.stem}.{settings['format']}").exists():
+                failures.unlink()
+        staging = waiting / uuid.uuid4().hex
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(waiting, ignore_errors=True)
+
+
+def _check_job(path: Path, settings: dict[str, Any]) -> None:
+    if not path.exists():
+        with writing(path), atomic_write(path, "w") as stream:
+            json.dump(settings, stream)
+        return
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SinkError(f"{path} cannot be read ({error}); give another folder") from error
+    if found != settings:
+        raise InputError(
+            f"out: {path.parent} holds a job with {found}, not {settings}; give another folder, "
+            "or the same artifact and settings to go on"
+        )
+
+
+def _check(
+    format: str,
+    top_k: int | None,
+    threshold: float | None,
+    batch_size: int,
+    partition_size: int,
+    actors: int | None,
+    cpus_per_actor: float,
+) -> None:
+    if format not in FORMATS:
+        raise InputError(f"format={format!r}: bulk runs write {' or '.join(FORMATS)}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise InputError(f"threshold is {threshold}; it is a probability, 0 to 1")
+    for name, value in (
+        ("top_k", top_k),
+        ("batch_size", batch_size),
+        ("partition_size", partition_size),
+        ("actors", actors),
+    ):
+        if value is not None and value < 1:
+            raise InputError(f"{name} is {value}; give at least 1")
+    if not cpus_per_actor > 0:
+        raise InputError(f"cpus_per_actor is {cpus_per_actor}; give more than 0")
+
+
+@contextlib.contextmanager
+def _connected(ray: Any, address: str | None) -> Iterator[None]:
+    if ray.is_initialized():
+        yield
+        return
+    # Ray reports its use to its makers unless told not to; whoever wants that starts Ray.
+    before = os.environ.get("RAY_USAGE_STATS_ENABLED")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = before or "0"
+    context = ray.data.DataContext.get_current()
+    bars, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        ray.init(
+            address=address,
+            logging_level="ERROR",
+            **({"include_dashboard": False} if address is None else {}),
+        )
+        yield
+    finally:
+        ray.shutdown()
+        context.enable_progress_bars = bars
+        if before is None:
+            del os.environ["RAY_USAGE_STATS_ENABLED"]
+
+
+@contextlib.contextmanager
+def _our_errors() -> Iterator[None]:
+    """Raise what an actor raised on purpose, not the wrapping that Ray puts around it."""
+    try:
+        yield
+    except Exception as error:
+        for inner in _causes(error):
+            if isinstance(inner, PvpFastError):
+                raise inner from None
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterable[BaseException]:
+    while error is not None:
+        yield error
+        error = getattr(error, "cause", None) or error.__cause__
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise InputError('engine: Ray is not installed; pip install "pvp_fast[ray]"') from error
+    return ray

@@ -1,0 +1,178 @@
+"""Bulk runs on a local Ray: real photos, bad ones, changed inputs, and kills at any moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pvp_fast.cli import run
+from pvp_fast.errors import InputError, SinkError
+from pvp_fast.tagger import Tagger
+
+ray = pytest.importorskip("ray")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+from pvp_fast.bulk import tag_dataset  # noqa: E402
+
+KILLS = int(os.environ.get("PVP_FAST_KILLS", "2"))
+PHOTOS = 240
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bulk")
+    (folder / "words.txt").write_text("dog\ncat\ncar\nperson\n", encoding="utf-8")
+    line = ["train", "--vocabulary", str(folder / "words.txt"), "--grammar", "40", "--quiet"]
+    assert run([*line, "--steps", "2", "--out", str(folder / "run")]) == 0
+    return folder / "run" / "artifact"
+
+
+@pytest.fixture(scope="module")
+def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Links to real photos, and two files that are none."""
+    found = sorted((shared_data / "photos").glob("*.jpg"))[:PHOTOS]
+    if len(found) < PHOTOS:
+        pytest.skip(f"needs {PHOTOS} photos in {shared_data / 'photos'}")
+    folder = tmp_path_factory.mktemp("photos")
+    for path in found:
+        os.link(path, folder / path.name) if _same_disk(path, folder) else shutil.copy(path, folder)
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "text.jpg").write_bytes(b"no image")
+    return folder
+
+
+def _same_disk(path: Path, folder: Path) -> bool:
+    return path.stat().st_dev == folder.stat().st_dev
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+def tags(out: Path) -> list[dict[str, Any]]:
+    files = sorted((out / "tags").glob("*.parquet"))
+    return [row for file in files for row in parquet.read_table(file).to_pylist()]
+
+
+def failures(out: Path) -> list[dict[str, Any]]:
+    files = sorted((out / "failures").glob("*.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def every_image_once(out: Path, folder: Path) -> bool:
+    found = sorted(Path(row["image"]).name for row in (*tags(out), *failures(out)))
+    return found == sorted(path.name for path in folder.glob("*.jpg"))
+
+
+@pytest.mark.usefixtures("cluster")
+def test_two_actors_tag_what_one_tagger_does_and_new_images_are_done_later(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "some", tmp_path / "out"
+    folder.mkdir()
+    for path in sorted(photos.glob("*.jpg"))[::6]:
+        shutil.copy(path, folder)
+    (folder / "zero.jpg").write_bytes(b"")
+    options: dict[str, Any] = {"partition_size": 10, "actors": 2, "threshold": 0.0}
+    report = tag_dataset(folder, artifact, out, **options)
+    assert every_image_once(out, folder)
+    assert [Path(row["image"]).name for row in failures(out)] == ["zero.jpg"]
+    assert (report.images, report.failures, report.skipped) == (len(tags(out)), 1, 0)
+    expected = Tagger.load(artifact).tag([row["image"] for row in tags(out)], threshold=0.0)
+    for row, result in zip(tags(out), expected, strict=True):
+        assert [t["name"] for t in row["tags"]] == [t.name for t in result.tags]
+        scores = [t.score for t in result.tags]
+        assert [t["score"] for t in row["tags"]] == pytest.approx(scores, abs=1e-5)
+
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("part-*")}
+    again = tag_dataset(folder, artifact, out, **options)
+    assert (again.images, again.skipped) == (0, report.images + 1)
+    shutil.copy(next(photos.glob("*.jpg")), folder / "0.jpg")  # shifts every later partition
+    third = tag_dataset(folder, artifact, out, **options)
+    assert (third.images, third.skipped) == (1, report.images + 1)
+    assert every_image_once(out, folder)
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in before.items())
+    with pytest.raises(InputError, match="another folder"):
+        tag_dataset(folder, artifact, out, **{**options, "threshold": 0.5})
+
+    # Encoded images in a Parquet file: the same tags under their names.
+    table = {
+        "image": [f"row {i}" for i in range(6)] + ["row 0"],
+        "bytes": [path.read_bytes() for path in sorted(folder.glob("*.jpg"))[:5]] + [None, b"x"],
+    }
+    arrow = pytest.importorskip("pyarrow")
+    parquet.write_table(arrow.table(table), tmp_path / "in.parquet", row_group_size=3)
+    embedded = tag_dataset(tmp_path / "in.parquet", artifact, tmp_path / "out2", **options)
+    assert (embedded.images, embedded.failures, embedded.partitions) == (5, 1, 2)
+    named = {row["image"]: row["tags"] for row in tags(tmp_path / "out2")}
+    whole = {row["image"]: row["tags"] for row in tags(out)}
+    for number, path in enumerate(sorted(folder.glob("*.jpg"))[:5]):
+        assert [t["name"] for t in named[f"row {number}"]] == [t["name"] for t in whole[str(path)]]
+
+
+def test_wrong_arguments_need_no_ray(artifact: Path, tmp_path: Path) -> None:
+    for options in (
+        {"format": "csv"},
+        {"top_k": 0},
+        {"threshold": 2.0},
+        {"partition_size": 0},
+        {"actors": 0},
+        {"cpus_per_actor": 0},
+    ):
+        with pytest.raises(InputError, match=next(iter(options))):
+            tag_dataset(tmp_path, artifact, tmp_path / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="no image"):
+        tag_dataset(tmp_path, artifact, tmp_path / "out")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SinkError, match="file"):
+        tag_dataset(tmp_path, artifact, tmp_path / "file")
+    assert run(["tag", str(artifact), str(tmp_path), "--engine", "ray"]) == 1
+
+
+def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_path: Path) -> None:
+    """``PVP_FAST_KILLS=10`` for the long version."""
+    out = tmp_path / "out"
+    program = [sys.executable, "-c", "import pvp_fast.cli as c; c.main()"]
+    size = max(2, PHOTOS // (8 * KILLS))
+    line = ["tag", str(artifact), str(photos), "--engine", "ray", "--format", "parquet"]
+    line += ["-o", str(out), "--partition-size", str(size), "--actors", "2", "--batch-size", "4"]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    chance = random.Random(int(os.environ.get("PVP_FAST_KILL_SEED", "0")))
+    done: list[int] = []
+    for _ in range(KILLS):
+        before = len(list(out.glob("tags/part-*")))
+        process = subprocess.Popen(
+            [*program, *line], env=env, cwd=tmp_path, stderr=subprocess.DEVNULL
+        )
+        wanted = before + chance.randint(0, 5)
+        while process.poll() is None and len(list(out.glob("tags/part-*"))) < wanted:
+            time.sleep(0.005)
+        time.sleep(chance.random() * (0.2 if wanted > before else 8))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        done.append(len(list(out.glob("tags/part-*"))))
+    assert any(done), "no kill came after a partition"
+    final = subprocess.run(
+        [*program, *line], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert final.returncode in (0, 3), final.stderr  # 0 where an earlier run met the bad files
+    print(f"partitions after each kill: {done}\n{final.stderr}")
+    assert every_image_once(out, photos)
+    assert {Path(row["image"]).name for row in failures(out)} == {"empty.jpg", "text.jpg"}
+    assert not (out / ".staging").exists()

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FORMATS = ("parquet", "jsonl")
-_RETRIES = 3  # of a partition whose actor died, before the run gives up
 
 
 @dataclass(frozen=True)
@@ -160,8 +159,6 @@ def tag_dataset(
                 num_cpus=cpus_per_actor,
                 # A pool larger than the number of GPUs shares them.
                 num_gpus=min(1.0, gpus / pool) if gpus else None,
-                max_restarts=_RETRIES,
-                max_task_retries=_RETRIES,
             )
             with _our_errors():
                 for row in tagged.iter_rows():

@@ -116,6 +116,35 @@ def test_a_bad_image_does_not_hide_the_others(artifact, pictures, capsys):
     assert rows[1]["tags"]
 
 
+def test_tag_resumes_merges_and_can_only_look(artifact, pictures, tmp_path, capsys):
+    shutil.copy(pictures / "été.jpg", pictures / "b.jpg")
+    line = ["tag", str(artifact), str(pictures), "--threshold", "0"]
+    out = tmp_path / "tags.jsonl"
+    append = [*line, "--append", "-o", str(out)]
+    assert run([*append, "--dry-run"]) == 0
+    assert "2 images tagged, none written" in capsys.readouterr().err
+    assert not out.exists()
+    assert run(append) == 0
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-9])  # as a crash leaves it
+    assert run(append) == 0
+    assert out.read_bytes() == whole
+    assert "1 image had been tagged before" in capsys.readouterr().err
+    assert run([*line, "--format", "sqlite", "-o", str(tmp_path / "tags.db")]) == 0
+    assert run([*line, "--format", "sqlite", "-o", str(tmp_path / "tags.db")]) == 0
+    assert "2 images had been tagged before" in capsys.readouterr().err
+    (pictures / "b.jpg.xmp").write_bytes(b"<broken")
+    assert run([*line, "--format", "xmp"]) == 3
+    assert "b.jpg.xmp" in capsys.readouterr().err
+    assert b"dog" in (pictures / "été.jpg.xmp").read_bytes()
+    assert run([*line, "--format", "txt"]) == 0
+    caption = (pictures / "b.txt").read_text(encoding="utf-8").strip()
+    assert set(caption.split(", ")) == {"dog", "cat", "car"}
+    for wrong in (["--append"], ["--format", "sqlite"], ["--format", "xmp", "-o", "x"]):
+        assert run([*line, *wrong]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_evaluate_prints_the_ladder(artifact, pictures, tmp_path, capsys):
     labels = {"categories": ["dog", "cat"], "photos": {"été.jpg": {"labels": ["dog"]}}}
     (pictures / "labels.json").write_text(json.dumps(labels), encoding="utf-8")

@@ -3,8 +3,8 @@
 
     loss_b = Σ_{p ∈ P_b} Σ_{n ∉ P_b} weight_n · max(0, margin − s_bp + s_bn),  s = scale · r
 
-A program owns a row, so nothing is added across programs. First, 8 or 16 positives at a time stay in
-registers while the negatives stream past: the loss, and each positive's gradient. Then the
+A program owns a row, so nothing is added across programs. First, 8 or 16 positives at a time stay
+in registers while the negatives stream past: the loss, and each positive's gradient. Then the
 negatives stream past once more and take theirs. O(P·C) work, two reads and one write of the row;
 (C, C) pairs are never in memory. A bias cancels in the difference and has no gradient.
 """

@@ -93,11 +93,16 @@ def tag(
 
       pvp-fast tag runs/coco/artifact photos/ --engine ray --format parquet -o tagged/
     """
+    if bool(images) == (embeddings is not None):
+        raise typer.BadParameter("give images, or --embeddings DIR")
+    names = images or []
     if engine is Engine.ray:
-        if output is None or append or dry_run:
-            raise InputError("--engine ray: give -o FOLDER, and neither --append nor --dry-run")
+        if output is None or append or dry_run or embeddings is not None:
+            raise InputError(
+                "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --embeddings"
+            )
         _bulk(
-            images,
+            names,
             artifact,
             output,
             format=format.value,
@@ -112,12 +117,9 @@ def tag(
     from pvp_fast.sinks import BESIDE, open_sink
     from pvp_fast.tagger import Tagger
 
-    if bool(images) == (embeddings is not None):
-        raise typer.BadParameter("give images, or --embeddings DIR")
     if output is not None and format.value in BESIDE:
         raise InputError(f"--output: {format.value} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
-    names = images or []
     bad = done = skipped = 0
     with open_sink(
         format.value, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run

@@ -95,6 +95,27 @@ def test_tag_writes_clean_json_lines(artifact, pictures, capsys):
     assert len(found["tags"]) == 2
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_progress_on_a_terminal_leaves_stdout_clean(artifact, pictures):
+    import pty
+
+    master, slave = pty.openpty()
+    line = [sys.executable, "-P", "-c", "from pvp_fast.cli import main; main()", "tag"]
+    done = subprocess.run(
+        [*line, str(artifact), str(pictures), "--threshold", "0"],
+        stdout=subprocess.PIPE,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+        check=True,
+    )
+    os.close(slave)
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert json.loads(done.stdout)["tags"]
+    assert "images/s" in shown
+    assert "1/1" in shown
+
+
 @pytest.mark.parametrize("format", ["jsonl", "csv", "table"])
 def test_a_bad_image_is_listed_and_the_rest_is_tagged(artifact, pictures, tmp_path, capsys, format):
     (pictures / "empty.jpg").write_bytes(b"")

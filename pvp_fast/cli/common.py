@@ -22,14 +22,16 @@ def progress_console() -> Console:
 
 
 @contextmanager
-def image_progress(count: Callable[[], int | None]) -> Iterator[Callable[[int], None]]:
+def image_progress(
+    count: Callable[[], int | None], show: bool = True
+) -> Iterator[Callable[[int], None]]:
     """A bar on stderr with images/s and time left; gives a function to call with images done.
 
     Nothing is shown, and ``count`` (which may have to walk folders) not called, where stderr is no
-    terminal.
+    terminal or ``show`` is false, as when results go to the same terminal.
     """
     console = progress_console()
-    if not console.is_terminal:
+    if not console.is_terminal or not show:
         yield lambda done: None
         return
     from rich.progress import (
@@ -47,7 +49,8 @@ def image_progress(count: Callable[[], int | None]) -> Iterator[Callable[[int], 
             return Text(f"{task.speed or 0:.0f} images/s")
 
     columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Left alone, rich would send what is printed to stdout to stderr as well.
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("images", total=count())
         yield lambda done: bar.update(task, completed=done)
 

@@ -148,7 +148,8 @@ def tag(
             store = EmbeddingStore(embeddings)
             results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)
             count = lambda: len(store) + len(store.failures)  # noqa: E731
-        with image_progress(count) as advance_to:
+        show = output is not None or not sys.stdout.isatty()
+        with image_progress(count, show) as advance_to:
             for result in results:
                 if embeddings is not None and resumes and sink.has(result.key):
                     skipped += 1

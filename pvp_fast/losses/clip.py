@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pvp_fast.backend import use_triton
 from pvp_fast.errors import InputError
 from pvp_fast.losses import clip_ops
 from pvp_fast.losses._scores import as_float, similarity
-from pvp_fast.backend import use_triton
 
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
 

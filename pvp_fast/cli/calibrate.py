@@ -102,6 +102,8 @@ def calibrate(
         texts, source = gather_sentences(old.vocabulary, files, count, number)
         corpus = build_corpus(texts, old.vocabulary, source=source)
         part, known = recalibrate.unseen(old, corpus)
+        if not known:  # training has seen the prompt templates
+            part = build_corpus(texts, old.vocabulary, templates=False, source=source)
         what = f"sentences that training held out of {source}" if known else f"sentences ({source})"
         with console.status("encoding sentences"):
             data = recalibrate.score_sentences(backbone_for(old, pick_device(device)), old, part)

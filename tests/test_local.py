@@ -22,6 +22,7 @@ from pvp_fast.artifact import LOCAL_TILE, Artifact, local_scores, merge, probabi
 from pvp_fast.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, BackboneError, InputError
 from pvp_fast.evaluation import EvalSet, Features, encode_set, ladder
+from pvp_fast.loaders import ImageStream
 from pvp_fast.sentences import Corpus
 from pvp_fast.tagger import Tagger
 from pvp_fast.training import LocalPromptConfig, LoopConfig, TrainConfig, add_category, train
@@ -203,8 +204,9 @@ def test_the_ladder_ends_with_what_the_tagger_does(
     assert [rung.name for rung in result.rungs][-2:] == ["+ dual adapter", "+ local"]
     assert "+ local" in result.table()
 
-    with torch.no_grad():
-        pixels = torch.stack([backbone.preprocess(Image.open(p)) for p in images])
+    with torch.no_grad(), ImageStream(images, backbone.preprocess) as stream:
+        (batch,) = stream
+        pixels = batch.pixels
         regions, z = backbone.encode_regions(pixels), backbone.encode_image(pixels)
         near = artifact.local_scores(regions)
         torch.testing.assert_close(features.local[artifact.version], near)

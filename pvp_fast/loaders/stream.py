@@ -47,7 +47,7 @@ class ImageStream:
         device: where the pixels go; on CUDA they travel through pinned memory.
         backend: "torch" (threads, everywhere), "dali" (NVIDIA DALI; decodes on the GPU when
             ``device`` is CUDA), or "auto": DALI where it is installed and the device is CUDA, else
-            torch, which is the faster of the two on a CPU.
+            torch, whose pixels are the closer ones to open_clip's.
         mode: "exact" has open_clip's geometry; "fast" takes short cuts that move pixels (JPEGs
             decoded at a fraction of their size, and with DALI the crop rounded differently).
         shuffle: a new order each epoch, a function of ``seed`` and the epoch alone.

@@ -281,6 +281,41 @@ def test_sentences_from_a_language_model(endpoint, tmp_path, capsys, monkeypatch
     assert run(["sentences", *line[1:3], "--label", str(out)]) == 0
 
 
+def test_a_category_learns_from_what_a_language_model_wrote(
+    artifact, endpoint, tmp_path, capsys, monkeypatch
+):
+    from pvp_fast.artifact import Artifact
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    line = ["add-category", str(artifact), "drone", "--out", str(tmp_path / "new")]
+    model = ["--base-url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--llm", "tiny"]
+    assert run([*line, *model]) == 1
+    assert "--generate" in capsys.readouterr().err
+    assert run([*line, "--generate", "4"]) == 1
+    assert "--base-url" in capsys.readouterr().err
+    taken = ["add-category", str(artifact), "dog", "--out", str(tmp_path / "no")]
+    assert run([*taken, *model, "--generate", "4"]) == 1
+    assert endpoint.seen == []  # nothing is asked for a run that cannot end well
+    assert not (tmp_path / "new").exists()
+
+    assert run([*line, *model, "--generate", "4", "--workers", "1"]) == 0
+    record = (tmp_path / "new.record.jsonl").read_text(encoding="utf-8")
+    written = [text for row in record.splitlines() for text in json.loads(row)["sentences"]]
+    assert len(written) >= 4
+    assert all("drone" in text for text in written)
+    assert "sk-secret" not in record + capsys.readouterr().err
+    asked = len(endpoint.seen)
+    assert run([*line, *model, "--generate", "4"]) == 0  # the record answers
+    assert len(endpoint.seen) == asked
+
+    plain = tmp_path / "plain"
+    assert run([*line[:3], "--out", str(plain)]) == 0
+    old, new, bare = (Artifact.load(p) for p in (artifact, tmp_path / "new", plain))
+    assert new.vocabulary.names == (*old.vocabulary.names, "drone")
+    assert (new.tensors["text"][:3] == old.tensors["text"]).all()
+    assert not (new.tensors["visual"][3] == bare.tensors["visual"][3]).all()
+
+
 def test_a_language_model_that_is_not_there_is_one_sentence(tmp_path, capsys):
     line = ["sentences", "--vocabulary", "voc2007", "--generate", "3"]
     line += ["--record", str(tmp_path / "record.jsonl")]

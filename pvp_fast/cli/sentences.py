@@ -13,6 +13,7 @@ from pvp_fast.cli.common import progress_console, read_vocabulary
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from pvp_fast.sentences.writers import Writer
     from pvp_fast.vocabulary import Vocabulary
 
 
@@ -103,13 +104,24 @@ def _generate(
     seed: int,
 ) -> list[str]:
     from pvp_fast.sentences.generate import generate_sentences
-    from pvp_fast.sentences.writers import LocalTransformers, OpenAIChat, Writer
 
-    writer: Writer
-    if local_llm is not None:
-        writer, workers = LocalTransformers(local_llm), 1
-    elif base_url is not None and llm is not None:
-        writer = OpenAIChat(base_url, llm, api_key)
-    else:
-        raise InputError("--generate needs --base-url and --llm, or --local-llm FOLDER")
+    writer = pick_writer(base_url, llm, api_key, local_llm)
+    workers = 1 if local_llm is not None else workers
     return generate_sentences(writer, words, n, record, seed=seed, workers=workers)
+
+
+def pick_writer(
+    base_url: str | None, llm: str | None, api_key: str | None, local_llm: str | None
+) -> Writer:
+    """The language model that the options of a command name.
+
+    Raises:
+        InputError: they name none.
+    """
+    from pvp_fast.sentences.writers import LocalTransformers, OpenAIChat
+
+    if local_llm is not None:
+        return LocalTransformers(local_llm)
+    if base_url is not None and llm is not None:
+        return OpenAIChat(base_url, llm, api_key)
+    raise InputError("--generate needs --base-url and --llm, or --local-llm FOLDER")

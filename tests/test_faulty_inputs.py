@@ -169,7 +169,7 @@ def test_bad_images_are_listed_with_their_reason_and_the_rest_is_tagged(
         else:
             assert "error" not in row
             assert len(row["tags"]) == 3
-    assert complaints[-1] == f"{len(reasons)} images could not be read"
+    assert complaints[-1] == f"{len(reasons)} images could not be tagged"
 
     for path, result in zip(paths, tagger.tag(paths, threshold=0), strict=True):
         assert (result.error is not None) == (path.name in reasons), path.name

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
@@ -15,11 +17,14 @@ from torch import Tensor, nn
 from pvp_fast.artifact import Artifact
 from pvp_fast.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, InputError, TrainingDiverged
+from pvp_fast.losses.clip import clip_loss_ref
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
 from pvp_fast.training.checkpoint import NAME
+from pvp_fast.training.features import Sentences
 from pvp_fast.training.loop import run_stage
+from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.vocabulary import Vocabulary
 
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
@@ -229,3 +234,41 @@ def test_an_added_category_changes_nothing_learned(
     torch.testing.assert_close(after[:, :4], before)
     with pytest.raises(InputError):
         add_category(backbone, grown, "castle", steps=1)
+
+
+@pytest.mark.parametrize("loss", ["ranking", "asl"])
+def test_fused_losses_give_the_learning_curve_of_their_definitions(
+    backbone: Backbone, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    features = backbone.encode_text(list(corpus.sentences)).half().numpy()
+    sentences = Sentences(features, corpus.multi_hot(), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    visual = torch.randn(len(corpus.vocabulary), 1, features.shape[1], generator=generator)
+    visual = torch.nn.functional.normalize(visual, dim=-1)
+
+    def curve(name: str) -> list[float]:
+        settings = TextPromptConfig(config(), loss=loss)
+        stage = TextPromptStage(
+            backbone, corpus.vocabulary.names, sentences, sentences, settings, visual=visual
+        )
+        run_stage(stage, settings.loop, tmp_path / name, progress=False)
+        return [float(row[1]) for row in rows(tmp_path / name)[1:]]
+
+    fused = curve("fused")
+    calls = 0
+
+    def counted(reference: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def run(*args: object, **options: object) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return reference(*args, **options)
+
+        return run
+
+    reference = counted(getattr(importlib.import_module("pvp_fast.losses"), f"{loss}_loss_ref"))
+    monkeypatch.setitem(
+        importlib.import_module("pvp_fast.training.features")._LOSSES, loss, reference
+    )
+    monkeypatch.setattr("pvp_fast.training.text.clip_loss", counted(clip_loss_ref))
+    assert curve("reference") == pytest.approx(fused, rel=1e-4)
+    assert calls == 2 * config().steps

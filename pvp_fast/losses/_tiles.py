@@ -181,14 +181,18 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
     rows_factor = scale.expand(count) if x_inverse is None else x_inverse * scale
     left = _Operand(x, rows_factor, half, False)
     right = _Operand(w, w_inverse, half, keep)
-    along_x = needs.x or needs.scale
+    # Gradients are rounded to half precision for their products; dscale need not be. (The ranking
+    # hinge holds its positives outside the tiles, so it has no other way.)
+    exact_scale = half and needs.scale and problem.kind != "ranking"
+    along_x = needs.x or (needs.scale and not exact_scale)
     sums = Sums(problem, needs)
     new = x.new_empty
     dx = new((count if needs.x else 0, width), dtype=torch.float32)
     dw = torch.zeros((n_categories if needs.w else 0, width), dtype=torch.float32, device=x.device)
     dscale = torch.zeros((), dtype=torch.float32, device=x.device)
     most_rows, most_cols = min(count, tile[0]), min(n_categories, tile[1])
-    buffers = [new(most_rows * most_cols, dtype=torch.float32) for _ in range(4)]
+    count_buffers = 5 if exact_scale else 4
+    buffers = [new(most_rows * most_cols, dtype=torch.float32) for _ in range(count_buffers)]
     for rows in blocks(count, tile[0]):
         a, a_factor = left.rows(rows)
         grad = torch.zeros((len(a) if along_x else 0, width), dtype=torch.float32, device=x.device)
@@ -198,14 +202,20 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
             shape = (len(a), len(b))
             scores, *scratch = (f[: len(a) * len(b)].view(shape) for f in buffers)
             _product(a, b.T, scores)
-            if half:
-                if a_factor is not None:
-                    scores.mul_(a_factor[:, None])
-                if b_factor is not None:
-                    scores.mul_(b_factor)
+            if half and b_factor is not None:
+                scores.mul_(b_factor)
+            if exact_scale:
+                if x_inverse is not None:
+                    scores.mul_(x_inverse[rows, None])
+                unscaled = scratch.pop().copy_(scores)
+                scores.mul_(scale)
+            elif half and a_factor is not None:
+                scores.mul_(a_factor[:, None])
             if problem.bias is not None:
                 scores.add_(problem.bias)
             step(Tile(scores, scratch, rows, cols), sums)
+            if exact_scale:
+                dscale += torch.dot(scores.view(-1), unscaled.view(-1))
             if along_x:
                 _add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad)
             if needs.w:
@@ -215,7 +225,7 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
         if along_x:
             part = x[rows].float()
             unit = part if x_inverse is None else part * x_inverse[rows, None]
-            if needs.scale:
+            if needs.scale and not exact_scale:
                 dscale += torch.linalg.vecdot(grad, unit).sum()
             if needs.x:
                 if x_inverse is not None:

@@ -34,6 +34,7 @@ class AotSpec:
     constexprs: dict[str, Any]
     num_warps: int
     num_stages: int
+    least_c: int = 16  # the BLOCK_C of a launch over one category
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def with_ones(spec: AotSpec) -> AotSpec:
     Triton compiles an argument that is 1 as a constant, which other code paths must stand.
     """
     ones = {name: 1 for name, kind in spec.signature.items() if kind == "i32"}
-    narrow = {"BLOCK_C": 16} if "BLOCK_C" in spec.constexprs else {}
+    narrow = {"BLOCK_C": spec.least_c} if "BLOCK_C" in spec.constexprs else {}
     return AotSpec(
         f"{spec.name} of ones",
         spec.kernel,

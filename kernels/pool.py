@@ -32,6 +32,8 @@ from .elementwise import FLOATS
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Shares of the images whose dw is kept apart: enough programs for a large GPU, C·D floats each.
 MAX_PROGRAMS = 264
+# Fewest and most regions at a time; fewer spill in pool_dw, more in pool_dz.
+_REGIONS = {"pool": (16, 64), "pool_dz": (16, 32), "pool_dw": (32, 64)}
 # Triton's interpreter multiplies half precision wrongly; a GPU keeps its tensor cores.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -52,10 +54,10 @@ def _wide(z: Tensor, w: Tensor) -> bool:
 
 
 def tiles(wide: bool, backward: bool) -> Tiles:
-    """What fits without a spill on sm_80 and sm_90, the regions being 16, 32 or 64 at a time."""
+    """What fits without a spill on sm_80 and sm_90, the regions being any of `_REGIONS`."""
     if wide:
         # Three tensor-core products for one, and registers for them.
-        return Tiles(32, 16, 64, 8, 2) if backward else Tiles(32, 32, 0, 4, 2)
+        return Tiles(32, 16, 64, 8, 2) if backward else Tiles(32, 32, 0, 8, 2)
     return Tiles(32, 32, 128, 8, 2) if backward else Tiles(64, 32, 0, 4, 3)
 
 
@@ -358,8 +360,9 @@ def _check(z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor) -> No
         raise InputError("temperature must be one float32 value on the device")
 
 
-def _region_block(n_regions: int, most: int = 64) -> int:
-    return max(16, min(most, triton.next_power_of_2(n_regions)))
+def _region_block(kernel: str, n_regions: int) -> int:
+    least, most = _REGIONS[kernel]
+    return max(least, min(most, triton.next_power_of_2(n_regions)))
 
 
 def pool(
@@ -404,7 +407,7 @@ def pool(
             HAS_MASK=mask is not None,
             UPCAST=INTERPRETED or z.dtype != w.dtype,
             PRECISION="tf32x3" if _wide(z, w) else "tf32",
-            BLOCK_L=_region_block(regions),
+            BLOCK_L=_region_block("pool", regions),
             BLOCK_C=size.cols,
             BLOCK_D=size.depth,
             num_warps=size.warps,
@@ -465,7 +468,7 @@ def pool_backward(
     if needs_z:
         dz = torch.zeros(z.shape, dtype=z.dtype, device=z.device)
         if some and width:
-            block = _region_block(regions, 32)
+            block = _region_block("pool_dz", regions)
             region_blocks = -(-regions // block)
             _pool_dz_kernel[(images * region_blocks * slices,)](
                 *inputs,
@@ -503,7 +506,7 @@ def pool_backward(
                 per_share,
                 z.stride(0),
                 z.stride(1),
-                BLOCK_L=_region_block(regions),
+                BLOCK_L=_region_block("pool_dw", regions),
                 **constants,
             )
             grad = part.sum(0)
@@ -524,7 +527,7 @@ def aot_specs() -> list[AotSpec]:
         for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
             wide = other == "fp32"
             size = tiles(wide, backward=name != "pool")
-            for regions in (16, 32 if name == "pool_dz" else 64):
+            for regions in _REGIONS[name]:
                 signature = {"z_ptr": f"*{dtype}", "w_ptr": f"*{other}", "mask_ptr": "*u8"}
                 signature |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(sizes, "i32")
                 constexprs = {

@@ -21,12 +21,18 @@ from pvp_fast.errors import InputError
 from .aot import AotSpec
 from .elementwise import FLOATS, LISTS, RowSums, label_arguments
 
+# Fewest categories at a time; 16 would spill on sm_80.
+_LEAST_C = 32
 # Positives in registers at a time; lists are searched too, and would spill on sm_90.
 _BLOCK_P = {0: 16, 1: 16, LISTS: 8}
 
 _DENSE = tl.constexpr(0)
 _PARTIAL = tl.constexpr(1)
 _LISTS = tl.constexpr(2)
+
+
+def _block_c(n_cols: int) -> int:
+    return max(_LEAST_C, min(128, triton.next_power_of_2(n_cols)))
 
 
 @triton.jit
@@ -270,7 +276,7 @@ def ranking_category_sums(
     out = torch.zeros(parts, cols, dtype=torch.float32, device=scores.device)
     if rows and cols:
         y, indices, first, last, y_row, y_col, mode = _lists(labels, rows, cols)
-        block_c = max(16, min(128, triton.next_power_of_2(cols)))
+        block_c = _block_c(cols)
         n_blocks = -(-cols // block_c)
         _ranking_category_kernel[(parts * n_blocks,)](
             scores,
@@ -359,7 +365,7 @@ def ranking_loss_(
             HAS_WEIGHT=weight is not None,
             HAS_SCALE=scale is not None,
             BLOCK_P=_BLOCK_P[mode],
-            BLOCK_C=max(16, min(128, triton.next_power_of_2(cols))),
+            BLOCK_C=_block_c(cols),
             num_warps=num_warps,
         )
     return RowSums(loss, None if scale is None else dscale, None)
@@ -394,6 +400,7 @@ def aot_specs() -> list[AotSpec]:
             },
             num_warps=4,
             num_stages=3,
+            least_c=_LEAST_C,
         )
         for dtype in ("fp32", "bf16")
         for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
@@ -415,6 +422,7 @@ def aot_specs() -> list[AotSpec]:
             constexprs={"LABELS": mode, "BLOCK_P": 16, "BLOCK_C": 128},
             num_warps=4,
             num_stages=3,
+            least_c=_LEAST_C,
         )
         for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
     ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,13 @@ from pvp_fast.losses.labels import CSRLabels
 KernelLabels = Tensor | tuple[Tensor, Tensor]
 
 
-def _options(problem: Problem) -> dict[str, float]:
+def _options(problem: Problem) -> dict[str, Any]:
     names: dict[str, tuple[str, ...]] = {
         "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach_focal_weight"),
         "focal": ("alpha", "gamma"),
         "ranking": ("margin",),
     }
-    options = dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
+    options: dict[str, Any] = dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
     if problem.kind == "asl":
         options["detach_focal_weight"] = bool(options["detach_focal_weight"])
     return options

@@ -10,6 +10,8 @@ backward instead of made again. The formulas are in kernels/infonce.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -170,7 +172,8 @@ class _KernelBlocks(_Blocks):
         self.grad_left = (x * shrink[0]).half()
         self.grad_right = (w * shrink[1]).half()
 
-    def _arguments(self, rows: slice, cols: slice):  # type: ignore[no-untyped-def]
+    def _arguments(self, rows: slice, cols: slice) -> tuple[Tensor, Any, Any]:
+        """The scale, and the kernels' own Norms and Targets, for a block."""
         norms = targets = None
         if self._norms is not None:
             norms = self._kernels.Norms(self._norms[0][rows], self._norms[1][cols])
@@ -185,7 +188,8 @@ class _KernelBlocks(_Blocks):
 
     def sums(self, s: Tensor, rows: slice, cols: slice) -> tuple[Tensor, Tensor, Tensor]:
         shift = cols.start - rows.start
-        return self._kernels.block_sums(s, *self._arguments(rows, cols), shift=shift)
+        scale, norms, targets = self._arguments(rows, cols)
+        return self._kernels.block_sums(s, scale, norms, targets, shift=shift)
 
     def gradient(
         self, s: Tensor, rows: slice, cols: slice, stats: Tensor
@@ -193,9 +197,12 @@ class _KernelBlocks(_Blocks):
         out = self.buffer(1, rows, cols)
         if self._half:
             out = self._scratch[1].view(torch.float16)[: s.numel()].view(s.shape)
+        scale, norms, targets = self._arguments(rows, cols)
         along = self._kernels.block_gradient(
             s,
-            *self._arguments(rows, cols),
+            scale,
+            norms,
+            targets,
             stats[0, :, rows],
             stats[1, :, cols],
             out,

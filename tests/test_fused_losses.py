@@ -133,7 +133,7 @@ def test_gradients_only_where_they_are_needed() -> None:
         assert g.any()
     *_, dx, dw, _, _, _ = _ops.similarity_loss(
         *frozen, y, None, None, torch.ones(()), None, None, "bce", [], True, False, "chunked",
-        [False] * 5,
+        [False] * 5, 1.0,
     )  # fmt: skip
     assert dx.numel() == dw.numel() == 0
 
@@ -210,6 +210,7 @@ def test_operators_keep_their_contract() -> None:
                         False,
                         regime,
                         needs,
+                        0.5,
                     ),
                 )
 

@@ -108,16 +108,18 @@ def small(problem: Problem, needs: Needs) -> Gradients:
         normalize=problem.normalize,
         weight=problem.weight,
         grads=any(needs),
+        grad_scale=problem.factor,
         **_options(problem),
     )
     sums, new = found.sums, problem.x.new_empty
     zero = torch.zeros((), dtype=torch.float32, device=problem.x.device)
     nothing = new((0, problem.x.shape[1]), dtype=torch.float32)
+    factor = problem.factor
     return Gradients(
-        sums.loss.sum(),
+        sums.loss.sum() * factor,
         found.dx if needs.x else nothing,
         found.dw if needs.w else nothing.clone(),
-        zero if sums.dscale is None else sums.dscale.sum(),
-        zero.clone() if sums.dbias is None else sums.dbias.sum(),
-        found.by_category if needs.weight else new(0, dtype=torch.float32),
+        zero if sums.dscale is None else sums.dscale.sum() * factor,
+        zero.clone() if sums.dbias is None else sums.dbias.sum() * factor,
+        found.by_category * factor if needs.weight else new(0, dtype=torch.float32),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvp_fast.backend import use_triton
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses._scores import reduce
+from pvp_fast.losses._scores import reduction_factor
 from pvp_fast.losses._steps import EntrywiseStep, RankingStep
 from pvp_fast.losses._tiles import Gradients, Needs, Problem, Step, run
 from pvp_fast.losses.labels import CSRLabels, Labels, check_labels
@@ -96,8 +96,9 @@ def similarity_loss(
     triton: bool,
     regime: str,
     needs: Sequence[bool],
+    factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The summed loss and the gradients of :class:`Gradients`, float32; empty if not needed."""
+    """factor · Σ loss and the gradients of :class:`Gradients`, float32; empty if not needed."""
     labels: Labels
     if y is not None:
         labels = y
@@ -107,7 +108,7 @@ def similarity_loss(
         raise InputError("y, or offsets and indices, must be given")
     if kind == "ranking":
         bias = None  # it cancels
-    problem = Problem(kind, settings, x, w, labels, scale, bias, weight, normalize)
+    problem = Problem(kind, settings, x, w, labels, scale, bias, weight, normalize, factor)
     with torch.autocast(x.device.type, enabled=False):
         return tuple(_evaluate(problem, Needs(*needs), triton, regime))  # type: ignore[return-value]
 
@@ -128,6 +129,7 @@ def _(
     triton: bool,
     regime: str,
     needs: Sequence[bool],
+    factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     asked = Needs(*needs)
 
@@ -180,7 +182,8 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, needs = inputs
+    *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, needs, factor = inputs
+    ctx.factor = factor
     ctx.again = not any(needs)
     ctx.dtypes = inputs[0].dtype, inputs[1].dtype
     if ctx.again:
@@ -189,18 +192,35 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*output[1:])
 
 
+def _is_one(g: Tensor) -> bool:
+    """Whether the gradients are already right, which only a CPU tells without waiting."""
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a graph that others will run
+        return False
+    return type(g) is Tensor and g.device.type == "cpu" and g.item() == 1.0
+
+
 def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]
     needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 5, 6, 7)))
     gradients = ctx.saved_tensors
     if ctx.again:
         _, *gradients = similarity_loss(
-            *gradients, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, list(needs)
+            *gradients,
+            ctx.kind,
+            ctx.settings,
+            ctx.normalize,
+            ctx.triton,
+            ctx.regime,
+            list(needs),
+            ctx.factor,
         )
-    found = similarity_loss_backward(g, *gradients, *ctx.dtypes)
+    if ctx.dtypes == (torch.float32,) * 2 and _is_one(g):
+        found = gradients
+    else:
+        found = similarity_loss_backward(g, *gradients, *ctx.dtypes)
     dx, dw, dscale, dbias, dweight = (
         f if need else None for f, need in zip(found, needs, strict=True)
     )
-    return dx, dw, None, None, None, dscale, dbias, dweight, *(None,) * 6
+    return dx, dw, None, None, None, dscale, dbias, dweight, *(None,) * 7
 
 
 def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
@@ -285,5 +305,6 @@ def fused_loss(
         triton,
         regime,
         needs,
+        reduction_factor(reduction, torch.Size((rows, n_categories))),
     )
-    return reduce(total, torch.Size((rows, n_categories)), reduction)
+    return total

@@ -43,12 +43,17 @@ def as_float(scores: Tensor) -> Tensor:
 
 def reduce(total: Tensor, shape: torch.Size, reduction: str) -> Tensor:
     """A summed loss as ``sum``, ``mean`` (over B·C) or ``batchmean`` (over B); empty gives 0."""
+    return total * reduction_factor(reduction, shape)
+
+
+def reduction_factor(reduction: str, shape: torch.Size) -> float:
+    """What :func:`reduce` multiplies by."""
     if reduction == "sum":
-        return total
+        return 1.0
     if reduction == "mean":
-        return total / max(1, shape.numel())
+        return 1 / max(1, shape.numel())
     if reduction == "batchmean":
-        return total / max(1, shape[0])
+        return 1 / max(1, shape[0])
     raise InputError(f"reduction={reduction!r}: use 'sum', 'mean' or 'batchmean'")
 
 

@@ -32,7 +32,7 @@ class Needs(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The summed loss and its gradients, float32; what is not needed is empty."""
+    """The loss and its gradients, float32; what is not needed is empty."""
 
     loss: Tensor
     dx: Tensor
@@ -44,7 +44,10 @@ class Gradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Problem:
-    """A loss of the scores scale · ⟨x̂, ŵ⟩ + bias, x and w of one dtype; scalars are 0-d float32."""
+    """factor · Σ loss of the scores scale · ⟨x̂, ŵ⟩ + bias.
+
+    x and w have one dtype; scalars are 0-d float32.
+    """
 
     kind: str
     settings: Sequence[float]
@@ -55,6 +58,7 @@ class Problem:
     bias: Tensor | None
     weight: Tensor | None
     normalize: bool
+    factor: float = 1.0
 
 
 class Tile(NamedTuple):
@@ -119,20 +123,22 @@ class _Operand:
 
     def __init__(self, t: Tensor, factor: Tensor | None, half: bool, keep: bool) -> None:
         self.t, self.factor, self.half = t, factor, half
-        self.whole = self._rows(slice(0, len(t))) if keep and not half else None
+        self.whole: Tensor | None = None
+        if keep and not half:
+            self.whole = self.unit(slice(0, len(t)))
 
-    def _rows(self, rows: slice) -> Tensor:
-        part = self.t[rows]
-        if self.half:
-            return part
-        part = part.float()
+    def unit(self, rows: slice) -> Tensor:
+        """(n, D) float32, times their factor."""
+        if self.whole is not None:
+            return self.whole[rows]
+        part = self.t[rows].float()
         return part if self.factor is None else part * self.factor[rows, None]
 
     def rows(self, rows: slice) -> tuple[Tensor, Tensor | None]:
         """(n, D) to multiply by, and the factors (n,) that remain to be applied."""
-        part = self.whole[rows] if self.whole is not None else self._rows(rows)
-        factor = self.factor[rows] if self.half and self.factor is not None else None
-        return part, factor
+        if not self.half:
+            return self.unit(rows), None
+        return self.t[rows], None if self.factor is None else self.factor[rows]
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
@@ -144,9 +150,11 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.mm(a, b))
 
 
-def _add_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    """out += a @ b with float32 accumulation."""
-    if a.dtype == torch.float32:
+def _add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+    """out += a @ b with float32 accumulation; ``first``: out = a @ b."""
+    if first:
+        _product(a, b, out)
+    elif a.dtype == torch.float32:
         out.addmm_(a, b)
     elif a.is_cuda:
         out.add_(torch.mm(a, b, out_dtype=torch.float32))
@@ -188,14 +196,18 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
     sums = Sums(problem, needs)
     new = x.new_empty
     dx = new((count if needs.x else 0, width), dtype=torch.float32)
-    dw = torch.zeros((n_categories if needs.w else 0, width), dtype=torch.float32, device=x.device)
+    dw = new((n_categories if needs.w else 0, width), dtype=torch.float32)
+    if not count:
+        dw.zero_()
     dscale = torch.zeros((), dtype=torch.float32, device=x.device)
     most_rows, most_cols = min(count, tile[0]), min(n_categories, tile[1])
     count_buffers = 5 if exact_scale else 4
     buffers = [new(most_rows * most_cols, dtype=torch.float32) for _ in range(count_buffers)]
     for rows in blocks(count, tile[0]):
         a, a_factor = left.rows(rows)
-        grad = torch.zeros((len(a) if along_x else 0, width), dtype=torch.float32, device=x.device)
+        grad = new((len(a) if along_x else 0, width), dtype=torch.float32)
+        if not n_categories:
+            grad.zero_()
         step.begin(rows)
         for cols in blocks(n_categories, tile[1]):
             b, b_factor = right.rows(cols)
@@ -217,10 +229,11 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
             if exact_scale:
                 dscale += torch.dot(scores.view(-1), unscaled.view(-1))
             if along_x:
-                _add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad)
+                _add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad, not cols.start)
             if needs.w:
                 column = None if a_factor is None else a_factor[:, None]
-                _add_product(_with(scores, column, a.dtype, scratch[0]).T, a, dw[cols])
+                part = _with(scores, column, a.dtype, scratch[0])
+                _add_product(part.T, a, dw[cols], not rows.start)
         step.end(rows, grad, dw)
         if along_x:
             part = x[rows].float()
@@ -230,9 +243,13 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
             if needs.x:
                 if x_inverse is not None:
                     grad = through_norm(grad, unit).mul_(x_inverse[rows, None])
-                torch.mul(grad, scale, out=dx[rows])
-    if needs.w and w_inverse is not None:
+                torch.mul(grad, scale * problem.factor, out=dx[rows])
+    if needs.w and w_inverse is None and problem.factor != 1:
+        dw.mul_(problem.factor)
+    elif needs.w and w_inverse is not None:
         for cols in blocks(n_categories, max(1, buffers[0].numel() // max(1, width))):
-            unit = w[cols].float() * w_inverse[cols, None]
-            through_norm(dw[cols], unit).mul_(w_inverse[cols, None])
-    return Gradients(sums.loss.float(), dx, dw, dscale, sums.dbias, sums.by_category)
+            unit = right.unit(cols)
+            through_norm(dw[cols], unit).mul_(w_inverse[cols, None] * problem.factor)
+    few = (sums.loss.float(), dscale, sums.dbias, sums.by_category)
+    loss, dscale, dbias, dweight = (value * problem.factor for value in few)
+    return Gradients(loss, dx, dw, dscale, dbias, dweight)

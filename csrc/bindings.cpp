@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "loss.h"
 #include "topk.h"
 #if defined(PVP_FAST_HAS_CUDA)
 #include "topk_cuda.h"
@@ -95,6 +96,61 @@ int64_t topk(std::uintptr_t x, int64_t rows, int64_t width, int64_t row_stride,
   return topk_cpu(query, result, isa);
 }
 
+loss_kind read_kind(const std::string& name) {
+  if (name == "asl") return loss_kind::asl;
+  if (name == "bce") return loss_kind::bce;
+  if (name == "focal") return loss_kind::focal;
+  throw std::invalid_argument("kind must be asl, bce or focal");
+}
+
+void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t row_factor,
+          std::uintptr_t column_factor, double scale, double bias, std::uintptr_t dense,
+          int64_t label_stride, bool partial, std::uintptr_t offsets, std::uintptr_t indices,
+          int64_t first, std::uintptr_t weight, const std::string& kind, double gamma_pos,
+          double gamma_neg, double clip, double eps, bool detach, double alpha, double gamma,
+          int threads, const std::string& isa, std::uintptr_t sums) {
+  check(rows >= 0 && columns >= 0, "rows and columns must be >= 0");
+  check(threads >= 1, "threads must be >= 1");
+  const bool empty = rows == 0 || columns == 0;
+  check(empty || (dense == 0) != (offsets == 0), "give either dense labels or offsets");
+  const loss_tile tile{pointer<float>(products, "products", empty),
+                       rows,
+                       columns,
+                       pointer<const float>(row_factor, "row_factor", true),
+                       pointer<const float>(column_factor, "column_factor", true),
+                       static_cast<float>(scale),
+                       static_cast<float>(bias),
+                       pointer<const int8_t>(dense, "dense", true),
+                       label_stride,
+                       partial,
+                       pointer<const int64_t>(offsets, "offsets", true),
+                       pointer<const int64_t>(indices, "indices", true),
+                       first,
+                       pointer<const float>(weight, "weight", true)};
+  const loss_settings settings{read_kind(kind), static_cast<float>(gamma_pos),
+                               static_cast<float>(gamma_neg), static_cast<float>(clip),
+                               static_cast<float>(eps), detach, static_cast<float>(alpha),
+                               static_cast<float>(gamma)};
+  loss_sums* of_rows = pointer<loss_sums>(sums, "sums", rows == 0);
+  const py::gil_scoped_release unlocked;
+  loss_cpu(tile, settings, threads, isa, of_rows);
+}
+
+void project(std::uintptr_t gradients, std::uintptr_t rows_of, std::uintptr_t inverse, int64_t rows,
+             int64_t width, double factor, int threads, const std::string& isa) {
+  check(rows >= 0 && width >= 0, "rows and width must be >= 0");
+  check(threads >= 1, "threads must be >= 1");
+  const bool empty = rows == 0 || width == 0;
+  const projection task{pointer<float>(gradients, "gradients", empty),
+                        pointer<const float>(rows_of, "rows_of", empty),
+                        pointer<const float>(inverse, "inverse", true),
+                        rows,
+                        width,
+                        static_cast<float>(factor)};
+  const py::gil_scoped_release unlocked;
+  project_cpu(task, threads, isa);
+}
+
 #if defined(PVP_FAST_HAS_CUDA)
 
 std::string cuda_reason() { return cuda_status(); }
@@ -143,7 +199,7 @@ py::dict build_info() {
 }  // namespace
 
 PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
-  m.doc() = "Compiled top-k tagging; use it through pvp_fast.topk.";
+  m.doc() = "Compiled top-k tagging and losses; use them through pvp_fast.topk and pvp_fast.losses.";
   m.attr("LANES") = kLanes;
   m.attr("INT8_STATS") = kInt8Stats;
   m.attr("INT8_WIDTH") = kInt8Width;
@@ -157,6 +213,17 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("counts"), py::arg("dtype") = "float32", py::arg("vectors") = 0,
         py::arg("centre") = 0,
         "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
+  m.def("loss", &loss, py::arg("products"), py::arg("rows"), py::arg("columns"),
+        py::arg("row_factor"), py::arg("column_factor"), py::arg("scale"), py::arg("bias"),
+        py::arg("dense"), py::arg("label_stride"), py::arg("partial"), py::arg("offsets"),
+        py::arg("indices"), py::arg("first"), py::arg("weight"), py::arg("kind"),
+        py::arg("gamma_pos"), py::arg("gamma_neg"), py::arg("clip"), py::arg("eps"),
+        py::arg("detach"), py::arg("alpha"), py::arg("gamma"), py::arg("threads"), py::arg("isa"),
+        py::arg("sums"),
+        "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss.h.");
+  m.def("project", &project, py::arg("gradients"), py::arg("rows_of"), py::arg("inverse"),
+        py::arg("rows"), py::arg("width"), py::arg("factor"), py::arg("threads"), py::arg("isa"),
+        "Take out of each gradient what is along its row. Contract: loss.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");
 #if defined(PVP_FAST_HAS_CUDA)

@@ -1,4 +1,5 @@
-"""The compiled part. Addresses are integers; strides count elements. Use pvp_fast.topk instead."""
+"""The compiled part. Addresses are integers; strides count elements. Use pvp_fast.topk and
+pvp_fast.losses instead."""
 
 from typing import Any
 
@@ -50,11 +51,48 @@ def topk_cuda(
     counts: int,
     part_values: int,
     part_categories: int,
-    nan_row: int,
     device: int,
     stream: int,
+    dtype: str,
 ) -> None: ...
-def topk_cuda_parts(rows: int, categories: int) -> int: ...
+def topk_cuda_parts(dtype: str, rows: int, categories: int) -> int: ...
+def loss(
+    products: int,
+    rows: int,
+    columns: int,
+    row_factor: int,
+    column_factor: int,
+    scale: float,
+    bias: float,
+    dense: int,
+    label_stride: int,
+    partial: bool,
+    offsets: int,
+    indices: int,
+    first: int,
+    weight: int,
+    kind: str,
+    gamma_pos: float,
+    gamma_neg: float,
+    clip: float,
+    eps: float,
+    detach: bool,
+    alpha: float,
+    gamma: float,
+    threads: int,
+    isa: str,
+    sums: int,
+) -> None: ...
+def project(
+    gradients: int,
+    rows_of: int,
+    inverse: int,
+    rows: int,
+    width: int,
+    factor: float,
+    threads: int,
+    isa: str,
+) -> None: ...
 def cuda_status() -> str: ...
 def isas() -> list[str]: ...
 def build_info() -> dict[str, Any]: ...

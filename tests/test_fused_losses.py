@@ -132,7 +132,7 @@ def test_gradients_only_where_they_are_needed() -> None:
         (g,) = torch.autograd.grad(losses.bce_loss(*frozen, y, **{name: value}), value)
         assert g.any()
     *_, dx, dw, _, _, _ = _ops.similarity_loss(
-        *frozen, y, None, None, torch.ones(()), None, None, "bce", [], True, False, "chunked",
+        *frozen, y, None, None, torch.ones(()), None, None, "bce", [], True, "torch", "chunked",
         [False] * 5, 1.0,
     )  # fmt: skip
     assert dx.numel() == dw.numel() == 0
@@ -207,7 +207,7 @@ def test_operators_keep_their_contract() -> None:
                         kind,
                         settings,
                         True,
-                        False,
+                        "torch",
                         regime,
                         needs,
                         0.5,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pvp_fast.backend import use_triton
 from pvp_fast.errors import BackendError, InputError
+from pvp_fast.losses import _native
 from pvp_fast.losses._scores import reduction_factor
 from pvp_fast.losses._steps import EntrywiseStep, RankingStep
 from pvp_fast.losses._tiles import Gradients, Needs, Problem, Step, run
@@ -63,8 +64,25 @@ def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> 
     return tall, max(1, budget // max(1, min(tall, rows)))
 
 
-def _evaluate(problem: Problem, needs: Needs, triton: bool, regime: str) -> Gradients:
-    x = problem.x
+def native(backend: str, problem: Problem, needs: Needs) -> bool:
+    """Whether the extension turns scores into gradients: with "auto", where it can.
+
+    Raises:
+        BackendError: "native" was asked for, and cannot.
+    """
+    if backend not in ("auto", "native"):
+        return False
+    reason = _native.why_not(problem, needs)
+    if reason is not None and backend == "native":
+        raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
+    return reason is None
+
+
+def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Gradients:
+    x, triton = problem.x, backend == "triton"
+    rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
+    if native(backend, problem, needs):
+        return _native.run(problem, needs, (rows, cols))
     if triton:
         from pvp_fast.losses import _kernel_steps
 
@@ -73,7 +91,6 @@ def _evaluate(problem: Problem, needs: Needs, triton: bool, regime: str) -> Grad
         step: Step = _kernel_steps.KernelStep(problem)
     else:
         step = RankingStep(problem) if problem.kind == "ranking" else EntrywiseStep(problem)
-    rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
     if triton and problem.kind == "ranking" and cols < len(problem.w):
         # A program of its kernel owns a row: fewer rows, all categories.
         rows, cols = max(1, rows * cols // len(problem.w)), len(problem.w)
@@ -93,7 +110,7 @@ def similarity_loss(
     kind: str,
     settings: Sequence[float],
     normalize: bool,
-    triton: bool,
+    backend: str,
     regime: str,
     needs: Sequence[bool],
     factor: float,
@@ -110,7 +127,7 @@ def similarity_loss(
         bias = None  # it cancels
     problem = Problem(kind, settings, x, w, labels, scale, bias, weight, normalize, factor)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(_evaluate(problem, Needs(*needs), triton, regime))  # type: ignore[return-value]
+        return tuple(_evaluate(problem, Needs(*needs), backend, regime))  # type: ignore[return-value]
 
 
 @similarity_loss.register_fake
@@ -126,7 +143,7 @@ def _(
     kind: str,
     settings: Sequence[float],
     normalize: bool,
-    triton: bool,
+    backend: str,
     regime: str,
     needs: Sequence[bool],
     factor: float,
@@ -182,7 +199,7 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.triton, ctx.regime, needs, factor = inputs
+    *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.backend, ctx.regime, needs, factor = inputs
     ctx.factor = factor
     ctx.again = not any(needs)
     ctx.dtypes = inputs[0].dtype, inputs[1].dtype
@@ -208,7 +225,7 @@ def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyp
             ctx.kind,
             ctx.settings,
             ctx.normalize,
-            ctx.triton,
+            ctx.backend,
             ctx.regime,
             list(needs),
             ctx.factor,
@@ -274,10 +291,10 @@ def fused_loss(
     check_labels(y, rows, n_categories)
     if weight is not None and weight.shape != (n_categories,):
         raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
-    triton = use_triton(backend, x, w)
+    triton = backend != "native" and use_triton(backend, x, w)
     if x.dtype not in _FUSED:
-        if backend == "triton":
-            raise InputError(f"backend='triton' takes float32, float16 and bfloat16, not {x.dtype}")
+        if backend in ("triton", "native"):
+            raise InputError(f"backend={backend!r} takes float32, float16, bfloat16, not {x.dtype}")
         return reference()
     if w.dtype != x.dtype:
         x, w = x.float(), w.float()
@@ -302,7 +319,7 @@ def fused_loss(
         kind,
         [float(value) for value in settings],
         normalize,
-        triton,
+        "triton" if triton else backend,
         regime,
         needs,
         reduction_factor(reduction, torch.Size((rows, n_categories))),

@@ -141,7 +141,7 @@ class _Operand:
         return self.t[rows], None if self.factor is None else self.factor[rows]
 
 
-def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
+def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """a @ b into out, float32."""
     if a.dtype == torch.float32:
         return torch.mm(a, b, out=out)
@@ -150,10 +150,10 @@ def _product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     return out.copy_(torch.mm(a, b))
 
 
-def _add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
+def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
     """out += a @ b with float32 accumulation; ``first``: out = a @ b."""
     if first:
-        _product(a, b, out)
+        product(a, b, out)
     elif a.dtype == torch.float32:
         out.addmm_(a, b)
     elif a.is_cuda:
@@ -213,7 +213,7 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
             b, b_factor = right.rows(cols)
             shape = (len(a), len(b))
             scores, *scratch = (f[: len(a) * len(b)].view(shape) for f in buffers)
-            _product(a, b.T, scores)
+            product(a, b.T, scores)
             if half and b_factor is not None:
                 scores.mul_(b_factor)
             if exact_scale:
@@ -229,11 +229,11 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
             if exact_scale:
                 dscale += torch.dot(scores.view(-1), unscaled.view(-1))
             if along_x:
-                _add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad, not cols.start)
+                add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad, not cols.start)
             if needs.w:
                 column = None if a_factor is None else a_factor[:, None]
                 part = _with(scores, column, a.dtype, scratch[0])
-                _add_product(part.T, a, dw[cols], not rows.start)
+                add_product(part.T, a, dw[cols], not rows.start)
         step.end(rows, grad, dw)
         if along_x:
             part = x[rows].float()

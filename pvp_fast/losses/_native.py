@@ -1,0 +1,202 @@
+"""The entrywise losses on a CPU: matrix products by PyTorch, the rest in one pass by the extension.
+
+The products take x and w as they come. Norms, scale, bias, labels and the loss meet a tile of
+products in one pass, which leaves its gradient there (csrc/loss.h); two more products make dx and
+dw of it, and a last pass takes out what lies along x and w. Nothing is copied on the way.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvp_fast.errors import BackendError, InputError
+from pvp_fast.losses._tiles import (
+    Gradients,
+    Needs,
+    Problem,
+    add_product,
+    blocks,
+    multiplies,
+    product,
+)
+from pvp_fast.losses.labels import CSRLabels, Labels
+from pvp_fast.topk_ops import extension
+
+_LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
+_EPS = 1e-12  # of torch.nn.functional.normalize
+_LONGEST = 1e15  # of a row whose products cannot overflow
+
+
+def why_not(problem: Problem, needs: Needs) -> str | None:
+    """What of a problem the extension does not do, or None."""
+    if problem.x.device.type != "cpu":
+        return f"it works on a CPU, not on {problem.x.device}"
+    if problem.kind == "ranking":
+        return "the ranking loss is not a sum over entries"
+    if isinstance(problem.y, Tensor) and problem.y.is_floating_point():
+        return f"labels are soft ({problem.y.dtype}); it takes bool, uint8, int8 and CSRLabels"
+    if needs.weight:
+        return "weight needs a gradient"
+    if problem.kind == "asl" and problem.settings[3] < _LEAST_EPS:
+        return f"eps={problem.settings[3]} is below {_LEAST_EPS}"
+    return None
+
+
+def _settings(problem: Problem) -> dict[str, Any]:
+    unused = {"gamma_pos": 0.0, "gamma_neg": 0.0, "clip": 0.0, "eps": 1.0, "detach": True}
+    unused |= {"alpha": -1.0, "gamma": 0.0}
+    if problem.kind == "asl":
+        names = ("gamma_pos", "gamma_neg", "clip", "eps", "detach")
+    else:
+        names = ("alpha", "gamma") if problem.kind == "focal" else ()
+    found = unused | dict(zip(names, problem.settings, strict=True))
+    # SigLIP's present and absent pairs are those of BCE.
+    kind = "bce" if problem.kind == "siglip" else problem.kind
+    return {**found, "kind": kind, "detach": bool(found["detach"])}
+
+
+class _Labels:
+    """Labels as the extension reads them."""
+
+    def __init__(self, y: Labels, n_categories: int) -> None:
+        self.dense = self.offsets = self.indices = None
+        if isinstance(y, CSRLabels):
+            self.offsets, self.indices = _ascending(y, n_categories)
+            return
+        if y.dtype == torch.int8 and y.numel() and (int(y.min()) < -1 or int(y.max()) > 1):
+            raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
+        self.dense = y if y.stride(1) == 1 else y.contiguous()
+
+    def arguments(self, rows: slice, cols: slice) -> dict[str, Any]:
+        if self.offsets is not None:
+            return {
+                "dense": 0,
+                "label_stride": 0,
+                "partial": False,
+                "offsets": self.offsets[rows.start :].data_ptr(),
+                "indices": _address(self.indices),
+                "first": cols.start,
+            }
+        assert self.dense is not None
+        return {
+            "dense": self.dense[rows, cols].data_ptr(),
+            "label_stride": self.dense.stride(0),
+            "partial": self.dense.dtype == torch.int8,
+            "offsets": 0,
+            "indices": 0,
+            "first": 0,
+        }
+
+
+def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
+    """Offsets and indices, each row ascending and without repetition, int64 and contiguous."""
+    y.check(n_categories)
+    offsets, indices = y.offsets.long().contiguous(), y.indices.long().contiguous()
+    key = torch.repeat_interleave(torch.arange(len(y)), offsets.diff()) * n_categories + indices
+    if bool((key.diff() > 0).all()):
+        return offsets, indices
+    key = key.unique()
+    counts = torch.bincount(key // n_categories, minlength=len(y))
+    return torch.cat([offsets[:1], counts.cumsum(0)]), key % n_categories
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+class _Operand:
+    """Rows of x or w as the products take them, and the inverse norms to make unit rows of them."""
+
+    def __init__(self, t: Tensor, normalize: bool, half: bool) -> None:
+        self.rows = (t if half else t.float()).contiguous()
+        self.inverse: Tensor | None = None
+        self.undo: Tensor | None = None
+        if not normalize:
+            return
+        norms = torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
+        strange = (norms > _LONGEST) | ((norms > 0) & (norms < _EPS))
+        self.inverse = norms.clamp_min(_EPS).reciprocal_()
+        if bool(strange.any()):
+            # Products of such rows would overflow or vanish; those of their unit rows do not.
+            self.undo = self.inverse
+            self.rows = (t.float() * self.undo[:, None]).to(self.rows.dtype)
+            self.inverse = torch.where(norms > 0, 1.0, self.inverse)
+
+    def project(self, gradients: Tensor, factor: float) -> None:
+        """Gradients of products with these rows become those of the rows of x or w."""
+        if self.inverse is not None or factor != 1:
+            _call(
+                "project",
+                gradients.data_ptr(),
+                self.rows.float().data_ptr(),
+                _address(self.inverse),
+                *gradients.shape,
+                factor,
+            )
+        if self.undo is not None:
+            gradients.mul_(self.undo[:, None])
+
+
+def _call(name: str, *args: Any, **kwargs: Any) -> None:
+    isa = os.environ.get("PVP_FAST_ISA", "")
+    try:
+        getattr(extension(), name)(*args, threads=torch.get_num_threads(), isa=isa, **kwargs)
+    except ValueError as error:
+        raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
+
+
+def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
+    """Loss and gradients, tile by tile; ``tile`` is the most rows and categories of one."""
+    x, w = problem.x, problem.w
+    (count, width), n_categories = x.shape, len(w)
+    half = multiplies(x.dtype, x.device)
+    left = _Operand(x, problem.normalize, half)
+    right = _Operand(w, problem.normalize, half)
+    labels, settings = _Labels(problem.y, n_categories), _settings(problem)
+    scale, bias = problem.scale.item(), 0.0 if problem.bias is None else problem.bias.item()
+
+    def gradients(rows: int, used: int) -> Tensor:
+        """Each product writes where it would have added to zeros, if there is one."""
+        make = torch.empty if used else torch.zeros
+        return make(rows, width, dtype=torch.float32)
+
+    dx = gradients(count if needs.x else 0, n_categories)
+    dw = gradients(n_categories if needs.w else 0, count)
+    total = torch.zeros(3, dtype=torch.float64)
+    sums = torch.empty(min(count, tile[0]), 3, dtype=torch.float64)
+    buffer = torch.empty(min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32)
+    for rows in blocks(count, tile[0]):
+        a = left.rows[rows]
+        for cols in blocks(n_categories, tile[1]):
+            b = right.rows[cols]
+            products = buffer[: len(a) * len(b)].view(len(a), len(b))
+            product(a, b.T, products)
+            _call(
+                "loss",
+                products.data_ptr(),
+                *products.shape,
+                0 if left.inverse is None else left.inverse[rows].data_ptr(),
+                0 if right.inverse is None else right.inverse[cols].data_ptr(),
+                scale,
+                bias,
+                weight=0 if problem.weight is None else problem.weight[cols].data_ptr(),
+                sums=sums.data_ptr(),
+                **labels.arguments(rows, cols),
+                **settings,
+            )
+            total += sums[: len(a)].sum(0)
+            grad = products.to(a.dtype) if needs.x or needs.w else products
+            if needs.x:
+                add_product(grad, b, dx[rows], not cols.start)
+            if needs.w:
+                add_product(grad.T, a, dw[cols], not rows.start)
+    if needs.x:
+        left.project(dx, problem.factor)
+    if needs.w:
+        right.project(dw, problem.factor)
+    loss, dbias, dscale = (total * problem.factor).float()
+    return Gradients(loss.clone(), dx, dw, dscale.clone(), dbias.clone(), x.new_empty(0).float())

@@ -121,7 +121,7 @@ void absent_asl(const loss_settings& set, float* s, float* loss, int n) {
     const float kept = max_of(q[i], set.eps);
     const float log_q = log_positive(kept);
     const float direct = q[i] >= set.eps ? slope[i] / kept : 0.0f;
-    loss[i] = -log_q * focus[i];
+    loss[i] = -log_q * focus[i] + 0.0f * p[i];  // NaN stays NaN
     s[i] = direct * focus[i] - log_q * slope[i] * lower[i];
   }
 }

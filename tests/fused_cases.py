@@ -53,9 +53,10 @@ def leaves(
     return [t.requires_grad_() for t in (x, w, torch.tensor(scale), torch.tensor(-0.4), weight)]
 
 
-def evaluate(loss, tensors: list[Tensor], y, **options) -> list[Tensor]:
-    """Loss and every gradient."""
+def evaluate(loss, tensors: list[Tensor], y, learn_weight: bool = True, **options) -> list[Tensor]:
+    """Loss and every gradient; that of a weight that does not learn is 0."""
     x, w, scale, bias, weight = tensors
+    weight = weight if learn_weight else weight.detach()
     value = loss(x, w, y, scale=scale, bias=bias, weight=weight, **options)
     grads = torch.autograd.grad(value, tensors, allow_unused=True)
     return [
@@ -64,9 +65,12 @@ def evaluate(loss, tensors: list[Tensor], y, **options) -> list[Tensor]:
     ]
 
 
-def plain_half(kind: str, tensors: list[Tensor], y, normalize: bool, **options) -> list[Tensor]:
+def plain_half(
+    kind: str, tensors: list[Tensor], y, normalize: bool, learn_weight: bool, **options
+) -> list[Tensor]:
     """The same in plain PyTorch, with the products in the dtype of x."""
     x, w, scale, bias, weight = tensors
+    weight = weight if learn_weight else weight.detach()
     a, b = (F.normalize(t, dim=-1) for t in (x, w)) if normalize else (x, w)
     scores = scale * (a @ b.T).float() + bias
     value = getattr(losses, f"{kind}_loss_from_scores")(scores, y, weight=weight, **options)
@@ -77,23 +81,30 @@ def plain_half(kind: str, tensors: list[Tensor], y, normalize: bool, **options) 
     ]
 
 
-def check(kind: str, tensors: list[Tensor], y, *, normalize: bool = True, **options) -> None:
+def check(
+    kind: str,
+    tensors: list[Tensor],
+    y,
+    *,
+    normalize: bool = True,
+    learn_weight: bool = True,
+    **options,
+) -> None:
     """Error at most twice that of plain PyTorch in the same dtype + 1e-4; the same bits again."""
     settings = SETTINGS[kind] | {"reduction": "sum"}
     fused, ref = getattr(losses, f"{kind}_loss"), getattr(losses, f"{kind}_loss_ref")
     wide = [t.detach().double().requires_grad_() for t in tensors]
-    exact = evaluate(ref, wide, y, normalize=normalize, **settings)
+    common = {"normalize": normalize, "learn_weight": learn_weight}
+    exact = evaluate(ref, wide, y, **common, **settings)
     a, b, scale, bias, weight = (t.detach() for t in wide)
     if normalize:
         a, b = (t / t.norm(dim=1, keepdim=True).clamp(min=1e-12) for t in (a, b))
     scores = (scale * a @ b.T + bias).numpy()
     by_hand = truth(kind, scores, *arrays(y, len(b)), weight.numpy())
     assert abs(by_hand - exact[0].item()) <= 1e-9 * max(1.0, abs(by_hand))
-    plain = plain_half(kind, tensors, y, normalize, **settings)
+    plain = plain_half(kind, tensors, y, **common, **settings)
     before = [t.detach().clone() for t in tensors]
-    runs = [
-        evaluate(fused, tensors, y, normalize=normalize, **settings, **options) for _ in range(2)
-    ]
+    runs = [evaluate(fused, tensors, y, **common, **settings, **options) for _ in range(2)]
     for name, ours, again, p, t in zip(NAMES, *runs, plain, exact, strict=True):
         assert torch.equal(ours, again), name
         assert ours.isfinite().all(), name

@@ -124,15 +124,16 @@ class _Operand:
             # Products of such rows would overflow or vanish; those of their unit rows do not.
             self.undo = self.inverse
             self.rows = (t.float() * self.undo[:, None]).to(self.rows.dtype)
-            self.inverse = torch.where(norms > 0, 1.0, self.inverse)
+            self.inverse = torch.ones_like(norms)
 
     def project(self, gradients: Tensor, factor: float) -> None:
         """Gradients of products with these rows become those of the rows of x or w."""
         if self.inverse is not None or factor != 1:
+            rows = self.rows.float()
             _call(
                 "project",
                 gradients.data_ptr(),
-                self.rows.float().data_ptr(),
+                rows.data_ptr(),
                 _address(self.inverse),
                 *gradients.shape,
                 factor,

@@ -123,8 +123,9 @@ def asl_loss(
         scale, bias: logit scale and bias, numbers or scalar tensors (differentiable).
         normalize: unit rows first, so that the scores are scaled cosines.
         weight: (C,) factor of each category (differentiable).
-        backend: "auto" takes Triton where x and w are on a CUDA device, else PyTorch; or "torch",
-            or "triton", which run or raise.
+        backend: "auto" takes Triton where x and w are on a CUDA device and the compiled extension
+            ("native") on a CPU where it can, else PyTorch. "triton", "native" and "torch" run or
+            raise; "native" takes neither soft labels nor a weight that learns, nor the ranking loss.
         regime: "chunked" tiles whose scores stay in the cache; "small", all at once: one Triton
             kernel up to C = 64 (float32) or 128 (half precision), one tile in PyTorch;
             "recompute", the least memory: small tiles, made again in backward. "auto" is "small"

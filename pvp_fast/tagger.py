@@ -120,7 +120,8 @@ class Tagger:
         Args:
             images: one image or a list of them (paths, PIL images, uint8 arrays (H, W, 3), encoded
                 bytes, tensors (3, H, W) of pixels) gives a list; any other iterable gives an
-                iterator that holds a few batches at most.
+                iterator that holds a few batches at most. A source of pvp_fast.loaders (TarSource,
+                FileSource, …) is such an iterable.
             top_k: how many tags at most; None for all above the threshold.
             threshold: least probability; None uses each category's own threshold.
             batch_size: images encoded at once.
@@ -144,7 +145,7 @@ class Tagger:
         single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray) or (
             isinstance(images, Tensor) and images.ndim == 3
         )
-        source = [images] if single else images
+        source: Any = [images] if single else images
         listed = single or isinstance(images, Sequence | Tensor)
         ahead = (2 if listed else 0) if prefetch is None else prefetch
         results = self._stream(source, top_k, threshold, batch_size, ahead, errors == "raise")
@@ -159,9 +160,11 @@ class Tagger:
         prefetch: int,
         strict: bool,
     ) -> Iterator[TagResult]:
-        items = (_named(number, image) for number, image in enumerate(images))
+        source: Any = images
+        if not hasattr(images, "samples"):
+            source = ItemSource(_named(number, image) for number, image in enumerate(images))
         stream = ImageStream(
-            ItemSource(items),
+            source,
             self.backbone.preprocess,
             batch_size,
             self.backbone.device,

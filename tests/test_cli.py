@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -164,6 +166,51 @@ def test_tag_resumes_merges_and_can_only_look(artifact, pictures, tmp_path, caps
     for wrong in (["--append"], ["--format", "sqlite"], ["--format", "xmp", "-o", "x"]):
         assert run([*line, *wrong]) == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_tag_reads_tar_shards(artifact, pictures, tmp_path, capsys):
+    data = (pictures / "été.jpg").read_bytes()
+    shard = tmp_path / "shard-0.tar"
+    with tarfile.open(shard, "w") as tar:
+        for name, body in (("a.jpg", data), ("b.jpg", b"no image"), ("c.jpg", data)):
+            member = tarfile.TarInfo(name)
+            member.size = len(body)
+            tar.addfile(member, io.BytesIO(body))
+    out = tmp_path / "tags.jsonl"
+    pattern = str(tmp_path / "shard-{0..0}.tar")
+    line = ["tag", str(artifact), pattern, str(pictures), "--threshold", "0"]
+    assert run([*line, "-o", str(out)]) == 3
+    rows = [json.loads(row) for row in out.read_text(encoding="utf-8").splitlines()]
+    keys = [f"{shard}/{name}" for name in "abc"] + [str(pictures / "été.jpg")]
+    assert [row["image"] for row in rows] == keys
+    assert ["error" in row for row in rows] == [False, True, False, False]
+    assert rows[0]["tags"] == rows[3]["tags"]
+    assert run([*line, "--append", "-o", str(out)]) == 0
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 4
+    assert run(["tag", str(artifact), pattern, "--format", "xmp"]) == 1
+    assert "shards" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads ru_maxrss in KiB")
+def test_memory_does_not_grow_with_the_number_of_images(artifact, pictures, tmp_path):
+    code = (
+        "import resource, sys\nfrom pvp_fast.cli import run\n"
+        "assert run(sys.argv[1:]) == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    peaks = []
+    for count in (500, 10_000):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        for number in range(count):
+            os.link(pictures / "été.jpg", folder / f"{number:05d}.jpg")
+        line = ["tag", str(artifact), str(folder), "-o", str(tmp_path / f"{count}.jsonl")]
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code, *line], capture_output=True, text=True, check=True
+        )
+        peaks.append(int(done.stdout) / 1024)
+        assert len((tmp_path / f"{count}.jsonl").read_text().splitlines()) == count
+    assert peaks[1] < peaks[0] + 48
 
 
 def test_evaluate_prints_the_ladder(artifact, pictures, tmp_path, capsys):

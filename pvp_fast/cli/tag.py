@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from pvp_fast.loaders.sources import Sample, Source
 
 SOME_UNREADABLE = 3
 
@@ -38,7 +42,7 @@ class Engine(str, Enum):
 def tag(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
     images: Annotated[
-        list[str] | None, typer.Argument(help="Image files, folders or quoted globs.")
+        list[str] | None, typer.Argument(help="Image files, folders, quoted globs or .tar shards.")
     ] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="Tag what pvp-fast embed wrote here instead of images.")
@@ -85,6 +89,8 @@ def tag(
 
       pvp-fast tag runs/coco/artifact 'photos/**/*.jpg' --format csv -o tags.csv
 
+      pvp-fast tag runs/coco/artifact 'shards/train-{000..099}.tar' -o tags.jsonl
+
       pvp-fast tag runs/coco/artifact --embeddings embeddings/
 
       pvp-fast tag runs/coco/artifact photos/ --format sqlite -o tags.db  (again to resume)
@@ -114,9 +120,14 @@ def tag(
             address=address,
         )
         return
+    from pvp_fast.loaders.shards import is_shard
     from pvp_fast.sinks import BESIDE, open_sink
     from pvp_fast.tagger import Tagger
 
+    if format.value in BESIDE and any(map(is_shard, names)):
+        raise InputError(
+            f"--format {format.value}: images in .tar shards have no files beside them"
+        )
     if output is not None and format.value in BESIDE:
         raise InputError(f"--output: {format.value} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
@@ -126,22 +137,13 @@ def tag(
     ) as sink:
         resumes = append or format is Format.sqlite
 
-        def wanted() -> Iterator[Path]:
-            nonlocal skipped
-            for path in _paths(names):
-                if resumes and sink.has(str(path)):
-                    skipped += 1
-                else:
-                    yield path
-
         count: Callable[[], int | None]
+        wanted = _Wanted(names, sink.has if resumes else lambda key: False)
         if embeddings is None:
-            from pvp_fast.loaders import FileSource
-
             results = tagger.tag(
-                wanted(), top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
+                wanted, top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
             )
-            count = FileSource(names).count
+            count = wanted.count
         else:
             from pvp_fast.embeddings import EmbeddingStore
 
@@ -159,7 +161,8 @@ def tag(
                     if reason is not None:
                         bad += 1
                         print(f"pvp-fast: {result.key}: {reason}", file=sys.stderr)
-                advance_to(done + skipped)
+                advance_to(done + skipped + wanted.skipped)
+        skipped += wanted.skipped
         if not done + skipped:
             raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
     _summary(done, skipped, bad, dry_run)
@@ -200,12 +203,33 @@ def _summary(done: int, skipped: int, bad: int, dry_run: bool) -> None:
         console.print(f"dry run: {done - bad} image{'s' * (done - bad != 1)} tagged, none written")
 
 
-def _paths(images: Iterable[str]) -> Iterator[Path]:
-    """Files to tag; a name that matches nothing is kept, to be reported like any bad image."""
-    from pvp_fast.images import find_images
+class _Wanted:
+    """The images to tag, without those done before.
 
-    for name in images:
-        try:
-            yield from find_images([name])
-        except InputError:
-            yield Path(name)
+    A name that matches nothing is kept, to be reported like any bad image.
+    """
+
+    def __init__(self, names: list[str], done: Callable[[str], bool]) -> None:
+        self._names, self._done = names, done
+        self.skipped = 0
+
+    def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
+        for source in self._sources():
+            for sample in source.samples(shuffle):
+                if self._done(sample.key):
+                    self.skipped += 1
+                else:
+                    yield sample
+
+    def count(self) -> int:
+        return sum(source.count() or 0 for source in self._sources())
+
+    def _sources(self) -> Iterator[Source]:
+        from pvp_fast.loaders import FileSource, TarSource
+        from pvp_fast.loaders.shards import is_shard
+
+        for name in self._names:
+            try:
+                yield TarSource([name]) if is_shard(name) else FileSource([name])
+            except InputError:
+                yield FileSource([name])

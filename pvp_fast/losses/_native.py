@@ -49,11 +49,11 @@ def why_not(problem: Problem, needs: Needs) -> str | None:
 def _settings(problem: Problem) -> dict[str, Any]:
     unused = {"gamma_pos": 0.0, "gamma_neg": 0.0, "clip": 0.0, "eps": 1.0, "detach": True}
     unused |= {"alpha": -1.0, "gamma": 0.0}
-    if problem.kind == "asl":
-        names = ("gamma_pos", "gamma_neg", "clip", "eps", "detach")
-    else:
-        names = ("alpha", "gamma") if problem.kind == "focal" else ()
-    found = unused | dict(zip(names, problem.settings, strict=True))
+    names: dict[str, tuple[str, ...]] = {
+        "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach"),
+        "focal": ("alpha", "gamma"),
+    }
+    found = unused | dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
     # SigLIP's present and absent pairs are those of BCE.
     kind = "bce" if problem.kind == "siglip" else problem.kind
     return {**found, "kind": kind, "detach": bool(found["detach"])}

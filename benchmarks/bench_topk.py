@@ -198,7 +198,7 @@ def measure(problem: Problem, batch: int, rounds: int) -> dict[str, Any]:
     categories = len(problem.w)
     recall = problem.check(batch)
     warmup = 1 if categories > 500_000 else 2
-    times = race(problem.contenders(batch), rounds=rounds, warmup=warmup)
+    times = race(problem.contenders(batch), rounds=rounds, warmup=warmup, least_ms=1.0)
     return {
         "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
         "ms": times, "recall": recall, "pack_ms": problem.pack_ms,

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -65,8 +66,8 @@ def timings(
 ) -> dict[str, Timing]:
     """Times of each contender over interleaved rounds.
 
-    Every round runs each contender in turn, starting one further along each time, so that a slow
-    spell of the machine or a warm cache left by a neighbour falls on all of them alike. A contender
+    Every round runs each contender in an order of its own, so that a slow spell of the machine and
+    what a neighbour leaves (warm caches, threads that still spin) fall on all alike. A contender
     is called as often in a row as it takes to fill ``least_ms``, 100 times at most. On a CUDA
     device the times are those between two events, with nothing else running.
     """
@@ -80,8 +81,7 @@ def timings(
         calls[name] = max(1, min(100, math.ceil(least_ms / max(once, 1e-3))))
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
+        for name in random.Random(turn).sample(names, len(names)):
             times[name].append(_clock(contenders[name], calls[name], device))
     return {
         name: Timing(*(float(np.percentile(values, q)) for q in (50, 20, 80)))
@@ -90,10 +90,14 @@ def timings(
 
 
 def race(
-    contenders: Mapping[str, Contender], *, rounds: int = 7, warmup: int = 2
+    contenders: Mapping[str, Contender],
+    *,
+    rounds: int = 7,
+    warmup: int = 2,
+    least_ms: float = 0.0,
 ) -> dict[str, float]:
     """Median milliseconds of each contender on the CPU, see :func:`timings`."""
-    times = timings(contenders, rounds=rounds, warmup=warmup)
+    times = timings(contenders, rounds=rounds, warmup=warmup, least_ms=least_ms)
     return {name: timing.median for name, timing in times.items()}
 
 

@@ -212,10 +212,18 @@ class Tagger:
     def _tag_pixels(
         self, pixels: Tensor, top_k: int | None, threshold: float | None
     ) -> list[tuple[Tag, ...]]:
-        with torch.no_grad():
-            z = self.backbone.encode_image(pixels)
-            regions = None if self._local_share is None else self.backbone.encode_regions(pixels)
-            return self.tag_features(z, regions, top_k=top_k, threshold=threshold)
+        z, regions = self.encode(pixels)
+        return self.tag_features(z, regions, top_k=top_k, threshold=threshold)
+
+    @torch.no_grad()
+    def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`tag_features` takes, from normalised pixels (B, 3, H, W).
+
+        Returns:
+            Image features (B, D), and region features (B, L, D) where there is a local branch.
+        """
+        z = self.backbone.encode_image(pixels)
+        return z, None if self._local_share is None else self.backbone.encode_regions(pixels)
 
     @torch.no_grad()
     def tag_features(

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 
 import typer
 
-from pvp_fast.cli import add, calibrate, demo, embed, evaluate, info, report, sentences, tag, train
+from pvp_fast.cli import (
+    add,
+    calibrate,
+    demo,
+    embed,
+    evaluate,
+    info,
+    report,
+    sentences,
+    serve,
+    tag,
+    train,
+)
 from pvp_fast.errors import PvpFastError
 
 OK, ERROR, USAGE, SOME_UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -47,6 +59,7 @@ app.command("sentences")(sentences.sentences)
 app.command("add-category")(add.add_category)
 app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)
+app.command("serve")(serve.serve)
 app.command("info")(info.info)
 
 

@@ -1,0 +1,355 @@
+"""The ASGI application: what a request may be, and what it gets."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from pvp_fast.errors import BackendError, InputError
+from pvp_fast.serve.batching import Batcher, Closed, QueueFull
+from pvp_fast.serve.config import ServeConfig
+from pvp_fast.tagger import Tag, Tagger
+
+try:
+    from fastapi import FastAPI, HTTPException, Query, Request, Response
+    from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+    from prometheus_client.exposition import CONTENT_TYPE_LATEST
+    from starlette.datastructures import UploadFile
+except ImportError as error:
+    raise BackendError(
+        f"the service needs FastAPI and more ({error}): pip install 'pvp_fast[serve]'"
+    ) from error
+
+_TAG = {
+    "type": "object",
+    "required": ["name", "score"],
+    "properties": {"name": {"type": "string"}, "score": {"type": "number"}},
+}
+_RESULT = {
+    "type": "object",
+    "required": ["key", "tags", "error"],
+    "properties": {
+        "key": {"type": "string", "description": "The image's file name, or its number."},
+        "tags": {"type": "array", "items": _TAG, "description": "Best first."},
+        "error": {"type": ["string", "null"], "description": "Why there are no tags."},
+    },
+}
+_ANSWER = {
+    "type": "object",
+    "required": ["results", "artifact"],
+    "properties": {
+        "results": {"type": "array", "items": _RESULT, "description": "In the request's order."},
+        "artifact": {"type": "string", "description": "Version of the vocabulary that tagged."},
+    },
+}
+_JSON_BODY = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "minItems": 1,
+            "items": {
+                "type": "object",
+                "required": ["data"],
+                "properties": {
+                    "key": {"type": "string"},
+                    "data": {"type": "string", "format": "byte", "description": "Base64."},
+                },
+            },
+        }
+    },
+}
+_FORM_BODY = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {
+        "images": {
+            "type": "array",
+            "minItems": 1,
+            "items": {"type": "string", "format": "binary"},
+        }
+    },
+}
+_DETAIL = {"type": "object", "properties": {"detail": {}}}
+_ERRORS = {
+    400: "The body is not what its content type says, or holds no image or too many.",
+    401: "The bearer token is missing or wrong.",
+    413: "The body is too large.",
+    415: "The content type is none of those described.",
+    503: "Too many images wait, or the service is shutting down; see Retry-After.",
+    504: "No answer in time.",
+}
+
+
+class Metrics:
+    """What /metrics tells, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "pvp_fast_requests", "Requests to /tag.", ["status"], registry=self.registry
+        )
+        self.images = Counter(
+            "pvp_fast_images", "Images answered.", ["outcome"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "pvp_fast_request_seconds", "Time to an answer of /tag.", registry=self.registry
+        )
+        self.batch = Histogram(
+            "pvp_fast_batch_images",
+            "Images encoded at once.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+            registry=self.registry,
+        )
+        self.waiting = Gauge(
+            "pvp_fast_images_waiting", "Accepted and not answered.", registry=self.registry
+        )
+
+
+class _Gate:
+    """ASGI middleware: bounds every body, and counts and times the requests to /tag.
+
+    A request whose body grows over ``most`` bytes gets 413 and is read no further.
+    """
+
+    def __init__(self, app: Any, most: int, metrics: Metrics) -> None:
+        self.app, self.most, self.metrics = app, most, metrics
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start, read, status = time.perf_counter(), 0, 0
+        declared = dict(scope["headers"]).get(b"content-length", b"")
+
+        async def counted() -> Any:
+            nonlocal read
+            message = await receive()
+            read += len(message.get("body", b""))
+            if read > self.most:
+                raise _TooLarge
+            return message
+
+        async def noted(message: Any) -> None:
+            nonlocal status
+            status = message.get("status", status)
+            await send(message)
+
+        try:
+            if declared.isdigit() and int(declared) > self.most:
+                raise _TooLarge
+            await self.app(scope, counted, noted)
+        except _TooLarge:
+            if status:
+                raise
+            await self._refuse(noted)
+        finally:
+            if scope["path"] == "/tag":
+                self.metrics.requests.labels(str(status or 500)).inc()
+                self.metrics.seconds.observe(time.perf_counter() - start)
+
+    async def _refuse(self, send: Any) -> None:
+        body = json.dumps({"detail": f"the body is over {self.most} bytes"}).encode()
+        headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class _TooLarge(Exception):
+    pass
+
+
+def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
+    """The service as an ASGI application.
+
+    Args:
+        tagger: what tags.
+        config: limits; the defaults of :class:`ServeConfig` otherwise.
+
+    Returns:
+        An app with ``POST /tag``, ``GET /healthz`` and ``GET /metrics``; its threads start and end
+        with its lifespan.
+    """
+    config = config or ServeConfig()
+    metrics = Metrics()
+    batcher: Batcher | None = None
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        nonlocal batcher
+        batcher = Batcher(tagger, config, metrics.batch.observe)
+        metrics.waiting.set_function(lambda: batcher.waiting if batcher else 0)
+        try:
+            yield
+        finally:
+            ended, batcher = batcher, None
+            await ended.close()
+
+    app = FastAPI(
+        title="pvp_fast",
+        summary="Tags images with a vocabulary learned from text.",
+        lifespan=lifespan,
+    )
+    app.add_middleware(_Gate, most=config.max_body, metrics=metrics)
+
+    async def answer(request: Request, top_k: int, threshold: float | None) -> list[dict[str, Any]]:
+        images = await _images(request, config.max_images)
+        if batcher is None:
+            raise Closed
+        found = await batcher.tag([data for _, data in images], top_k, threshold)
+        results = [_result(key, tags) for (key, _), tags in zip(images, found, strict=True)]
+        for result in results:
+            metrics.images.labels("tagged" if result["error"] is None else "failed").inc()
+        return results
+
+    @app.post(
+        "/tag",
+        summary="Tag images",
+        responses={
+            200: {"description": "Tags.", "content": {"application/json": {"schema": _ANSWER}}},
+            **{
+                status: {"description": text, "content": {"application/json": {"schema": _DETAIL}}}
+                for status, text in _ERRORS.items()
+            },
+        },
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "multipart/form-data": {"schema": _FORM_BODY},
+                    "application/json": {"schema": _JSON_BODY},
+                    "image/*": {"schema": {"type": "string", "format": "binary"}},
+                },
+            },
+            "security": [{"bearer": []}] if config.token else [],
+        },
+    )
+    async def tag(
+        request: Request,
+        top_k: Annotated[int, Query(ge=1, le=10_000, description="Most tags an image.")] = 5,
+        threshold: Annotated[
+            float | None,
+            Query(ge=0, le=1, description="Least probability (default: each category's own)."),
+        ] = None,
+    ) -> Response:
+        """Images as multipart files, as base64 in JSON, or one image as the body itself.
+
+        An image that cannot be read has its reason in ``error`` and does not harm the others.
+        """
+        _check_token(request, config.token)
+        results = await asyncio.wait_for(answer(request, top_k, threshold), config.timeout)
+        body = {"results": results, "artifact": tagger.artifact.version}
+        return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
+
+    @app.get("/healthz", summary="Whether the service takes requests")
+    async def healthz() -> dict[str, Any]:
+        if batcher is None:
+            raise HTTPException(503, "shutting down")
+        categories = len(tagger.artifact.vocabulary.names)
+        return {
+            "status": "ok",
+            "artifact": tagger.artifact.version,
+            "categories": categories,
+            "waiting": batcher.waiting,
+        }
+
+    @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    def failure(status: int, detail: str, **headers: str) -> Callable[..., Awaitable[Response]]:
+        async def handler(request: Request, error: Exception) -> Response:
+            body = json.dumps({"detail": detail})
+            return Response(body, status, headers, media_type="application/json")
+
+        return handler
+
+    app.exception_handler(QueueFull)(
+        failure(503, "too many images wait; try again", **{"Retry-After": "1"})
+    )
+    app.exception_handler(Closed)(failure(503, "shutting down", **{"Retry-After": "5"}))
+    app.exception_handler(asyncio.TimeoutError)(
+        failure(504, f"no answer within {config.timeout:g} s")
+    )
+    if config.token:
+        _describe_token(app)
+    return app
+
+
+def _describe_token(app: FastAPI) -> None:
+    schema = app.openapi()
+    schemes = schema.setdefault("components", {}).setdefault("securitySchemes", {})
+    schemes["bearer"] = {"type": "http", "scheme": "bearer"}
+
+
+def _check_token(request: Request, token: str | None) -> None:
+    if token is None:
+        return
+    scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    # compare_digest: the time it takes tells nothing about the secret.
+    same = secrets.compare_digest(given.strip().encode(), token.encode())
+    if scheme.lower() != "bearer" or not same:
+        raise HTTPException(401, "send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
+
+
+async def _images(request: Request, most: int) -> list[tuple[str, bytes]]:
+    """Keys and encoded images of a request."""
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        images = await _from_form(request, most)
+    elif kind == "application/json":
+        images = _from_json(await request.body())
+    elif kind.startswith("image/") or kind == "application/octet-stream":
+        images = [("0", await request.body())]
+    else:
+        raise HTTPException(
+            415, f"content type {kind!r}: send multipart/form-data, application/json or image/*"
+        )
+    if not 1 <= len(images) <= most:
+        raise HTTPException(400, f"{len(images)} images: send 1 to {most}")
+    return images
+
+
+async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
+    async with request.form(max_files=most + 1, max_fields=most + 1) as form:
+        images: list[tuple[str, bytes]] = []
+        for name, value in form.multi_items():
+            if name != "images" or not isinstance(value, UploadFile):
+                raise HTTPException(400, f"form field {name!r}: send files named 'images'")
+            images.append((value.filename or str(len(images)), await value.read()))
+        return images
+
+
+def _from_json(body: bytes) -> list[tuple[str, bytes]]:
+    try:
+        read = json.loads(body)
+        images = read["images"]
+        if not isinstance(images, list):
+            raise InputError("images is no list")
+        return [_from_entry(number, entry) for number, entry in enumerate(images)]
+    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+        raise HTTPException(
+            400, f'send {{"images": [{{"key": …, "data": BASE64}}, …]}} ({error})'
+        ) from error
+
+
+def _from_entry(number: int, entry: Any) -> tuple[str, bytes]:
+    key = entry.get("key", str(number)) if isinstance(entry, dict) else None
+    if not isinstance(key, str) or not isinstance(entry.get("data"), str):
+        raise InputError(f"image {number} has no string 'data', or a 'key' that is no string")
+    return key, base64.b64decode(entry["data"], validate=True)
+
+
+def _result(key: str, found: tuple[Tag, ...] | str) -> dict[str, Any]:
+    if isinstance(found, str):
+        return {"key": key, "tags": [], "error": found}
+    tags = [{"name": tag.name, "score": round(tag.score, 6)} for tag in found]
+    return {"key": key, "tags": tags, "error": None}

@@ -295,7 +295,7 @@ def _check_token(request: Request, token: str | None) -> None:
         return
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     # compare_digest: the time it takes tells nothing about the secret.
-    same = secrets.compare_digest(given.strip().encode(), token.encode())
+    same = secrets.compare_digest(given.strip().encode("latin-1"), token.encode())
     if scheme.lower() != "bearer" or not same:
         raise HTTPException(401, "send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 

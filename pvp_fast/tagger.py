@@ -142,14 +142,30 @@ class Tagger:
             raise InputError(f"prefetch is {prefetch}; give at least 0")
         if errors not in ("report", "raise"):
             raise InputError(f"errors={errors!r}: use 'report' or 'raise'")
-        single = isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray) or (
-            isinstance(images, Tensor) and images.ndim == 3
-        )
+        single = _is_single(images)
         source: Any = [images] if single else images
         listed = single or isinstance(images, Sequence | Tensor)
         ahead = (2 if listed else 0) if prefetch is None else prefetch
         results = self._stream(source, top_k, threshold, batch_size, ahead, errors == "raise")
         return list(results) if listed else results
+
+    def __call__(self, images: Any, **options: Any) -> list[Any]:
+        """As the image-classification pipeline of transformers: labels and scores as plain dicts.
+
+        Args:
+            images: one image, or a list of them, as for :meth:`tag`.
+            options: those of :meth:`tag`.
+
+        Returns:
+            ``[{"label": str, "score": float}, …]`` of one image, best first; a list of such lists
+            of several.
+
+        Raises:
+            ImageError: an image that cannot be read.
+        """
+        found = self.tag([images] if _is_single(images) else images, errors="raise", **options)
+        lists = [[{"label": t.name, "score": t.score} for t in result.tags] for result in found]
+        return lists[0] if _is_single(images) else lists
 
     def _stream(
         self,
@@ -297,6 +313,12 @@ class Tagger:
 
         grown = add_category(self.backbone, self.artifact, name, synonyms, sentences, **options)
         return Tagger(grown, self.backbone)
+
+
+def _is_single(images: Any) -> bool:
+    if isinstance(images, Tensor):
+        return images.ndim == 3
+    return isinstance(images, str | os.PathLike | bytes | Image.Image | np.ndarray)
 
 
 def _named(number: int, image: Any) -> tuple[str, Any]:

@@ -14,6 +14,7 @@ from pvp_fast.cli import (
     demo,
     embed,
     evaluate,
+    export,
     info,
     report,
     sentences,
@@ -60,6 +61,7 @@ app.command("add-category")(add.add_category)
 app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)
+app.command("export")(export.export)
 app.command("info")(info.info)
 
 

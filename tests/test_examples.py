@@ -1,0 +1,78 @@
+"""Every example runs as a user would run it, and ends with what it promises."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+
+
+def run(name: str, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *options],
+        env=os.environ | {"MPLBACKEND": "Agg"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def notebook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("notebook", EXAMPLES / "notebook.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def check_names_to_tags(printed: str) -> None:
+    rungs = dict(re.findall(r"^(\S.*?)  +(\d+\.\d) ", printed, re.MULTILINE))
+    assert float(rungs["text prompts + transfer"]) > float(rungs["zero-shot CLIP"]) + 5
+    assert "the others' scores the same: True" in printed
+
+
+def test_from_open_clip() -> None:
+    printed = run("from_open_clip.py")
+    assert "150 images, 70 categories" in printed
+
+
+def test_custom_loss() -> None:
+    scores = re.findall(r"mAP (\S+) on 150 scenes", run("custom_loss.py"))
+    assert float(scores[1]) > float(scores[0]) + 0.03
+
+
+def test_the_notebook_is_the_script(notebook: ModuleType) -> None:
+    stored = json.loads(notebook.NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    written = notebook.cells(notebook.SCRIPT.read_text(encoding="utf-8"))
+    found = [(cell["cell_type"], "".join(cell["source"])) for cell in stored]
+    assert found == written, "run python examples/notebook.py"
+    pictures = [out for cell in stored for out in cell.get("outputs", ()) if "data" in out]
+    assert len(pictures) == 2
+
+
+def test_names_to_tags_as_a_notebook(notebook: ModuleType) -> None:
+    pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
+    pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
+    done = notebook.run(notebook.build(notebook.SCRIPT.read_text(encoding="utf-8")))
+    outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
+    check_names_to_tags("".join(output.get("text", "") for output in outputs))
+    assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 2
+
+
+def test_names_to_tags_as_a_script() -> None:
+    pytest.importorskip("matplotlib")
+    check_names_to_tags(run("names_to_tags.py"))

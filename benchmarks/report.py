@@ -1,7 +1,8 @@
-"""The README's measured tables, made from benchmarks/results/*.json so that no number is typed.
+"""Tables and plots made from benchmarks/results/*.json, so that no number is typed by hand.
 
 ``python -m benchmarks.report`` rewrites what stands between ``<!-- table:NAME -->`` and
-``<!-- /table -->`` in README.md; ``--check`` only says whether it is up to date.
+``<!-- /table -->`` in README.md and docs/, and the plots in docs/plots; ``--check`` only says
+whether they are up to date.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from typing import Any
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import plots
+
 ROOT = Path(__file__).resolve().parent.parent
+PLOTS = ROOT / "docs" / "plots"
 RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(r"(<!-- table:(?P<name>\S+) -->\n)(?P<body>.*?)(<!-- /table -->)", re.DOTALL)
 
@@ -125,11 +130,27 @@ def losses(results: Path) -> str:
     return markdown(header, body)
 
 
+def parity(results: Path) -> str:
+    """How far each way of reading images is from open_clip's transform."""
+    body = [
+        [
+            name,
+            f"{row['max_levels']:.0f}",
+            f"{row['mean_levels']:.4f}",
+            f"{row['lowest_cosine']:.5f}",
+            f"{row['mean_cosine']:.5f}",
+        ]
+        for name, row in read("loader_parity.json", results)["loaders"].items()
+    ]
+    return markdown(["", "largest", "mean", "lowest cosine", "mean cosine"], body)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "styles": styles,
     "topk": topk,
     "losses": losses,
+    "parity": parity,
 }
 
 
@@ -154,22 +175,41 @@ def update(text: str, results: Path = RESULTS) -> str:
     return made
 
 
+def documents() -> list[Path]:
+    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, fail where it would")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    made = update(text)
-    if made == text:
-        print("README.md agrees with benchmarks/results")
-        return 0
-    if options.check:
-        print("README.md differs from benchmarks/results: run python -m benchmarks.report")
+    changed = []
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        made = update(text)
+        if made != text:
+            changed.append(path)
+            if not options.check:
+                with atomic_write(path, "w") as stream:
+                    stream.write(made)
+    for name in plots.stale(RESULTS, PLOTS):
+        path = PLOTS / f"{name}.svg"
+        changed.append(path)
+        if options.check:
+            continue
+        if not plots.measured(name, RESULTS):
+            path.unlink()
+            continue
+        with atomic_write(path, "w") as stream:
+            stream.write(plots.svg(name, RESULTS))
+    for path in changed:
+        state = "differs from benchmarks/results" if options.check else "made anew"
+        print(f"{path.relative_to(ROOT)} {state}")
+    if options.check and changed:
+        print("run python -m benchmarks.report")
         return 1
-    with atomic_write(readme, "w") as stream:
-        stream.write(made)
-    print("README.md rewritten")
+    if not changed:
+        print("README.md and docs/ agree with benchmarks/results")
     return 0
 
 

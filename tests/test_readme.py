@@ -1,9 +1,10 @@
-"""The README's measured tables are those of benchmarks/results."""
+"""The tables and plots of README.md and docs/ are those of benchmarks/results."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -24,9 +25,52 @@ def report() -> ModuleType:
     return module
 
 
-def test_readme_and_results_agree(report: ModuleType) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.update(text) == text, "run python -m benchmarks.report"
+def test_tables_and_results_agree(report: ModuleType) -> None:
+    documents = report.documents()
+    assert len(documents) > 10
+    for path in documents:
+        text = path.read_text(encoding="utf-8")
+        assert report.update(text) == text, f"{path}: run python -m benchmarks.report"
+
+
+def test_plots_and_results_agree(report: ModuleType) -> None:
+    assert report.plots.stale(report.RESULTS, report.PLOTS) == []
+    assert len(list(report.PLOTS.glob("*.svg"))) >= 5
+
+
+def test_a_plot_of_other_numbers_is_found(report: ModuleType, tmp_path: Path) -> None:
+    for name in ("pocket_ladder.json", "bench_training.json"):
+        shutil.copy(report.RESULTS / name, tmp_path)
+    plots = tmp_path / "plots"
+    plots.mkdir()
+    for name in ("ladder", "training", "calibration"):
+        shutil.copy(report.PLOTS / f"{name}.svg", plots)
+    # The results of "calibration" are gone.
+    assert report.plots.stale(tmp_path, plots) == ["calibration"]
+    changed = json.loads((tmp_path / "bench_training.json").read_text())
+    changed["milliseconds"]["stage 1"] += 0.1
+    (tmp_path / "bench_training.json").write_text(json.dumps(changed))
+    assert report.plots.stale(tmp_path, plots) == ["calibration", "training"]
+
+
+def test_a_plot_is_drawn_the_same_twice_and_carries_its_hash(
+    report: ModuleType, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    size = {"loss": "asl", "rows": 64, "regions": 1, "width": 8}
+    rows = [
+        {**size, "categories": c, "contender": name, "ms": c / 100, "peak_bytes": 1024 * c}
+        for name in ("pvp_fast", "PyTorch eager")
+        for c in (20, 80)
+    ]
+    rows.append({**size, "categories": 20, "contender": "PyTorch compiled", "skipped": "no g++"})
+    rows += [row | {"loss": "ranking"} for row in rows]
+    (tmp_path / "bench_losses.json").write_text(json.dumps({"rows": rows}))
+    first = report.plots.svg("losses", tmp_path)
+    assert first == report.plots.svg("losses", tmp_path)
+    (tmp_path / "losses.svg").write_text(first)
+    assert report.plots.stale(tmp_path, tmp_path) == []
+    assert "peak KiB a row" in first
 
 
 def test_a_number_typed_by_hand_does_not_survive(report: ModuleType, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def dense_ranking(x: Tensor, w: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 def step(
-    stage: VisualPromptStage | TextPromptStage | AdapterStage, bf16: bool
+    stage: VisualPromptStage | TextPromptStage | AdapterStage, bf16: bool, rows: int = BATCH
 ) -> Callable[[], object]:
     """One whole step: loss, backward, optimiser; another batch each time."""
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
@@ -50,7 +50,7 @@ def step(
     generator = torch.Generator().manual_seed(0)
 
     def run() -> None:
-        batch = torch.randint(len(stage), (BATCH,), generator=generator)
+        batch = torch.randint(len(stage), (rows,), generator=generator)
         with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=bf16):
             total = torch.stack(list(stage.losses(batch, generator).values())).sum()
         optimizer.zero_grad(set_to_none=True)

@@ -93,12 +93,12 @@ def stage(
     names = (Vocabulary.builtin("pocket70").names * 2)[:categories]
     v = rows(categories, 256, seed=1)
     if number == 1:
-        return step(VisualPromptStage(pocket(), data, data, VisualPromptConfig(loop)), False)
+        return step(VisualPromptStage(pocket(), data, data, VisualPromptConfig(loop)), False, batch)
     if number == 2:
         config = TextPromptConfig(loop)
         made = TextPromptStage(pocket(), names, data, data, config, visual=v[:, None])
-        return step(made, False)
-    return step(AdapterStage(v, v, v[:, None], data, data, AdapterConfig(loop)), False)
+        return step(made, False, batch)
+    return step(AdapterStage(v, v, v[:, None], data, data, AdapterConfig(loop)), False, batch)
 
 
 def encode_sentences(*, sentences: int) -> Contender:

@@ -192,6 +192,39 @@ def draw_losses(data: Data) -> Any:
     return figure
 
 
+MEMORY_LINES = {
+    "ASL loss": ("ASL, pvp_fast", BLUE, "o", "-"),
+    "ranking loss": ("ranking, pvp_fast", GREEN, "s", "-"),
+    "ASL loss, plain PyTorch": ("ASL, PyTorch", ORANGE, "^", "--"),
+    "ranking loss, plain PyTorch": ("ranking, PyTorch", PINK, "v", "--"),
+}
+
+
+def memory_data(results: Path) -> Data:
+    found = read(results, "scaling.json")["memory"]
+    return {
+        row["operation"]: [[n, b / 2**20] for n, b in zip(row["sizes"], row["bytes"], strict=True)]
+        for row in found
+        if row["grows_with"] == "C"
+    }
+
+
+def draw_memory(data: Data) -> Any:
+    figure, axis = subplots(1, 1, size=(6.4, 3.4))
+    for name, (label, colour, marker, dashes) in MEMORY_LINES.items():
+        x, y = zip(*data[name], strict=True)
+        axis.plot(x, y, dashes, color=colour, marker=marker, label=label)
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="categories C",
+        ylabel="peak MiB of loss and gradients",
+        title="B = 256, D = 256, float32",
+    )
+    axis.legend()
+    return figure
+
+
 # --- accuracy ---------------------------------------------------------------------------------
 
 STYLES = {
@@ -314,6 +347,7 @@ PLOTS = {
     ),
     "topk-roofline": Plot(("bench_topk.json",), topk_roofline_data, draw_topk_roofline),
     "losses": Plot(("bench_losses.json",), losses_data, draw_losses),
+    "memory": Plot(("scaling.json",), memory_data, draw_memory),
     "ladder": Plot(("pocket_ladder.json",), ladder_data, draw_ladder),
     "calibration": Plot(("pocket_calibration.json",), calibration_data, draw_calibration),
     "training": Plot(("bench_training.json",), training_data, draw_training),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -145,12 +146,119 @@ def parity(results: Path) -> str:
     return markdown(["", "largest", "mean", "lowest cosine", "mean cosine"], body)
 
 
+def scaling(results: Path) -> str:
+    """How the time of each operation grows on the machine of scaling.json."""
+    body = []
+    for row in read("scaling.json", results)["time"]:
+        sizes, even = row["sizes"], row["even"]
+        body.append(
+            [
+                row["operation"],
+                row["grows_with"],
+                f"{sizes[0]:,} to {sizes[-1]:,}",
+                f"{row['ms'][-1]:,.1f}",
+                f"{abs(row['exponent']):.2f}",
+                "–" if even is None else f"{even:,.0f}",
+            ]
+        )
+    header = ["operation", "grows with", "sizes", "ms at the largest", "exponent", "knee"]
+    return markdown(header, body)
+
+
+def memory(results: Path) -> str:
+    """How the peak memory of the losses grows."""
+    body = []
+    for row in read("scaling.json", results)["memory"]:
+        sizes = row["sizes"]
+        size = f"{sizes[0]:,} to {sizes[-1]:,}"
+        peak = f"{row['bytes'][-1] / 2**20:,.1f}"
+        body.append([row["operation"], row["grows_with"], size, peak, f"{row['exponent']:.2f}"])
+    return markdown(["", "grows with", "sizes", "MiB at the largest", "exponent"], body)
+
+
+DAY = 86_400_000.0  # milliseconds
+CATEGORIES = 1_000_000
+BILLION = 1_000_000_000  # images
+
+
+def deployment(results: Path) -> str:
+    """A billion images, a million categories, on machines like the one measured."""
+    costs = read("scaling.json", results)["vit_b_32_ms"]
+    million = read("bench_topk_1m.json", results)["rows"]
+    large = max((r for r in million if r["categories"] == CATEGORIES), key=lambda r: r["batch"])
+    parts = {
+        "read and decode": costs["reading a 500 x 375 JPEG"],
+        "encode, ViT-B/32 in float32": costs["image, float32"],
+        "top-k of a million, bfloat16": large["ms"]["ours bfloat16"] / large["batch"],
+    }
+    parts["together"] = sum(parts.values())
+    body = []
+    for name, ms in parts.items():
+        days = ms * BILLION / DAY
+        body.append([name, f"{ms:.2f}", f"{days:,.0f}", f"{math.ceil(days / 7):,}"])
+    return markdown(["", "ms an image", "days on one", "machines for a week"], body)
+
+
+def storage(results: Path) -> str:
+    """What lies in memory or on disk for it."""
+    sizes = read("scaling.json", results)["index_bytes_a_category"]
+    body = [
+        [f"index of a million categories, {dtype}", f"{size * CATEGORIES / 1e9:.1f} GB"]
+        for dtype, size in sizes.items()
+    ]
+    body.append(["embeddings of a billion images, float16", f"{BILLION * 512 * 2 / 1e12:.1f} TB"])
+    return markdown(["", "D = 512"], body)
+
+
+def training(results: Path) -> str:
+    """A million categories learned at the default settings, ten sentences each."""
+    from pvp_fast import TrainConfig
+
+    costs, config, each = read("scaling.json", results)["vit_b_32_ms"], TrainConfig(), 10
+    pixels = 4 * 3 * 224 * 224 * CATEGORIES / 1e12
+    context = 4 * 512 * config.text.n_ctx * CATEGORIES / 1e9
+    steps = {"stage 1": config.visual.loop.steps, "stage 2": config.text.loop.steps}
+    days = {
+        "stage 1": steps["stage 1"] * costs["visual prompt, forward and backward"],
+        # Twice: without the transfer, which the ladder shows, and with it.
+        "stage 2": 2 * steps["stage 2"] * costs["text prompt, forward and backward"],
+    }
+    body = [
+        [
+            f"{each} sentences a category, encoded once",
+            f"{each * costs['sentence'] * CATEGORIES / DAY:,.1f}",
+            f"{each * CATEGORIES * 512 * 2 / 1e9:.0f} GB of features",
+        ],
+        [
+            f"stage 1, {steps['stage 1']} steps of every prompt",
+            f"{days['stage 1'] * CATEGORIES / DAY:,.0f}",
+            f"{4 * pixels:.1f} TB: pixels, gradients, two moments",
+        ],
+        [
+            f"stage 2, {steps['stage 2']} steps, twice",
+            f"{days['stage 2'] * CATEGORIES / DAY:,.0f}",
+            f"{4 * context:.0f} GB, contexts of their own",
+        ],
+        [
+            "labels (N, C), one byte each",
+            "–",
+            f"{each * CATEGORIES * CATEGORIES / 1e12:.0f} TB",
+        ],
+    ]
+    return markdown(["", "days on one", "memory"], body)
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "styles": styles,
     "topk": topk,
     "losses": losses,
     "parity": parity,
+    "scaling": scaling,
+    "memory": memory,
+    "deployment": deployment,
+    "storage": storage,
+    "training": training,
 }
 
 

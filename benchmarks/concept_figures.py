@@ -2,7 +2,7 @@
 
 ``python benchmarks/concept_figures.py [--run DIR]`` trains as ``pvp-fast demo`` does (under a
 minute on two cores; DIR keeps the run) and writes docs/figures: pseudo visual prompts from noise to
-what was learned, and sentences beside the prompts they are nearest to.
+what was learned, sentences beside the prompts they are nearest to, and a reliability diagram.
 """
 
 from __future__ import annotations
@@ -18,9 +18,14 @@ import torch
 from torch import Tensor
 
 from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
+from pvp_fast.evaluation import encode_set, read_folder
 from pvp_fast.files import atomic_write
+from pvp_fast.pocket import demo_set
 from pvp_fast.prompts import PseudoVisualPrompts
+from pvp_fast.report.plots import write_plots
 from pvp_fast.sentences import grammar_sentences
+from pvp_fast.training.calibration import Target
+from pvp_fast.training.recalibrate import calibrate, score_images
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 SHOWN = ("dog", "cat", "bicycle", "airplane", "zebra", "giraffe", "umbrella", "pizza")
@@ -95,6 +100,13 @@ def main() -> None:
     pixels = backbone.preprocess.denormalize(artifact.tensors["pixels"][rows, 0])
     learned = pixels.permute(0, 2, 3, 1)
     cosines = backbone.encode_text(SENTENCES) @ artifact.tensors["visual"][rows, 0].T
+    scenes = encode_set(backbone, read_folder(demo_set()))
+    data = score_images(artifact, scenes)
+    calibrated = calibrate(artifact, data, Target.parse("precision=0.9"), common=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        diagram, _ = write_plots(calibrated, Path(scratch))
+        with atomic_write(FIGURES / diagram.name) as stream:
+            stream.write(diagram.read_bytes())
     import matplotlib
 
     with matplotlib.rc_context(plots.STYLE):

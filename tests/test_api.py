@@ -24,6 +24,7 @@ MODULES = (
     "pvp_fast.embeddings",
     "pvp_fast.errors",
     "pvp_fast.evaluation",
+    "pvp_fast.export",
     "pvp_fast.loaders",
     "pvp_fast.losses",
     "pvp_fast.losses.parallel",
@@ -31,6 +32,7 @@ MODULES = (
     "pvp_fast.pocket",
     "pvp_fast.prompts",
     "pvp_fast.sentences",
+    "pvp_fast.serve",
     "pvp_fast.sinks",
     "pvp_fast.training",
 )

@@ -27,7 +27,8 @@ pytest.importorskip("prometheus_client")
 
 import uvicorn
 
-from pvp_fast.serve import Batcher, QueueFull, ServeConfig, create_app
+from pvp_fast.serve import ServeConfig, create_app
+from pvp_fast.serve.batching import Batcher, QueueFull
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ class Batcher:
         self,
         tagger: Tagger,
         config: ServeConfig,
-        observe: Callable[[int], None] = lambda size: None,
+        observe: Callable[[int], object] | None = None,
     ) -> None:
         self._tagger, self._config, self._observe = tagger, config, observe
         square = Square(tagger.backbone.preprocess)
@@ -131,7 +131,8 @@ class Batcher:
         try:
             if not jobs:
                 return
-            self._observe(len(jobs))
+            if self._observe is not None:
+                self._observe(len(jobs))
             window = self._loader.start(
                 [Listed(row, Sample(str(row), job.data)) for row, job in enumerate(jobs)]
             )

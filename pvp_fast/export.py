@@ -37,6 +37,8 @@ class TaggerModule(nn.Module):
         InputError: the artifact has a local branch, whose pooling is no standard operator.
     """
 
+    visual: nn.Module
+    query_adapter: nn.Module
     vectors: Tensor
     bias: Tensor
 

@@ -21,6 +21,7 @@ MODULES = (
     "pvp_fast",
     "pvp_fast.adapters",
     "pvp_fast.bulk",
+    "pvp_fast.discover",
     "pvp_fast.embeddings",
     "pvp_fast.errors",
     "pvp_fast.evaluation",

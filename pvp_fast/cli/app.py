@@ -12,6 +12,7 @@ from pvp_fast.cli import (
     add,
     calibrate,
     demo,
+    discover,
     embed,
     evaluate,
     export,
@@ -58,6 +59,7 @@ app.command("embed")(embed.embed)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sentences")(sentences.sentences)
 app.command("add-category")(add.add_category)
+app.command("discover")(discover.discover)
 app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)
 app.command("serve")(serve.serve)

@@ -136,13 +136,22 @@ void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t
   loss_cpu(tile, settings, threads, isa, of_rows);
 }
 
-void project(std::uintptr_t gradients, std::uintptr_t rows_of, std::uintptr_t inverse, int64_t rows,
-             int64_t width, double factor, int threads, const std::string& isa) {
+// float, or bfloat16 bits, which need only two-byte alignment.
+void* read_half(std::uintptr_t address, bool half, const char* name, bool optional) {
+  if (half) return pointer<uint16_t>(address, name, optional);
+  return pointer<float>(address, name, optional);
+}
+
+void project(std::uintptr_t gradients, bool gradients_half, std::uintptr_t rows_of, bool rows_half,
+             std::uintptr_t inverse, int64_t rows, int64_t width, double factor, int threads,
+             const std::string& isa) {
   check(rows >= 0 && width >= 0, "rows and width must be >= 0");
   check(threads >= 1, "threads must be >= 1");
   const bool empty = rows == 0 || width == 0;
-  const projection task{pointer<float>(gradients, "gradients", empty),
-                        pointer<const float>(rows_of, "rows_of", empty),
+  const projection task{read_half(gradients, gradients_half, "gradients", empty),
+                        gradients_half,
+                        read_half(rows_of, rows_half, "rows_of", empty),
+                        rows_half,
                         pointer<const float>(inverse, "inverse", true),
                         rows,
                         width,
@@ -221,8 +230,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("detach"), py::arg("alpha"), py::arg("gamma"), py::arg("threads"), py::arg("isa"),
         py::arg("sums"),
         "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss.h.");
-  m.def("project", &project, py::arg("gradients"), py::arg("rows_of"), py::arg("inverse"),
-        py::arg("rows"), py::arg("width"), py::arg("factor"), py::arg("threads"), py::arg("isa"),
+  m.def("project", &project, py::arg("gradients"), py::arg("gradients_half"), py::arg("rows_of"),
+        py::arg("rows_half"), py::arg("inverse"), py::arg("rows"), py::arg("width"),
+        py::arg("factor"), py::arg("threads"), py::arg("isa"),
         "Take out of each gradient what is along its row. Contract: loss.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");

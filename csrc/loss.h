@@ -49,8 +49,10 @@ void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
 // Rows of gradients (rows, width), in place: factor * (g - <g, t> inverse^2 t), which takes out what
 // is along t; inverse[b] is 1 / |t_b|. Without inverse: factor * g.
 struct projection {
-  float* gradients;
-  const float* rows_of;  // t, (rows, width)
+  void* gradients;       // float, or bfloat16 bits
+  bool gradients_half;
+  const void* rows_of;   // t, (rows, width), as above
+  bool rows_half;
   const float* inverse;  // [rows], or null
   int64_t rows, width;
   float factor;

@@ -277,16 +277,37 @@ loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row)
   return sums;
 }
 
-void row_project(const projection& task, int64_t row) {
-  float* g = task.gradients + row * task.width;
-  const float* t = task.rows_of + row * task.width;
+inline float load(const float* from) { return *from; }
+inline float load(const uint16_t* from) { return from_bits(static_cast<uint32_t>(*from) << 16); }
+inline void store(float* to, float value) { *to = value; }
+
+inline void store(uint16_t* to, float value) {  // to the nearest bfloat16, ties to even
+  const uint32_t bits = to_bits(value);
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  *to = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
+}
+
+template <class G, class T>
+void project_row(const projection& task, int64_t row) {
+  G* g = static_cast<G*>(task.gradients) + row * task.width;
+  const T* t = static_cast<const T*>(task.rows_of) + row * task.width;
   float along = 0;
   if (task.inverse) {
 #pragma omp simd reduction(+ : along)
-    for (int64_t d = 0; d < task.width; ++d) along += g[d] * t[d];
+    for (int64_t d = 0; d < task.width; ++d) along += load(g + d) * load(t + d);
     along *= task.inverse[row] * task.inverse[row];
   }
-  for (int64_t d = 0; d < task.width; ++d) g[d] = task.factor * (g[d] - along * t[d]);
+  for (int64_t d = 0; d < task.width; ++d) {
+    store(g + d, task.factor * (load(g + d) - along * load(t + d)));
+  }
+}
+
+void row_project(const projection& task, int64_t row) {
+  if (task.gradients_half) {
+    task.rows_half ? project_row<uint16_t, uint16_t>(task, row) : project_row<uint16_t, float>(task, row);
+  } else {
+    task.rows_half ? project_row<float, uint16_t>(task, row) : project_row<float, float>(task, row);
+  }
 }
 
 }  // namespace

@@ -85,7 +85,9 @@ def loss(
 ) -> None: ...
 def project(
     gradients: int,
+    gradients_half: bool,
     rows_of: int,
+    rows_half: bool,
     inverse: int,
     rows: int,
     width: int,

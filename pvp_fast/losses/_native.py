@@ -8,6 +8,7 @@ dw of it, and a last pass takes out what lies along x and w. Nothing is copied o
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -31,18 +32,20 @@ _EPS = 1e-12  # of torch.nn.functional.normalize
 _LONGEST = 1e15  # of a row whose products cannot overflow
 
 
-def why_not(problem: Problem, needs: Needs) -> str | None:
+def why_not(
+    kind: str, settings: Sequence[float], device: torch.device, y: Labels, learns_weight: bool
+) -> str | None:
     """What of a problem the extension does not do, or None."""
-    if problem.x.device.type != "cpu":
-        return f"it works on a CPU, not on {problem.x.device}"
-    if problem.kind == "ranking":
+    if device.type != "cpu":
+        return f"it works on a CPU, not on {device}"
+    if kind == "ranking":
         return "the ranking loss is not a sum over entries"
-    if isinstance(problem.y, Tensor) and problem.y.is_floating_point():
-        return f"labels are soft ({problem.y.dtype}); it takes bool, uint8, int8 and CSRLabels"
-    if needs.weight:
+    if isinstance(y, Tensor) and y.is_floating_point():
+        return f"labels are soft ({y.dtype}); it takes bool, uint8, int8 and CSRLabels"
+    if learns_weight:
         return "weight needs a gradient"
-    if problem.kind == "asl" and problem.settings[3] < _LEAST_EPS:
-        return f"eps={problem.settings[3]} is below {_LEAST_EPS}"
+    if kind == "asl" and settings[3] < _LEAST_EPS:
+        return f"eps={settings[3]} is below {_LEAST_EPS}"
     return None
 
 
@@ -129,11 +132,12 @@ class _Operand:
     def project(self, gradients: Tensor, factor: float) -> None:
         """Gradients of products with these rows become those of the rows of x or w."""
         if self.inverse is not None or factor != 1:
-            rows = self.rows.float()
             _call(
                 "project",
                 gradients.data_ptr(),
-                rows.data_ptr(),
+                gradients.dtype == torch.bfloat16,
+                self.rows.data_ptr(),
+                self.rows.dtype == torch.bfloat16,
                 _address(self.inverse),
                 *gradients.shape,
                 factor,
@@ -151,7 +155,10 @@ def _call(name: str, *args: Any, **kwargs: Any) -> None:
 
 
 def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
-    """Loss and gradients, tile by tile; ``tile`` is the most rows and categories of one."""
+    """Loss and gradients, tile by tile; ``tile`` is the most rows and categories of one.
+
+    dx and dw have the dtypes of x and w.
+    """
     x, w = problem.x, problem.w
     (count, width), n_categories = x.shape, len(w)
     half = multiplies(x.dtype, x.device)
@@ -160,13 +167,13 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     labels, settings = _Labels(problem.y, n_categories), _settings(problem)
     scale, bias = problem.scale.item(), 0.0 if problem.bias is None else problem.bias.item()
 
-    def gradients(rows: int, used: int) -> Tensor:
-        """Each product writes where it would have added to zeros, if there is one."""
-        make = torch.empty if used else torch.zeros
-        return make(rows, width, dtype=torch.float32)
+    def gradients(rows: int, tiles: int) -> Tensor:
+        """Each product writes where it would have added to zeros; one alone, in its own dtype."""
+        make = torch.empty if tiles else torch.zeros
+        return make(rows, width, dtype=left.rows.dtype if tiles == 1 else torch.float32)
 
-    dx = gradients(count if needs.x else 0, n_categories)
-    dw = gradients(n_categories if needs.w else 0, count)
+    dx = gradients(count if needs.x else 0, -(-n_categories // tile[1]))
+    dw = gradients(n_categories if needs.w else 0, -(-count // tile[0]))
     total = torch.zeros(3, dtype=torch.float64)
     sums = torch.empty(min(count, tile[0]), 3, dtype=torch.float64)
     buffer = torch.empty(min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32)
@@ -200,4 +207,6 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     if needs.w:
         right.project(dw, problem.factor)
     loss, dbias, dscale = (total * problem.factor).float()
-    return Gradients(loss.clone(), dx, dw, dscale.clone(), dbias.clone(), x.new_empty(0).float())
+    none = torch.empty(0, dtype=torch.float32)
+    dx, dw = dx.to(x.dtype), dw.to(w.dtype)
+    return Gradients(loss.clone(), dx, dw, dscale.clone(), dbias.clone(), none)

@@ -64,24 +64,10 @@ def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> 
     return tall, max(1, budget // max(1, min(tall, rows)))
 
 
-def native(backend: str, problem: Problem, needs: Needs) -> bool:
-    """Whether the extension turns scores into gradients: with "auto", where it can.
-
-    Raises:
-        BackendError: "native" was asked for, and cannot.
-    """
-    if backend not in ("auto", "native"):
-        return False
-    reason = _native.why_not(problem, needs)
-    if reason is not None and backend == "native":
-        raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
-    return reason is None
-
-
 def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Gradients:
     x, triton = problem.x, backend == "triton"
     rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
-    if native(backend, problem, needs):
+    if backend == "native":
         return _native.run(problem, needs, (rows, cols))
     if triton:
         from pvp_fast.losses import _kernel_steps
@@ -115,7 +101,10 @@ def similarity_loss(
     needs: Sequence[bool],
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """factor · Σ loss and the gradients of :class:`Gradients`, float32; empty if not needed."""
+    """factor · Σ loss and the gradients of :class:`Gradients`; empty if not needed.
+
+    All float32, but dx and dw of the "native" backend, which have the dtypes of x and w.
+    """
     labels: Labels
     if y is not None:
         labels = y
@@ -149,14 +138,15 @@ def _(
     factor: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     asked = Needs(*needs)
+    dtype = x.dtype if backend == "native" else torch.float32
 
-    def new(*shape: int) -> Tensor:
-        return x.new_empty(shape, dtype=torch.float32)
+    def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return x.new_empty(shape, dtype=dtype)
 
     return (
         new(),
-        new(x.shape[0] if asked.x else 0, x.shape[1]),
-        new(w.shape[0] if asked.w else 0, w.shape[1]),
+        new(x.shape[0] if asked.x else 0, x.shape[1], dtype=dtype),
+        new(w.shape[0] if asked.w else 0, w.shape[1], dtype=dtype),
         new(),
         new(),
         new(w.shape[0] if asked.weight else 0),
@@ -230,7 +220,7 @@ def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyp
             list(needs),
             ctx.factor,
         )
-    if ctx.dtypes == (torch.float32,) * 2 and _is_one(g):
+    if ctx.dtypes == tuple(t.dtype for t in gradients[:2]) and _is_one(g):
         found = gradients
     else:
         found = similarity_loss_backward(g, *gradients, *ctx.dtypes)
@@ -303,6 +293,13 @@ def fused_loss(
     shift = None if bias is None else _scalar("bias", bias, x)
     share = None if weight is None else weight.to(x.device, torch.float32).contiguous()
     grad = torch.is_grad_enabled() and regime != "recompute"
+    by = "triton" if triton else backend
+    if backend in ("auto", "native") and not triton:
+        learns = share is not None and share.requires_grad and torch.is_grad_enabled()
+        reason = _native.why_not(kind, settings, x.device, y, learns)
+        if reason is not None and backend == "native":
+            raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
+        by = "torch" if reason is not None else "native"
     needs = [grad and t is not None and t.requires_grad for t in (x, w, factor, shift, share)]
     dense, offsets, indices = (
         (None, y.offsets, y.indices) if isinstance(y, CSRLabels) else (y, None, None)
@@ -319,7 +316,7 @@ def fused_loss(
         kind,
         [float(value) for value in settings],
         normalize,
-        "triton" if triton else backend,
+        by,
         regime,
         needs,
         reduction_factor(reduction, torch.Size((rows, n_categories))),

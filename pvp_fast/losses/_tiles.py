@@ -142,8 +142,8 @@ class _Operand:
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a @ b into out, float32."""
-    if a.dtype == torch.float32:
+    """a @ b into out, float32 or of their dtype."""
+    if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
     if a.is_cuda:
         return torch.mm(a, b, out_dtype=torch.float32, out=out)

@@ -134,11 +134,12 @@ def draw_topk_roofline(data: Data) -> Any:
                 face = colour if filled else "white"
                 label = name.replace("ours", "TagIndex")
                 axis.plot(x, y, marker, color=colour, mfc=face, ms=7, label=label)
+    rates = [rate for points in data["points"].values() for _, rate in points]
     axis.set(
         xscale="log",
         yscale="log",
         xlim=(low, high),
-        ylim=(8, 900),
+        ylim=(0.7 * min(rates), 1.6 * max(top, *rates)),
         xlabel="operations a byte of class vectors",
         ylabel="billion operations a second",
     )
@@ -148,6 +149,7 @@ def draw_topk_roofline(data: Data) -> Any:
 
 # --- losses -----------------------------------------------------------------------------------
 
+# PyTorch eager is the line at 1.
 LOSS_LINES = {
     "pvp_fast": ("pvp_fast", BLUE, "o", "-"),
     "pvp_fast, lists": ("pvp_fast, labels as lists", GREEN, "s", "-"),
@@ -157,37 +159,44 @@ LOSS_LINES = {
 
 
 def losses_data(results: Path) -> Data:
-    found: dict[str, dict[str, list[list[float]]]] = {}
+    """For each loss and contender [C, B, times eager's speed, share of eager's memory]."""
+    cases: dict[tuple[str, int, int], dict[str, Any]] = {}
     for row in read(results, "bench_losses.json")["rows"]:
         if "ms" in row and row["contender"] in LOSS_LINES and row["loss"] not in ("siglip", "clip"):
-            work = 2.0 * row["rows"] * row["regions"] * row["categories"] * row["width"]
-            lines = found.setdefault(row["loss"], {}).setdefault(row["contender"], [])
-            # One size a C, the largest: time and memory a row, so that sizes can be compared.
-            entry = [row["categories"], 1e3 * row["ms"] / row["rows"],
-                     (row["peak_bytes"] or 0) / row["rows"] / 1024, work]  # fmt: skip
-            same = [i for i, old in enumerate(lines) if old[0] == entry[0]]
-            if not same:
-                lines.append(entry)
-            elif lines[same[0]][3] < work:
-                lines[same[0]] = entry
-    return {loss: {n: sorted(v) for n, v in lines.items()} for loss, lines in found.items()}
+            case = (row["loss"], row["categories"], row["rows"])
+            cases.setdefault(case, {})[row["contender"]] = row
+    found: dict[str, dict[str, dict[int, list[float]]]] = {}
+    for (loss, categories, rows), of in sorted(cases.items()):  # the largest B of a C is kept
+        eager = of.get("PyTorch eager")
+        if eager is None:
+            continue
+        for name in LOSS_LINES.keys() & of.keys() - {"PyTorch eager"}:
+            speed = eager["ms"] / of[name]["ms"]
+            memory = of[name]["peak_bytes"] / eager["peak_bytes"]
+            lines = found.setdefault(loss, {}).setdefault(name, {})
+            lines[categories] = [categories, rows, speed, memory]
+    return {
+        loss: {name: list(lines[name].values()) for name in LOSS_LINES if name in lines}
+        for loss, lines in found.items()
+    }
 
 
 def draw_losses(data: Data) -> Any:
-    figure, axes = subplots(2, len(data), size=(2.1 * len(data) + 1.0, 5.2), sharex="col",
-                            sharey="row")  # fmt: skip
+    size = (2.0 * len(data) + 1.2, 4.6)
+    figure, axes = subplots(2, len(data), size=size, sharex="col", sharey="row", squeeze=False)
     for column, (loss, lines) in zip(axes.T, data.items(), strict=True):
-        for name, (label, colour, marker, dashes) in LOSS_LINES.items():
-            if name in lines:
-                x, ms, memory, _ = zip(*lines[name], strict=True)
-                for axis, y in zip(column, (ms, memory), strict=True):
-                    axis.plot(x, y, dashes, color=colour, marker=marker, label=label)
+        for name, points in lines.items():
+            label, colour, marker, dashes = LOSS_LINES[name]
+            x, _, speed, memory = zip(*points, strict=True)
+            for axis, y in zip(column, (speed, [100 * m for m in memory]), strict=True):
+                axis.plot(x, y, dashes, color=colour, marker=marker, label=label)
         column[0].set_title(loss)
         column[1].set_xlabel("categories C")
-        for axis in column:
-            axis.set(xscale="log", yscale="log")
-    axes[0, 0].set_ylabel("µs a row")
-    axes[1, 0].set_ylabel("peak KiB a row")
+        for axis, equal in zip(column, (1.0, 100.0), strict=True):
+            axis.axhline(equal, color=GREY, lw=1, ls="--")
+            axis.set(xscale="log")
+    axes[0, 0].set(ylabel="times eager's speed", ylim=(0, None))
+    axes[1, 0].set(ylabel="% of eager's memory", ylim=(0, None))
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 

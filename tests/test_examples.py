@@ -64,7 +64,8 @@ def test_the_notebook_is_the_script(notebook: ModuleType) -> None:
     assert len(pictures) == 2
 
 
-def test_names_to_tags_as_a_notebook(notebook: ModuleType) -> None:
+def test_names_to_tags_as_a_notebook(notebook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own shows the pictures
     pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
     pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
     done = notebook.run(notebook.build(notebook.SCRIPT.read_text(encoding="utf-8")))

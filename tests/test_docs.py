@@ -1,0 +1,95 @@
+"""What README.md and docs/ tell people to type exists: commands, options, files and imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+
+from pvp_fast.cli.app import app
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+STOP = re.compile(r"^(\||&&|;|[<>].*|2>.*)$")
+BLOCK = re.compile(r"^```(?P<kind>\w+).*?\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, kind: str) -> Iterator[str]:
+    for found in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        if found["kind"] == kind:
+            yield found["body"]
+
+
+def command_lines(page: Path, program: str) -> Iterator[list[str]]:
+    """The words after each call of a program in the page's shell blocks, up to what ends it."""
+    for body in blocks(page, "sh"):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while program in words:
+                words = words[words.index(program) + 1 :]
+                stops = (i for i, word in enumerate(words) if STOP.match(word))
+                yield words[: next(stops, len(words))]
+
+
+def by_name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_commands_parse(page: Path) -> None:
+    group: Any = typer.main.get_command(app)
+    for words in command_lines(page, "pvp-fast"):
+        # A loop's variable stands for a number.
+        name, *rest = (re.sub(r"\$\w+", "0", word.rstrip(";")) for word in words)
+        assert name in group.commands, f"pvp-fast {name}"
+        try:
+            group.commands[name].make_context(name, rest)
+        except Exception as error:
+            pytest.fail(f"pvp-fast {shlex.join(words)}: {getattr(error, 'message', error)}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_scripts_exist(page: Path) -> None:
+    for words in command_lines(page, "python"):
+        if words[0] == "-m":
+            path = words[1].replace(".", "/")
+            assert (ROOT / f"{path}.py").exists(), words
+        elif words[0].endswith(".py"):
+            assert (ROOT / words[0]).exists(), words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_files_named_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    folders = r"(?:benchmarks|docs|examples|kernels|csrc|tests|pvp_fast)"
+    for name in re.findall(rf"`({folders}/[\w./-]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_python_compiles_and_imports_what_there_is(page: Path) -> None:
+    for body in blocks(page, "python"):
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pvp_fast"):
+                module = importlib.import_module(str(node.module))
+                for alias in node.names:
+                    assert hasattr(module, alias.name), f"{node.module}.{alias.name}"
+
+
+def test_a_wrong_command_is_found(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```sh\npvp-fast tag a \\\n  photos/ --top-k 3 --unknown 2 | head  # why\n```\n"
+    )
+    (words,) = command_lines(page, "pvp-fast")
+    assert words == ["tag", "a", "photos/", "--top-k", "3", "--unknown", "2"]
+    group: Any = typer.main.get_command(app)
+    with pytest.raises(Exception, match="unknown"):
+        group.commands["tag"].make_context("tag", words[1:])

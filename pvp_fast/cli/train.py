@@ -65,9 +65,12 @@ def train(
 
       pvp-fast train --vocabulary coco80 --captions captions_train2017.json
       --model ViT-B-32 --pretrained laion2b_s34b_b79k --out runs/coco
+
+    On several GPUs: torchrun --nproc-per-node 8 -m pvp_fast train ...
     """
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training import train as run_training
+    from pvp_fast.training.distributed import Ranks, process_group
 
     console = progress_console()
     config = make_config(preset, seed, steps, local)
@@ -76,16 +79,21 @@ def train(
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
     texts, source = gather_sentences(words, files, count, seed)
     corpus = build_corpus(texts, words, source=source)
-    if not quiet:
-        console.print(
-            f"{len(corpus)} labelled sentences for {len(words)} categories (from {source})"
-        )
-    backbone = load_backbone(model, pretrained, device)
-    artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
-    if not quiet:
-        for stage, value in artifact.metrics["held_out_map"].items():
-            console.print(f"  {stage:>10}  mAP {value:5.1f} on held-out sentences")
-    typer.echo(str(out / "artifact"))
+    with process_group(device) as place:
+        ranks = Ranks()
+        quiet = quiet or not ranks.first
+        if not quiet:
+            console.print(
+                f"{len(corpus)} labelled sentences for {len(words)} categories (from {source})"
+            )
+        with ranks.in_turn():  # the weights are downloaded once
+            backbone = load_backbone(model, pretrained, place)
+        artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
+        if not quiet:
+            for stage, value in artifact.metrics["held_out_map"].items():
+                console.print(f"  {stage:>10}  mAP {value:5.1f} on held-out sentences")
+        if ranks.first:
+            typer.echo(str(out / "artifact"))
 
 
 def make_config(preset: str, seed: int, steps: str | None, local: bool = False) -> TrainConfig:

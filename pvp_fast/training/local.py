@@ -17,6 +17,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.prompts import TextPrompts
+from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import TokenSentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig
 
@@ -80,7 +81,7 @@ class LocalPromptStage:
         tokens, mask, y = self.train.batch(batch)
         scores = spatial_softmax_pool(
             tokens,
-            self.module(self.backbone),
+            self._encode(),
             mask,
             temperature=config.temperature,
             scale=config.scale,
@@ -90,7 +91,11 @@ class LocalPromptStage:
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """g' (C, D), unit rows."""
-        return self.module(self.backbone)
+        return self._encode()
+
+    def _encode(self) -> Tensor:
+        every = torch.arange(self.train.labels.shape[1])
+        return Ranks().encode(lambda own: self.module(self.backbone, own), every)
 
     @torch.no_grad()
     def held_out_scores(self) -> Tensor:

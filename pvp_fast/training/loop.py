@@ -24,6 +24,7 @@ from pvp_fast.training.checkpoint import (
     restore_optimizer,
     save_checkpoint,
 )
+from pvp_fast.training.distributed import Ranks
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,11 @@ class Stage(Protocol):
         """How many sentences there are to draw from."""
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Scalar loss terms (their sum is minimised) of the sentences ``batch`` (B,)."""
+        """Scalar loss terms (their sum is minimised) of the sentences ``batch`` (B,).
+
+        Means over the batch, or free of it: those of parts of a batch, weighted by their sizes,
+        add up to those of the whole.
+        """
 
     def evaluate(self) -> float:
         """mAP in percent on the held-out sentences."""
@@ -92,9 +97,13 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
 
     Two runs of the same settings, one interrupted and resumed, end with the same bits.
 
+    In an initialised ``torch.distributed`` group this is a collective call: the processes share
+    the work of a run, of which the first writes ``folder``; the others only read it.
+
     Raises:
         TrainingDiverged: a loss term is NaN or infinite; the last checkpoint is kept.
     """
+    ranks = Ranks()
     folder.mkdir(parents=True, exist_ok=True)
     parameters = [p for p in stage.module.parameters() if p.requires_grad]
     optimizer = _optimizer(parameters, config)
@@ -107,14 +116,17 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
         restore_optimizer(optimizer, tensors)
         generator.set_state(tensors["generator"])
         step, score = state["step"], state["map"]
+    ranks.same(stage.module.state_dict().values())
     last = folder if saved is not None else None
     if step >= config.steps:
         return score
 
     device = parameters[0].device.type
+    own = ranks.share(config.batch_size)
+    part = (own.stop - own.start) / config.batch_size  # what this process's loss counts for
     with ExitStack() as stack:
-        log = stack.enter_context(_Log(folder, step))
-        bar = stack.enter_context(_Bar(stage.name, config.steps, step, progress))
+        log = stack.enter_context(_Log(folder, step)) if ranks.first else None
+        bar = stack.enter_context(_Bar(stage.name, config.steps, step, progress and ranks.first))
         while step < config.steps:
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * config.rate(step)
@@ -123,30 +135,32 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                 torch.enable_grad(),
                 torch.autocast(device, torch.bfloat16, enabled=config.precision == "bfloat16"),
             ):
-                terms = stage.losses(batch, generator)
-            for name, term in terms.items():
-                if not bool(torch.isfinite(term)):
+                terms = stage.losses(batch[own], generator)
+            found = torch.stack(list(terms.values()))
+            values = ranks.add(found * part)
+            for name, finite in zip(terms, values.isfinite().tolist(), strict=True):
+                if not finite:
                     raise TrainingDiverged(step, name, last)
             optimizer.zero_grad(set_to_none=True)
-            total = torch.stack(list(terms.values())).sum()
-            total.backward()
+            (found.sum() * part).backward()
+            ranks.add_gradients(parameters)
             torch.nn.utils.clip_grad_norm_(parameters, config.grad_clip)
             optimizer.step()
             step += 1
             finished = step == config.steps
             if step % config.eval_every == 0 or finished:
                 score = stage.evaluate()
-            if step % config.log_every == 0 or finished:
-                values = {name: term.item() for name, term in terms.items()}
-                rate = config.lr * config.rate(step - 1)
-                log.write(step, total.item(), score, rate, values)
-                bar.update(step, total.item(), score)
-            if step % config.checkpoint_every == 0 or finished:
+            if log and (step % config.log_every == 0 or finished):
+                total, rate = values.sum().item(), config.lr * config.rate(step - 1)
+                log.write(step, total, score, rate, dict(zip(terms, values.tolist(), strict=True)))
+                bar.update(step, total, score)
+            if log and (step % config.checkpoint_every == 0 or finished):
                 tensors = {f"module.{k}": v for k, v in stage.module.state_dict().items()}
                 tensors |= optimizer_tensors(optimizer)
                 tensors["generator"] = generator.get_state()
                 log.flush()
                 save_checkpoint(folder, tensors, {"step": step, "map": score})
+            if step % config.checkpoint_every == 0 or finished:
                 last = folder
     return score
 

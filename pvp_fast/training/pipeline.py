@@ -21,6 +21,7 @@ from pvp_fast.regions import require_regions
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
+from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, TokenSentences
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
@@ -114,6 +115,9 @@ def train(
     Each stage writes its log and checkpoints under ``out``; called again after an interruption,
     it goes on from the last checkpoint and ends with the same numbers.
 
+    Called by every process of an initialised ``torch.distributed`` group with the same arguments,
+    the processes share the work; ``out`` must be a folder they all see. The first one writes it.
+
     Args:
         backbone: the frozen CLIP.
         corpus: labelled sentences (see :func:`pvp_fast.sentences.build_corpus`).
@@ -134,16 +138,19 @@ def train(
     if config.local:
         require_regions(backbone.model, "local=True needs region features")
     folder = Path(out)
-    _claim(folder, backbone, corpus, config, resume)
+    ranks = Ranks()
+    with ranks.in_turn():
+        _claim(folder, backbone, corpus, config, resume or not ranks.first)
 
     seen, unseen = corpus.split(config.held_out, config.seed)
     if not len(unseen):
         unseen = seen  # too few sentences to hold any out: judge on what is there
     cache = FeatureCache(folder / "features")
-    data, judge = (
-        Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
-        for part in (seen, unseen)
-    )
+    with ranks.in_turn():
+        data, judge = (
+            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
+            for part in (seen, unseen)
+        )
     names = corpus.vocabulary.names
     metrics: dict[str, float] = {}
 
@@ -173,7 +180,8 @@ def train(
         scores = adapter.module(x)
     extra: dict[str, Tensor] = {}
     if config.local:
-        tokens, token_judge = _token_sentences(cache, backbone, seen, unseen)
+        with ranks.in_turn():
+            tokens, token_judge = _token_sentences(cache, backbone, seen, unseen)
         local = LocalPromptStage(backbone, names, tokens, token_judge, config.local_prompts)
         metrics["local"] = run_stage(
             local, config.local_prompts.loop, folder / "local", progress=progress
@@ -219,7 +227,9 @@ def train(
             "corpus": corpus.fingerprint,  # tells later whether sentences were held out
         },
     )
-    artifact.save(folder / "artifact")
+    with ranks.in_turn():
+        if ranks.first:
+            artifact.save(folder / "artifact")
     return artifact
 
 

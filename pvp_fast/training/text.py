@@ -12,6 +12,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.losses import clip_loss
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts
+from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
 
@@ -91,11 +92,11 @@ class TextPromptStage:
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
         x, y = self.train.batch(batch)
-        text = self.module.prompts(self.backbone)
+        text = self._encode(self.module.prompts)
         terms = {config.loss: classification_loss(config.loss, x, text, y, config.scale)}
         visual = self.visual
         if self.module.images is not None:
-            moving = self.module.images(self.backbone)
+            moving = self._encode(self.module.images)
             visual = nn.functional.normalize(moving.mean(1), dim=-1)
             terms["visual"] = classification_loss(config.loss, x, visual, y, config.scale)
         if config.transfer and visual is not None:
@@ -106,7 +107,11 @@ class TextPromptStage:
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """g (C, D), unit rows."""
-        return self.module.prompts(self.backbone)
+        return self._encode(self.module.prompts)
+
+    def _encode(self, prompts: TextPrompts | PseudoVisualPrompts) -> Tensor:
+        every = torch.arange(self.train.labels.shape[1])
+        return Ranks().encode(lambda own: prompts(self.backbone, own), every)
 
     @torch.no_grad()
     def evaluate(self) -> float:

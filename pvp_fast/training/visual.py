@@ -13,6 +13,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.prompts import PseudoVisualPrompts
+from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
 
@@ -70,7 +71,7 @@ class VisualPromptStage:
             seed=config.loop.seed,
         ).to(train.device)
         with torch.no_grad():
-            bank = prompts(backbone)
+            bank = Ranks().encode(lambda own: prompts(backbone, own), torch.arange(count))
         self.module = _Visual(prompts, bank)
         backbone.checkpoint_activations(config.checkpoint_activations)
 
@@ -97,13 +98,19 @@ class VisualPromptStage:
         return {self.config.loss: term}
 
     def _encode(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Unit rows (n, P, D) of some prompts, each translated by a few random pixels."""
+        """Unit rows (n, P, D) of some prompts, all translated by the same few random pixels."""
+        reach = self.config.shift
+        dy, dx = 0, 0
+        if reach:
+            dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+        return Ranks().encode(lambda own: self._translated(own, dy, dx), index)
+
+    def _translated(self, index: Tensor, dy: int, dx: int) -> Tensor:
         reach = self.config.shift
         prompts = self.module.prompts
         if not reach:
             return prompts(self.backbone, index)
         pixels = prompts.pixels[index.to(prompts.pixels.device)].flatten(0, 1)
-        dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels, (reach,) * 4, mode="replicate")
         top, left = reach + dy, reach + dx
@@ -113,7 +120,9 @@ class VisualPromptStage:
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """v (C, P, D), unit rows, of the prompts as they are."""
-        return self.module.prompts(self.backbone)
+        prompts = self.module.prompts
+        every = torch.arange(prompts.n_categories)
+        return Ranks().encode(lambda own: prompts(self.backbone, own), every)
 
     @torch.no_grad()
     def evaluate(self) -> float:

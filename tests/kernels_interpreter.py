@@ -15,8 +15,8 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.elementwise import elementwise_loss_
-from pvp_fast.kernels.ranking import ranking_loss_
+from pvp_fast.kernels.elementwise import category_sums, elementwise_loss_
+from pvp_fast.kernels.ranking import ranking_category_sums, ranking_loss_
 from pvp_fast.kernels.small_c import small_c_loss
 from pvp_fast.losses import (
     CSRLabels,
@@ -171,6 +171,43 @@ def test_a_row_wider_than_a_block_and_strided_tiles() -> None:
     close(sums.loss.sum(), truth[0], truth[0])
     close(tile, truth[1], truth[1])
     assert torch.equal(wide[:, 140:], outside)
+
+
+def far(near: Tensor) -> Tensor:
+    """A copy (3, C) whose row 2 begins 2³¹ elements after row 0; no page between is touched."""
+    rows, cols = near.shape
+    stride = 2**30
+    wide = torch.empty((rows - 1) * stride + cols, dtype=near.dtype)
+    return wide.as_strided((rows, cols), (stride, 1)).copy_(near)
+
+
+@pytest.mark.parametrize("labels", ["bool", "partial"])
+@pytest.mark.parametrize("kind", ["asl", "ranking"])
+def test_offsets_beyond_32_bits(kind: str, labels: str) -> None:
+    raw, y = torch.randn(3, 20, generator=generator(3)), make_labels(labels, 3, 20)
+    distant, wide = far(raw), far(y)
+    weight = torch.rand(20, generator=generator(1))
+    if kind == "ranking":
+        found = ranking_loss_(distant, wide, weight=weight)
+        expected = ranking_loss_(raw, y, weight=weight)
+        by_category = [ranking_category_sums(s, t) for s, t in ((far(raw), wide), (raw, y))]
+    else:
+        found = elementwise_loss_(distant, wide, kind, weight=weight)
+        expected = elementwise_loss_(raw, y, kind, weight=weight)
+        by_category = [category_sums(s, t, kind) for s, t in ((far(raw), wide), (raw, y))]
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(distant, raw)
+    assert torch.equal(*by_category)
+
+
+@pytest.mark.parametrize("labels", ["bool", "partial"])
+def test_small_c_reads_labels_beyond_32_bits(labels: str) -> None:
+    x, w = (torch.randn(3, 24, generator=generator(seed)) for seed in (1, 2))
+    y = make_labels(labels, 3, 3)
+    found, expected = small_c_loss(x, w, far(y), "asl"), small_c_loss(x, w, y, "asl")
+    assert torch.equal(found.sums.loss, expected.sums.loss)
+    assert torch.equal(found.dx, expected.dx)
+    assert torch.equal(found.dw, expected.dw)
 
 
 def test_a_chunk_of_rows_takes_a_slice_of_the_offsets() -> None:

@@ -18,12 +18,14 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, InputError, TrainingDiverged
 from pvp_fast.losses.clip import clip_loss_ref
+from pvp_fast.prompts import prompt_ensemble
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
+from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
 from pvp_fast.training.checkpoint import NAME
 from pvp_fast.training.features import Sentences
-from pvp_fast.training.loop import run_stage
+from pvp_fast.training.loop import Stage, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.vocabulary import Vocabulary
 
@@ -236,22 +238,33 @@ def test_an_added_category_changes_nothing_learned(
         add_category(backbone, grown, "castle", steps=1)
 
 
+@pytest.mark.parametrize("stage", ["text", "adapter"])
 @pytest.mark.parametrize("loss", ["ranking", "asl"])
 def test_fused_losses_give_the_learning_curve_of_their_definitions(
-    backbone: Backbone, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+    backbone: Backbone,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loss: str,
+    stage: str,
 ) -> None:
     features = backbone.encode_text(list(corpus.sentences)).half().numpy()
     sentences = Sentences(features, corpus.multi_hot(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
     visual = torch.randn(len(corpus.vocabulary), 1, features.shape[1], generator=generator)
     visual = torch.nn.functional.normalize(visual, dim=-1)
+    names = corpus.vocabulary.names
+    bank = prompt_ensemble(backbone, names)
+
+    def build() -> Stage:
+        if stage == "adapter":
+            settings = AdapterConfig(config(), loss=loss)
+            return AdapterStage(bank, bank.flip(0), visual, sentences, sentences, settings)
+        text = TextPromptConfig(config(), loss=loss)
+        return TextPromptStage(backbone, names, sentences, sentences, text, visual=visual)
 
     def curve(name: str) -> list[float]:
-        settings = TextPromptConfig(config(), loss=loss)
-        stage = TextPromptStage(
-            backbone, corpus.vocabulary.names, sentences, sentences, settings, visual=visual
-        )
-        run_stage(stage, settings.loop, tmp_path / name, progress=False)
+        run_stage(build(), config(), tmp_path / name, progress=False)
         return [float(row[1]) for row in rows(tmp_path / name)[1:]]
 
     fused = curve("fused")
@@ -271,4 +284,6 @@ def test_fused_losses_give_the_learning_curve_of_their_definitions(
     )
     monkeypatch.setattr("pvp_fast.training.text.clip_loss", counted(clip_loss_ref))
     assert curve("reference") == pytest.approx(fused, rel=1e-4)
-    assert calls == 2 * config().steps
+    # Stage 2 has the contrastive loss as well.
+    assert calls == config().steps * (2 if stage == "text" else 1)
+    assert fused[-1] < fused[0]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.metrics import mean_average_precision
-from pvp_fast.training.features import Sentences, check_loss, loss_from_scores
+from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
 
 # Mixtures tried at the start; the best on the training sentences' held-out part wins.
@@ -68,8 +68,10 @@ class AdapterStage:
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         x, y = self.train.batch(batch)
-        scores = self.config.scale * self.module(x)
-        return {self.config.loss: loss_from_scores(self.config.loss, scores, y)}
+        # Two banks of width D are one of width 2D, whose scores need not be in memory.
+        queries, banks = self.module.queries(x), self.module.class_vectors()
+        name, scale = self.config.loss, self.config.scale
+        return {name: classification_loss(name, queries, banks, y, scale, normalize=False)}
 
     @torch.no_grad()
     def _score(self, adapter: DualAdapter) -> float:

@@ -29,10 +29,15 @@ def check_loss(name: str) -> None:
         raise InputError(f"loss={name!r}: use one of {', '.join(sorted(_LOSSES))}")
 
 
-def classification_loss(name: str, x: Tensor, w: Tensor, y: Tensor, scale: float) -> Tensor:
-    """The loss ``name`` of scale · cosine(x, w), summed over categories, mean over the batch."""
+def classification_loss(
+    name: str, x: Tensor, w: Tensor, y: Tensor, scale: float, *, normalize: bool = True
+) -> Tensor:
+    """The loss ``name`` of scale · cosine(x, w), summed over categories, mean over the batch.
+
+    ``normalize=False`` takes inner products in place of cosines.
+    """
     options = {"reduction": "batchmean"} if name in _SUMMED else {}
-    return _LOSSES[name](x, w, y, scale=scale, **options)
+    return _LOSSES[name](x, w, y, scale=scale, normalize=normalize, **options)
 
 
 def loss_from_scores(name: str, scores: Tensor, y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Losses over category shards on two processes equal the single-process ones."""
+"""Losses on two processes, over category shards and in DDP, equal the single-process ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
@@ -96,6 +99,41 @@ def raised(work):
     return ""
 
 
+class Classifier(nn.Module):
+    """A fused loss with class vectors, scale and bias that learn."""
+
+    def __init__(self, kind, wrapped):
+        super().__init__()
+        tensors, _ = problem(kind, torch.float32)
+        self.kind, self.wrapped = kind, wrapped
+        for name in {"w", "scale", "bias"} & set(tensors):
+            setattr(self, name, nn.Parameter(tensors[name].detach().clone()))
+
+    def forward(self, x, y):
+        rest = {name: value for name, value in self.named_parameters() if name != "w"}
+        fused = getattr(losses, f"{self.kind}_loss")
+
+        def run(x, w):
+            return fused(x, w, y, regime="chunked", **rest)
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.wrapped == "autocast"):
+            if self.wrapped == "checkpoint":
+                return checkpoint(run, x, self.w, use_reentrant=False)
+            return run(x, self.w)
+
+
+def ddp_difference(kind, wrapped):
+    """Largest difference of a gradient in DDP, a half of the rows each, from one process's."""
+    tensors, positive = problem(kind, torch.float32)
+    x = tensors["x"].detach()[:8]
+    alone, shared = Classifier(kind, ""), DistributedDataParallel(Classifier(kind, wrapped))
+    alone(x, positive[:8]).backward()
+    half = slice(4 * dist.get_rank(), 4 * dist.get_rank() + 4)
+    shared(x[half], positive[:8][half]).backward()
+    pairs = zip(alone.parameters(), shared.parameters(), strict=True)
+    return max(float((a.grad - s.grad).abs().max() / a.grad.abs().max()) for a, s in pairs)
+
+
 def worker(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/init", rank=rank, world_size=2)
@@ -109,6 +147,12 @@ def worker(rank, folder):
                 for labels in forms:
                     name = f"{kind} {labels} {sizes} {chunk}"
                     results[name] = difference(kind, sizes, labels)
+    in_ddp = {
+        f"{kind} {wrapped}": ddp_difference(kind, wrapped)
+        for kind in SETTINGS
+        if kind != "clip"  # its pairs are those of the batch a process has
+        for wrapped in ("", "checkpoint", "autocast")
+    }
     shards = ClassShards(2)
     x, w = torch.randn(3, D), torch.randn(2, D)
     positive = torch.zeros(3, 2, dtype=torch.bool)
@@ -121,7 +165,8 @@ def worker(rank, folder):
         "pairs": raised(lambda: shards.clip_loss(x, w)),
         "empty": raised(lambda: ClassShards(0)),
     }
-    torch.save({"differences": results, "errors": errors}, f"{folder}/{rank}.pt")
+    saved = {"differences": results, "ddp": in_ddp, "errors": errors}
+    torch.save(saved, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -138,6 +183,13 @@ def test_equal_to_one_process(outcome):
         assert len(rank["differences"]) == 11 * 2 * 2
         for name, error in rank["differences"].items():
             assert error < 1e-12, name  # NaN is not
+
+
+def test_fused_losses_in_ddp_have_the_gradients_of_one_process(outcome):
+    for rank in outcome:
+        assert len(rank["ddp"]) == 5 * 3
+        for name, error in rank["ddp"].items():
+            assert error < 1e-5, name
 
 
 def test_errors_name_the_argument(outcome):

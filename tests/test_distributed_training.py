@@ -55,8 +55,7 @@ def settings(optimizer: str = "sgd", **visual: object) -> TrainConfig:
 CASES = {
     "ranking": settings(),
     "subset": settings(categories_per_step=3, prompts_per_category=2),
-    "asl": settings(loss="asl"),
-    "adamw": settings("adamw"),
+    "adamw": settings("adamw", loss="asl"),
 }
 
 

@@ -100,7 +100,8 @@ loss_kind read_kind(const std::string& name) {
   if (name == "asl") return loss_kind::asl;
   if (name == "bce") return loss_kind::bce;
   if (name == "focal") return loss_kind::focal;
-  throw std::invalid_argument("kind must be asl, bce or focal");
+  if (name == "ranking") return loss_kind::ranking;
+  throw std::invalid_argument("kind must be asl, bce, focal or ranking");
 }
 
 void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t row_factor,
@@ -108,7 +109,8 @@ void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t
           int64_t label_stride, bool partial, std::uintptr_t offsets, std::uintptr_t indices,
           int64_t first, std::uintptr_t weight, const std::string& kind, double gamma_pos,
           double gamma_neg, double clip, double eps, bool detach, double alpha, double gamma,
-          int threads, const std::string& isa, std::uintptr_t sums) {
+          double margin, int threads, const std::string& isa, std::uintptr_t sums,
+          std::uintptr_t scratch) {
   check(rows >= 0 && columns >= 0, "rows and columns must be >= 0");
   check(threads >= 1, "threads must be >= 1");
   const bool empty = rows == 0 || columns == 0;
@@ -130,10 +132,14 @@ void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t
   const loss_settings settings{read_kind(kind), static_cast<float>(gamma_pos),
                                static_cast<float>(gamma_neg), static_cast<float>(clip),
                                static_cast<float>(eps), detach, static_cast<float>(alpha),
-                               static_cast<float>(gamma)};
+                               static_cast<float>(gamma), static_cast<float>(margin)};
+  const bool ranks = settings.kind == loss_kind::ranking;
+  check(!ranks || (first == 0 && columns < (int64_t{1} << 31)), "ranking takes all categories at once");
+  check(!ranks || tile.scale != 0, "ranking needs a scale other than 0");
+  uint32_t* words = pointer<uint32_t>(scratch, "scratch", !ranks || empty);
   loss_sums* of_rows = pointer<loss_sums>(sums, "sums", rows == 0);
   const py::gil_scoped_release unlocked;
-  loss_cpu(tile, settings, threads, isa, of_rows);
+  loss_cpu(tile, settings, threads, isa, of_rows, words);
 }
 
 // float, or bfloat16 bits, which need only two-byte alignment.
@@ -227,8 +233,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("dense"), py::arg("label_stride"), py::arg("partial"), py::arg("offsets"),
         py::arg("indices"), py::arg("first"), py::arg("weight"), py::arg("kind"),
         py::arg("gamma_pos"), py::arg("gamma_neg"), py::arg("clip"), py::arg("eps"),
-        py::arg("detach"), py::arg("alpha"), py::arg("gamma"), py::arg("threads"), py::arg("isa"),
-        py::arg("sums"),
+        py::arg("detach"), py::arg("alpha"), py::arg("gamma"), py::arg("margin"), py::arg("threads"),
+        py::arg("isa"), py::arg("sums"), py::arg("scratch"),
         "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss.h.");
   m.def("project", &project, py::arg("gradients"), py::arg("gradients_half"), py::arg("rows_of"),
         py::arg("rows_half"), py::arg("inverse"), py::arg("rows"), py::arg("width"),

@@ -1,4 +1,4 @@
-// Entrywise losses on a CPU: a tile of products becomes its gradient in one pass. The contract.
+// Losses on a CPU: a tile of products becomes its gradient in one pass. The contract.
 #pragma once
 
 #include <cstdint>
@@ -7,13 +7,15 @@
 namespace pvp_fast {
 
 // METHOD of pvp_fast/losses/_entries.py: bce serves SigLIP too, whose absent pairs are the same.
-enum class loss_kind { asl, bce, focal };
+// Ranking is sum_p sum_n weight_n max(0, margin - s_p + s_n) over a row's present p and absent n.
+enum class loss_kind { asl, bce, focal, ranking };
 
 struct loss_settings {
   loss_kind kind;
   float gamma_pos, gamma_neg, clip, eps;  // asl
   bool detach;                            // asl: no gradient through the focal factors
   float alpha, gamma;                     // focal; alpha < 0: no balance
+  float margin;                           // ranking
 };
 
 // Labels are either dense bytes or lists; exactly one of `dense` and `offsets` is set.
@@ -43,8 +45,10 @@ struct loss_sums {
 
 // sums[b] for each row b, in an order that does not depend on the number of threads.
 // Throws std::invalid_argument when isa is unknown.
+//
+// Ranking needs tiles of all categories, scale != 0 and, in `scratch`, 3 * columns words a thread.
 void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
-              const std::string& isa, loss_sums* sums);
+              const std::string& isa, loss_sums* sums, uint32_t* scratch);
 
 // Rows of gradients (rows, width), in place: factor * (g - <g, t> inverse^2 t), which takes out what
 // is along t; inverse[b] is 1 / |t_b|. Without inverse: factor * g.
@@ -61,7 +65,7 @@ void project_cpu(const projection& task, int threads, const std::string& isa);
 
 // One row by one instruction set.
 struct row_functions {
-  loss_sums (*loss)(const loss_tile&, const loss_settings&, int64_t row);
+  loss_sums (*loss)(const loss_tile&, const loss_settings&, int64_t row, uint32_t* scratch);
   void (*project)(const projection&, int64_t row);
 };
 extern const row_functions kRowsPortable;

@@ -3,6 +3,10 @@
 #include <stdexcept>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "loss_rows.h"
 #include "topk.h"
 
@@ -33,22 +37,31 @@ void for_rows(int64_t rows, int64_t width, int threads, const Row& row) {
   const int64_t most = std::min(rows, rows * width / kLeastWork + 1);
   const int used = static_cast<int>(std::min<int64_t>(threads, std::max<int64_t>(1, most)));
   (void)used;  // without OpenMP
-#pragma omp parallel for num_threads(used) schedule(static) if (used > 1)
-  for (int64_t b = 0; b < rows; ++b) row(b);
+#pragma omp parallel num_threads(used) if (used > 1)
+  {
+#if defined(_OPENMP)
+    const int thread = omp_get_thread_num();
+#else
+    const int thread = 0;
+#endif
+#pragma omp for schedule(static)
+    for (int64_t b = 0; b < rows; ++b) row(b, thread);
+  }
 }
 
 }  // namespace
 
 void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
-              const std::string& isa, loss_sums* sums) {
+              const std::string& isa, loss_sums* sums, uint32_t* scratch) {
   const row_functions& by = choose(isa);
-  for_rows(tile.rows, tile.columns, threads,
-           [&](int64_t b) { sums[b] = by.loss(tile, settings, b); });
+  for_rows(tile.rows, tile.columns, threads, [&](int64_t b, int thread) {
+    sums[b] = by.loss(tile, settings, b, scratch ? scratch + thread * 3 * tile.columns : nullptr);
+  });
 }
 
 void project_cpu(const projection& task, int threads, const std::string& isa) {
   const row_functions& by = choose(isa);
-  for_rows(task.rows, task.width, threads, [&](int64_t b) { by.project(task, b); });
+  for_rows(task.rows, task.width, threads, [&](int64_t b, int) { by.project(task, b); });
 }
 
 }  // namespace pvp_fast

@@ -245,6 +245,7 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
     case loss_kind::asl: absent_asl(set, s, losses, n); break;
     case loss_kind::bce: absent_bce(s, losses, n); break;
     case loss_kind::focal: absent_focal(set, s, losses, n); break;
+    case loss_kind::ranking: break;  // ranking_row
   }
   if (weight) {
     for (int i = 0; i < n; ++i) {
@@ -267,7 +268,97 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
   sums.dscale += dscale;
 }
 
-loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row) {
+// The present entries of a row: their categories and scores, which become -inf like the unknown.
+struct ranked {
+  int64_t count;
+  int32_t* at;
+  float* score;
+  float* active;  // [columns]: how many present ones an absent one comes too near to
+};
+
+void take_ranked(const loss_tile& tile, int64_t row, float* s, ranked& found) {
+  const auto take = [&](int64_t c, bool present) {
+    if (present) {
+      found.at[found.count] = static_cast<int32_t>(c);
+      found.score[found.count++] = s[c];
+    }
+    s[c] = -__builtin_inff();
+  };
+  if (tile.offsets) {
+    for (int64_t i = tile.offsets[row]; i < tile.offsets[row + 1]; ++i) take(tile.indices[i], true);
+    return;
+  }
+  const int8_t* labels = tile.dense + row * tile.label_stride;
+  for (int64_t c = 0; c < tile.columns; ++c) {
+    if (tile.partial ? labels[c] >= 0 : labels[c] != 0) take(c, !tile.partial || labels[c] > 0);
+  }
+}
+
+// One present entry of score - margin = `below` against all absent ones.
+template <bool kWeighted>
+void hinge(const float* s, const float* weight, float below, float* active, int64_t n, double& loss,
+           float& count) {
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t stop = start + kBlock < n ? start + kBlock : n;
+    float sum = 0, near = 0;
+#pragma omp simd reduction(+ : sum, near)
+    for (int64_t c = start; c < stop; ++c) {
+      const float over = s[c] - below, share = kWeighted ? weight[c] : 1.0f;
+      const float is = over > 0.0f ? 1.0f : 0.0f;
+      sum += over > 0.0f ? over * share : 0.0f * below;  // NaN stays NaN
+      near += is * share;
+      active[c] += is;
+    }
+    loss += sum;
+    count += near;
+  }
+}
+
+loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t row,
+                      uint32_t* scratch) {
+  const int64_t n = tile.columns;
+  float* s = tile.products + row * n;
+  const float row_factor = tile.row_factor ? tile.row_factor[row] : 1.0f;
+  const float through = tile.scale * row_factor;
+  float nan = 0;
+#pragma omp simd reduction(+ : nan)
+  for (int64_t c = 0; c < n; ++c) {
+    s[c] *= through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    nan += 0.0f * s[c];
+  }
+  ranked found{0, reinterpret_cast<int32_t*>(scratch), reinterpret_cast<float*>(scratch + n),
+               reinterpret_cast<float*>(scratch + 2 * n)};
+  for (int64_t c = 0; c < n; ++c) found.active[c] = 0;
+  take_ranked(tile, row, s, found);
+  loss_sums sums{nan, 0, 0};
+  for (int64_t k = 0; k < found.count; ++k) {
+    const float below = found.score[k] - set.margin;
+    float count = 0;
+    if (tile.weight) {
+      hinge<true>(s, tile.weight, below, found.active, n, sums.loss, count);
+    } else {
+      hinge<false>(s, nullptr, below, found.active, n, sums.loss, count);
+    }
+    sums.dscale -= static_cast<double>(count) * found.score[k];
+    found.score[k] = -count;  // its gradient
+  }
+  double along = 0;
+#pragma omp simd reduction(+ : along)
+  for (int64_t c = 0; c < n; ++c) {
+    const float g = found.active[c] * (tile.weight ? tile.weight[c] : 1.0f);
+    along += g != 0.0f ? static_cast<double>(g) * s[c] : 0.0;
+    s[c] = g * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+  }
+  for (int64_t k = 0; k < found.count; ++k) {
+    const int64_t c = found.at[k];
+    s[c] = found.score[k] * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+  }
+  sums.dscale = (sums.dscale + along) / tile.scale;
+  return sums;
+}
+
+loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row, uint32_t* scratch) {
+  if (set.kind == loss_kind::ranking) return ranking_row(tile, set, row, scratch);
   const int64_t* list = tile.offsets ? tile.indices + tile.offsets[row] : nullptr;
   const int64_t* list_end = tile.offsets ? tile.indices + tile.offsets[row + 1] : nullptr;
   loss_sums sums{0, 0, 0};

@@ -79,9 +79,11 @@ def loss(
     detach: bool,
     alpha: float,
     gamma: float,
+    margin: float,
     threads: int,
     isa: str,
     sums: int,
+    scratch: int,
 ) -> None: ...
 def project(
     gradients: int,

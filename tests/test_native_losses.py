@@ -1,4 +1,4 @@
-"""The compiled pass under the entrywise losses, by every instruction set it is compiled for."""
+"""The compiled pass under the losses, by every instruction set it is compiled for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from pvp_fast import _C, losses
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import CSRLabels, _ops
+from pvp_fast.losses import CSRLabels, _native, _ops
 
-ENTRYWISE = ["asl", "bce", "focal", "siglip"]
+KINDS = ["asl", "bce", "focal", "siglip", "ranking"]
 NATIVE = {"backend": "native", "learn_weight": False}
 
 
@@ -30,7 +30,7 @@ def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("labels", ["bool", "uint8", "partial", "lists"])
-@pytest.mark.parametrize("kind", ENTRYWISE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_and_label(kind: str, labels: str) -> None:
     check(kind, leaves(37, 300, 20), make_labels(labels, 37, 300), **NATIVE)
     check(kind, leaves(5, 9, 3), make_labels(labels, 5, 9), normalize=False, **NATIVE)
@@ -38,19 +38,19 @@ def test_every_kind_and_label(kind: str, labels: str) -> None:
 
 @pytest.mark.usefixtures("tiny_tiles")
 @pytest.mark.parametrize("labels", ["bool", "partial", "lists"])
-@pytest.mark.parametrize("kind", ENTRYWISE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_several_tiles(kind: str, labels: str) -> None:
     check(kind, leaves(37, 83, 20), make_labels(labels, 37, 83), **NATIVE)
 
 
 @pytest.mark.usefixtures("isa")
-@pytest.mark.parametrize("kind", ENTRYWISE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_of_80(kind: str) -> None:
     check(kind, leaves(7, 80, 5, scale=80.0), make_labels("bool", 7, 80), **NATIVE)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("kind", ENTRYWISE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_half_precision(kind: str, dtype: torch.dtype) -> None:
     check(kind, leaves(19, 81, 40, dtype=dtype), make_labels("bool", 19, 81), **NATIVE)
 
@@ -123,7 +123,7 @@ def test_labels_are_read_where_they_lie() -> None:
 
 @pytest.mark.usefixtures("isa")
 @pytest.mark.parametrize("gamma", [0.0, 2.0, 2.5])
-@pytest.mark.parametrize("kind", ["asl", "bce", "focal"])
+@pytest.mark.parametrize("kind", ["asl", "bce", "focal", "ranking"])
 def test_nan_stays_nan(kind: str, gamma: float) -> None:
     x, w, *_ = leaves(3, 20, 4)
     settings = {"asl": {"gamma_neg": gamma, "gamma_pos": gamma}, "focal": {"gamma": gamma}}
@@ -132,8 +132,22 @@ def test_nan_stays_nan(kind: str, gamma: float) -> None:
         broken[1, 1] = float("nan")
         pair = (broken, w) if place is x else (x, broken)
         loss = getattr(losses, f"{kind}_loss")
-        for y in (torch.zeros(3, 20, dtype=torch.bool), torch.ones(3, 20, dtype=torch.bool)):
+        none, every = (torch.full((3, 20), value) for value in (False, True))
+        for y in (none, torch.eye(3, 20).bool()) if kind == "ranking" else (none, every):
             assert loss(*pair, y, backend="native", **settings.get(kind, {})).isnan()
+
+
+def test_ranking_at_scale_0() -> None:
+    """Its gradient of the scale is made of cosines, which scores of 0 do not tell."""
+    x, w, *_ = leaves(6, 30, 8)
+    y = make_labels("bool", 6, 30)
+    scales = [torch.zeros((), dtype=d, requires_grad=True) for d in (torch.float32, torch.float64)]
+    ours = losses.ranking_loss(x, w, y, scale=scales[0], margin=0.5, backend="native")
+    exact = losses.ranking_loss(x.double(), w.double(), y, scale=scales[1], margin=0.5)
+    for value, right, s, t in ((ours, exact, *scales),):
+        torch.testing.assert_close(value.double(), right)
+        g, h = torch.autograd.grad(value, s)[0], torch.autograd.grad(right, t)[0]
+        torch.testing.assert_close(g.double(), h, rtol=1e-5, atol=1e-5)
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:
@@ -160,13 +174,15 @@ def test_auto_takes_it_and_an_explicit_request_runs_or_raises(
         (losses.asl_loss, soft, {}, "soft"),
         (losses.asl_loss, y, {"weight": weight}, "weight"),
         (losses.asl_loss, y, {"eps": 0.0}, "eps"),
-        (losses.ranking_loss, y, {}, "ranking"),
     ):
         assert loss(x, w, labels, **options).isfinite()
         with pytest.raises(BackendError, match=reason):
             loss(x, w, labels, backend="native", **options)
     with pytest.raises(InputError, match="float64"):
         losses.asl_loss(x.double(), w.double(), y, backend="native")
+    monkeypatch.setattr(_native, "WIDEST_RANKING", 8)
+    with pytest.raises(BackendError, match="up to 8 categories"):
+        losses.ranking_loss(x, w, y, backend="native")
     monkeypatch.setenv("PVP_FAST_ISA", "mmx")
     with pytest.raises(BackendError, match="mmx"):
         losses.asl_loss(x, w, y)

@@ -1,4 +1,4 @@
-"""The entrywise losses on a CPU: matrix products by PyTorch, the rest in one pass by the extension.
+"""The losses on a CPU: matrix products by PyTorch, the rest in one pass by the extension.
 
 The products take x and w as they come. Norms, scale, bias, labels and the loss meet a tile of
 products in one pass, which leaves its gradient there (csrc/loss.h); two more products make dx and
@@ -29,17 +29,24 @@ from pvp_fast.topk_ops import extension
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
 _EPS = 1e-12  # of torch.nn.functional.normalize
+# Tiles of the ranking loss hold all categories, of one row at least.
+WIDEST_RANKING = 1 << 17
 _LONGEST = 1e15  # of a row whose products cannot overflow
 
 
 def why_not(
-    kind: str, settings: Sequence[float], device: torch.device, y: Labels, learns_weight: bool
+    kind: str,
+    settings: Sequence[float],
+    device: torch.device,
+    n_categories: int,
+    y: Labels,
+    learns_weight: bool,
 ) -> str | None:
     """What of a problem the extension does not do, or None."""
     if device.type != "cpu":
         return f"it works on a CPU, not on {device}"
-    if kind == "ranking":
-        return "the ranking loss is not a sum over entries"
+    if kind == "ranking" and n_categories > WIDEST_RANKING:
+        return f"the ranking loss takes up to {WIDEST_RANKING} categories, not {n_categories}"
     if isinstance(y, Tensor) and y.is_floating_point():
         return f"labels are soft ({y.dtype}); it takes bool, uint8, int8 and CSRLabels"
     if learns_weight:
@@ -51,10 +58,11 @@ def why_not(
 
 def _settings(problem: Problem) -> dict[str, Any]:
     unused = {"gamma_pos": 0.0, "gamma_neg": 0.0, "clip": 0.0, "eps": 1.0, "detach": True}
-    unused |= {"alpha": -1.0, "gamma": 0.0}
+    unused |= {"alpha": -1.0, "gamma": 0.0, "margin": 0.0}
     names: dict[str, tuple[str, ...]] = {
         "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach"),
         "focal": ("alpha", "gamma"),
+        "ranking": ("margin",),
     }
     found = unused | dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
     # SigLIP's present and absent pairs are those of BCE.
@@ -174,6 +182,9 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
 
     dx = gradients(count if needs.x else 0, -(-n_categories // tile[1]))
     dw = gradients(n_categories if needs.w else 0, -(-count // tile[0]))
+    ranks = problem.kind == "ranking"
+    threads = torch.get_num_threads()
+    scratch = torch.empty(threads * 3 * n_categories if ranks else 0, dtype=torch.int32)
     total = torch.zeros(3, dtype=torch.float64)
     sums = torch.empty(min(count, tile[0]), 3, dtype=torch.float64)
     buffer = torch.empty(min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32)
@@ -193,6 +204,7 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
                 bias,
                 weight=0 if problem.weight is None else problem.weight[cols].data_ptr(),
                 sums=sums.data_ptr(),
+                scratch=scratch.data_ptr(),
                 **labels.arguments(rows, cols),
                 **settings,
             )

@@ -67,7 +67,10 @@ def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> 
 def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Gradients:
     x, triton = problem.x, backend == "triton"
     rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
-    if backend == "native":
+    # Scores of 0 say nothing of their cosines, which the ranking's dscale is made of.
+    if backend == "native" and not (problem.kind == "ranking" and problem.scale.item() == 0):
+        if problem.kind == "ranking":
+            rows, cols = max(1, min(rows, rows * cols // max(1, len(problem.w)))), len(problem.w)
         return _native.run(problem, needs, (rows, cols))
     if triton:
         from pvp_fast.losses import _kernel_steps
@@ -80,7 +83,10 @@ def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Grad
     if triton and problem.kind == "ranking" and cols < len(problem.w):
         # A program of its kernel owns a row: fewer rows, all categories.
         rows, cols = max(1, rows * cols // len(problem.w)), len(problem.w)
-    return run(problem, needs, step, (rows, cols), keep=regime != "recompute")
+    found = run(problem, needs, step, (rows, cols), keep=regime != "recompute")
+    if backend == "native":  # which promises these dtypes
+        return found._replace(dx=found.dx.to(x.dtype), dw=found.dw.to(problem.w.dtype))
+    return found
 
 
 @torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
@@ -296,7 +302,7 @@ def fused_loss(
     by = "triton" if triton else backend
     if backend in ("auto", "native") and not triton:
         learns = share is not None and share.requires_grad and torch.is_grad_enabled()
-        reason = _native.why_not(kind, settings, x.device, y, learns)
+        reason = _native.why_not(kind, settings, x.device, n_categories, y, learns)
         if reason is not None and backend == "native":
             raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
         by = "torch" if reason is not None else "native"

@@ -125,7 +125,7 @@ def asl_loss(
         weight: (C,) factor of each category (differentiable).
         backend: "auto" takes Triton where x and w are on a CUDA device and the compiled extension
             ("native") on a CPU where it can, else PyTorch. "triton", "native" and "torch" run or
-            raise; "native" takes no soft labels, no weight that learns, and not the ranking loss.
+            raise; "native" takes no soft labels and no weight that learns.
         regime: "chunked" tiles whose scores stay in the cache; "small", all at once: one Triton
             kernel up to C = 64 (float32) or 128 (half precision), one tile in PyTorch;
             "recompute", the least memory: small tiles, made again in backward. "auto" is "small"

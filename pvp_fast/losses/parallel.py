@@ -75,12 +75,6 @@ class _Exchange(torch.autograd.Function):
         return _sum(grad, ctx.group), None
 
 
-def exchange(value: Tensor, group: Group = None) -> Tensor:
-    """The sum of ``value`` over ranks that each go on with it; its gradient is summed, too."""
-    summed: Tensor = _Exchange.apply(value, group)
-    return summed
-
-
 def _prepare(x: Tensor, w: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
     """x and w in at least float32, as unit rows if asked for."""
     x = as_float(x)
@@ -291,4 +285,4 @@ class ClassShards:
         return _Total.apply(value, self.group)
 
     def _exchange(self, value: Tensor) -> Tensor:
-        return exchange(value, self.group)
+        return _Exchange.apply(value, self.group)

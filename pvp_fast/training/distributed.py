@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses.parallel import exchange
+from pvp_fast.losses.parallel import _Exchange
 
 # One process may encode a whole corpus while the others wait; torchrun ends those whose peer dies.
 PATIENCE = timedelta(hours=12)
@@ -66,7 +66,8 @@ class Ranks:
         part = encode(index[own])
         before = part.new_zeros(own.start, *part.shape[1:])
         behind = part.new_zeros(len(index) - own.stop, *part.shape[1:])
-        return exchange(torch.cat([before, part, behind]))
+        whole: Tensor = _Exchange.apply(torch.cat([before, part, behind]), None)
+        return whole
 
     @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:

@@ -106,7 +106,8 @@ class Classifier(nn.Module):
         super().__init__()
         tensors, _ = problem(kind, torch.float32)
         self.kind, self.wrapped = kind, wrapped
-        for name in {"w", "scale", "bias"} & set(tensors):
+        # In one order: DDP pairs the parameters of its processes by their places.
+        for name in [n for n in ("w", "scale", "bias") if n in tensors]:
             setattr(self, name, nn.Parameter(tensors[name].detach().clone()))
 
     def forward(self, x, y):

@@ -1,184 +1,321 @@
-"""Which of many names occur in images and are missing from a vocabulary."""
+"""Categories that occur in untagged images and are missing from a vocabulary."""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from pvp_fast.embeddings import EmbeddedImages, EmbeddingStore
-from pvp_fast.errors import InputError
+from pvp_fast.artifact import Artifact, merge, probability
+from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.labelling import noun_lemma, tokenize
 from pvp_fast.prompts import prompt_ensemble
 from pvp_fast.tagger import Tagger
+from pvp_fast.training.calibration import Target, fit_platt, thresholds_for
+from pvp_fast.vocabulary import Category
 
-LEAST_SHARE = 0.2
-_NAMES_AT_ONCE = 512
+if TYPE_CHECKING:
+    from pvp_fast.embeddings import EmbeddingStore
+
+FEWEST = 30  # images; a median of fewer says little
+ANCHORS = 20  # tags of the artifact's own categories that the calibration needs
+PAIRS = 200_000  # the highest scores of the artifact's categories, to calibrate on
+CHUNK = 64  # names scored at once: N x 64 numbers
+LEVEL = 0.01  # chance of one proposal, of all names, that is an accident
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """A category that the images seem to show and the vocabulary lacks.
+    """A name that the images speak for.
 
     Attributes:
-        name: as the list has it.
-        images: how many images give it at least ``least_share``.
-        evidence: the sum of its shares over these images; proposals are ordered by it.
-        nearest: the category of the vocabulary whose text features are closest.
-        similarity: their cosine; near 1 the two may be one thing under two names.
-        examples: keys of the images with the largest shares, and these shares, best first.
+        name: as in the list of names.
+        images: how many show it.
+        nearest: the category of the artifact whose scores are most like its own.
+        similarity: their correlation over the images.
+        examples: keys of the images that show it best, with probabilities.
+        also: further names of the list that say the same of these images.
     """
 
     name: str
     images: int
-    evidence: float
     nearest: str
     similarity: float
     examples: tuple[tuple[str, float], ...]
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """What :func:`discover` found.
+
+    Attributes:
+        proposals: most images first.
+        images: how many were looked at. names: how many names competed.
+        threshold: the probability from which on an image counts.
+        chance: images that a name gets though it is in none. least: images a proposal needs.
+        known: names left out, and the category that each repeats.
+    """
+
+    proposals: tuple[Proposal, ...]
+    images: int
+    names: int
+    threshold: float
+    chance: float
+    least: int
+    known: dict[str, str]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "name": self.name,
-            "images": self.images,
-            "evidence": round(self.evidence, 4),
-            "nearest": self.nearest,
-            "similarity": round(self.similarity, 4),
-            "examples": [{"image": key, "share": round(share, 4)} for key, share in self.examples],
-        }
-
-
-@dataclass
-class _Found:
-    images: int = 0
-    evidence: float = 0.0
-    best: list[tuple[float, int, str]] = field(default_factory=list)  # a heap, worst first
+        return asdict(self)
 
 
 def discover(
     tagger: Tagger,
     store: EmbeddingStore,
-    names: Iterable[str],
+    names: Sequence[str],
     *,
-    top: int = 20,
-    least_images: int = 3,
-    least_share: float = LEAST_SHARE,
-    examples: int = 6,
-    progress: Callable[[int], object] | None = None,
-) -> list[Proposal]:
-    """Propose categories for images that a vocabulary explains badly.
+    precision: float = 0.9,
+    similarity: float = 0.9,
+    least_images: int | None = None,
+    examples: int = 8,
+) -> Discovery:
+    """Names of a list that occur in the images and are missing from the artifact's vocabulary.
 
-    All names, those of the vocabulary and those of the list, compete for each image in CLIP's own
-    softmax over cosines, so a candidate has a share only where no known category says the same
-    better. Before, the mean of all images is taken out of their features: it is what makes some
-    names near to everything. Names are encoded by the templates of zero-shot CLIP, on both sides.
+    The evidence is zero-shot: cosines of the images with the mean feature of a name's templates.
+
+    1. Each name's cosines are centred on their median over the images and divided by their median
+       deviation, since some names lie nearer to all images than others. That supposes that a name
+       is missing from most images: one that is in half of them or more is not found.
+    2. What such a score is worth is calibrated on the artifact's own categories, whose presence
+       its tags tell: one logistic curve for all, and the lowest threshold at which the expected
+       precision of what is kept reaches ``precision``.
+    3. An image counts for a name when it passes the threshold and the name scores higher than its
+       nearest category, so that "wolf" does not live on images of dogs. Nearest is the category
+       of the highest correlation over the images.
+    4. The share of images that pass for the artifact's categories though they are not tagged gives
+       the number that a name gets by accident. A proposal has more: of a Poisson law with that
+       mean, its count has a chance below 1 % after Bonferroni's correction for all names.
+
+    Names that read like a category or a synonym (plurals aside) are left out, and those that
+    correlate with a category by ``similarity`` or more: the images cannot tell them apart. Of the
+    proposals that correlate like this, or share half of their images, the first stands for all.
 
     Args:
         tagger: its vocabulary is what is known; its CLIP must have made the embeddings.
-        names: candidates; those the vocabulary has, under any number or synonym, are left out.
-        top: how many to propose at most.
-        least_images: fewer images than these are no proposal.
-        least_share: what an image must give a name to count for it, in (0, 1).
-        examples: images to name for each.
-        progress: called with the number of images seen.
-
-    Returns:
-        Proposals, the strongest evidence first.
+        store: embeddings of N images; all are held in memory, in float32.
+        names: the candidates; repeats count once.
+        precision: of the tags that the threshold keeps, 0 to 1.
+        similarity: correlation from which on two names are one, 0 to 1.
+        least_images: take this number for the one of step 4. Fewer may bring up what is rare in a
+            small collection, and more accidents.
+        examples: images shown of each proposal.
 
     Raises:
-        InputError: no candidate is left, or an argument out of its range.
-        ArtifactError: embeddings of another CLIP, or damaged ones.
+        ArtifactError: embeddings of another CLIP, or without the region features that an artifact
+            with a local branch needs.
+        InputError: too few images, no name that is new, or so few tags of the artifact in these
+            images that nothing can be calibrated.
     """
-    if not 0 < least_share < 1:
-        raise InputError(f"least_share is {least_share}; give a share between 0 and 1")
-    for name, value in (("top", top), ("least_images", least_images), ("examples", examples)):
-        if value < 1:
-            raise InputError(f"{name} is {value}; give at least 1")
-    store.check_backbone(tagger.backbone.fingerprint)
-    if not len(store):
-        raise InputError(f"{store.folder} holds no image")
-    known = tagger.artifact.vocabulary
-    wanted = candidates(names, tagger)
-    if not wanted:
-        raise InputError("names: the vocabulary has them all; give a longer list")
-    parts = [
-        prompt_ensemble(tagger.backbone, wanted[i : i + _NAMES_AT_ONCE]).cpu()
-        for i in range(0, len(wanted), _NAMES_AT_ONCE)
-    ]
-    fresh, own = torch.cat(parts), prompt_ensemble(tagger.backbone, known.names).cpu()
-    table = torch.cat([fresh, own]) * tagger.backbone.logit_scale
-    mean = _mean(store)
-    found = [_Found() for _ in wanted]
-    seen = 0
-    for batch in store.batches():
-        shares = ((batch.z - mean) @ table.T).softmax(1)[:, : len(wanted)]
-        _count(found, batch, shares, least_share, examples)
-        seen += len(batch.keys)
-        if progress is not None:
-            progress(seen)
-    likeness, nearest = (fresh @ own.T).max(1)
-    order = sorted(range(len(wanted)), key=lambda n: -found[n].evidence)
-    return [
+    for argument, value in (("precision", precision), ("similarity", similarity)):
+        if not 0 < value < 1:
+            raise InputError(f"{argument} is {value}; give a number between 0 and 1")
+    if examples < 0:
+        raise InputError(f"examples is {examples}; give 0 or more")
+    if least_images is not None and least_images < 1:
+        raise InputError(f"least_images is {least_images}; give at least 1, or None")
+    artifact, backbone = tagger.artifact, tagger.backbone
+    store.check_backbone(backbone.fingerprint)
+    wanted, known = _new_names(artifact, names)
+    keys, z, tagged = _read(artifact, store)
+    count = len(keys)
+    # The correlation of two names' scores is the cosine of their vectors in the metric of the
+    # images' covariance; no score is needed for it.
+    centred = z - z.mean(0)
+    metric = centred.T @ centred / count
+    bank = artifact.tensors["original"].float()
+    own = _Scores(z, bank)
+    platt, threshold, wrong = _calibrate(own, tagged, precision)
+    everything = prompt_ensemble(backbone, wanted).float().cpu()
+    alike = _correlation(everything, bank, metric)
+    like, nearest = alike.max(1)
+    labels = artifact.vocabulary.names
+    for row in (like >= similarity).nonzero().flatten().tolist():
+        known[wanted[row]] = labels[int(nearest[row])]
+    rows = (like < similarity).nonzero().flatten()
+    if not len(rows):
+        raise InputError(f"names: all {len(wanted)} repeat categories of the artifact")
+    chance = wrong * count
+    least = least_images or _least(chance, len(rows))
+    candidates = _Scores(z, everything[rows])
+    found: list[tuple[int, int, Tensor, Tensor]] = []
+    for start, score in candidates.chunks():
+        part = rows[start : start + score.shape[1]]
+        logits = score * platt[0] + platt[1]
+        shown = (logits.sigmoid() >= threshold) & (score > own.columns(nearest[part]))
+        for column in (shown.sum(0) >= least).nonzero().flatten().tolist():
+            images = shown[:, column].nonzero().flatten()
+            order = logits[images, column].sort(descending=True, stable=True)
+            found.append((len(images), int(part[column]), images[order.indices], order.values))
+    found.sort(key=lambda entry: (-entry[0], entry[1]))
+    kept = _merged(found, everything, metric, similarity)
+    proposals = tuple(
         Proposal(
-            wanted[n],
-            found[n].images,
-            found[n].evidence,
-            known.names[int(nearest[n])],
-            float(likeness[n]),
-            tuple((key, share) for share, _, key in sorted(found[n].best, reverse=True)),
+            wanted[row],
+            images,
+            labels[int(nearest[row])],
+            round(float(like[row]), 4),
+            tuple(
+                (keys[i], round(p, 4))
+                for i, p in zip(
+                    which[:examples].tolist(), best[:examples].sigmoid().tolist(), strict=True
+                )
+            ),
+            tuple(wanted[other] for other in others),
         )
-        for n in order
-        if found[n].images >= least_images
-    ][:top]
+        for (images, row, which, best), others in kept
+    )
+    return Discovery(proposals, count, len(rows), threshold, round(chance, 4), least, known)
 
 
-def candidates(names: Iterable[str], tagger: Tagger) -> list[str]:
-    """Each name once, without what the tagger's vocabulary has as a name or synonym."""
+def _new_names(artifact: Artifact, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Names that read like no category and no earlier name; the others with their category."""
+    if isinstance(names, str) or not len(names):
+        raise InputError(f"names is {names!r}; give a list of names")
     taken = {
-        _key(word)
-        for category in tagger.artifact.vocabulary
+        _lemmas(word): category.name
+        for category in artifact.vocabulary
         for word in (category.name, *category.synonyms)
     }
-    return list(_new(names, taken))
-
-
-def _new(names: Iterable[str], taken: set[str]) -> Iterator[str]:
+    wanted: dict[tuple[str, ...], str] = {}
+    known = {}
     for name in names:
-        key = _key(name)
-        if key and key not in taken:
-            taken.add(key)
-            yield name.strip()
-
-
-def _key(name: str) -> str:
-    return " ".join(map(noun_lemma, tokenize(name)))
-
-
-def _mean(store: EmbeddingStore) -> Tensor:
-    total = sum(batch.z.sum(0, dtype=torch.float64) for batch in store.batches())
-    return (torch.as_tensor(total) / len(store)).float()
-
-
-def _count(
-    found: Sequence[_Found],
-    batch: EmbeddedImages,
-    shares: Tensor,
-    least_share: float,
-    examples: int,
-) -> None:
-    rows, columns = (shares >= least_share).nonzero(as_tuple=True)
-    for row, column, share in zip(
-        rows.tolist(), columns.tolist(), shares[rows, columns].tolist(), strict=True
-    ):
-        of = found[column]
-        of.images += 1
-        of.evidence += share
-        item = (share, -batch.indices[row], batch.keys[row])  # of equal ones the earlier image
-        if len(of.best) < examples:
-            heapq.heappush(of.best, item)
+        key = _lemmas(Category(name).name)
+        if key in taken:
+            known[name] = taken[key]
         else:
-            heapq.heappushpop(of.best, item)
+            wanted.setdefault(key, name)
+    if not wanted:
+        raise InputError(f"names: all {len(names)} are categories of the artifact already")
+    return list(wanted.values()), known
+
+
+def _lemmas(name: str) -> tuple[str, ...]:
+    return tuple(noun_lemma(token) for token in tokenize(name))
+
+
+def _read(artifact: Artifact, store: EmbeddingStore) -> tuple[list[str], Tensor, Tensor]:
+    """Keys, features (N, D) and which categories the artifact finds, (N, C) bool."""
+    if artifact.has_local and not store.has_regions:
+        raise ArtifactError(
+            f"{store.folder} has no region features, which this artifact's local branch needs; "
+            "embed with --regions"
+        )
+    if len(store) < FEWEST:
+        raise InputError(
+            f"store: {store.folder} has {len(store)} images; give at least {FEWEST}, they are "
+            "compared with one another"
+        )
+    keys: list[str] = []
+    features, tagged = [], []
+    adapter = artifact.adapter()
+    with torch.no_grad():
+        for batch in store.batches():
+            keys += batch.keys
+            scores = adapter(batch.z)
+            if batch.regions is not None and artifact.has_local:
+                near = artifact.local_scores(batch.regions)
+                scores = merge(scores, near, artifact.tensors["local_weight"])
+            tagged.append(probability(scores, artifact.tensors["platt"]) >= 0.5)
+            features.append(batch.z)
+    return keys, torch.cat(features), torch.cat(tagged)
+
+
+class _Scores:
+    """Standardised scores of images (N, D) with names (M, D), some columns at a time."""
+
+    def __init__(self, z: Tensor, vectors: Tensor) -> None:
+        self._z, self._vectors = z, vectors
+
+    def columns(self, index: Tensor) -> Tensor:
+        """(N, n) scores of the names in ``index``."""
+        raw = self._z @ self._vectors[index].T
+        raw -= raw.median(0).values
+        # 1.4826 median deviations of a normal law are one standard deviation.
+        return raw / (1.4826 * raw.abs().median(0).values).clamp(min=1e-6)
+
+    def chunks(self) -> Iterator[tuple[int, Tensor]]:
+        """The first column's number and (N, up to 64) scores, over all names."""
+        for part in torch.arange(len(self._vectors)).split(CHUNK):
+            yield int(part[0]), self.columns(part)
+
+
+def _calibrate(own: _Scores, tagged: Tensor, precision: float) -> tuple[Tensor, float, float]:
+    """Slope and intercept (2,), the threshold, and the share of untagged pairs that pass it."""
+    if int(tagged.sum()) < ANCHORS:
+        raise InputError(
+            f"store: the artifact tags {int(tagged.sum())} things in these {len(tagged)} images; "
+            f"it needs {ANCHORS} to judge names by, give more images like those it was made for"
+        )
+    scores = torch.empty(0)
+    labels = torch.empty(0, dtype=torch.bool)
+    for start, part in own.chunks():
+        # The chance at a score is the same whether or not low scores are in the fit.
+        truth = tagged[:, start : start + part.shape[1]]
+        scores, labels = torch.cat([scores, part.flatten()]), torch.cat([labels, truth.flatten()])
+        if len(scores) > PAIRS:
+            scores, order = scores.topk(PAIRS)
+            labels = labels[order]
+    platt = fit_platt(scores[:, None], labels[:, None])
+    target = Target("precision", precision)
+    threshold = float(thresholds_for(target, scores[:, None], labels[:, None], platt, common=True))
+    passed = (scores * platt[0, 0] + platt[0, 1]).sigmoid() >= threshold
+    # Laplace's rule: no accident among n does not prove that there is none.
+    wrong = (int((passed & ~labels).sum()) + 1) / (int((~tagged).sum()) + 2)
+    return platt[0], threshold, wrong
+
+
+def _least(chance: float, names: int) -> int:
+    """The smallest count that a Poisson law of mean ``chance`` reaches in 1 % of 1 / names."""
+    count = 1
+    while float(_poisson_tail(count, chance)) * names >= LEVEL:
+        count += 1
+    return count
+
+
+def _poisson_tail(count: int, mean: float) -> Tensor:
+    """P(X >= count): the regularised lower incomplete gamma function."""
+    pair = torch.tensor([float(count), mean], dtype=torch.double)
+    return torch.special.gammainc(pair[0], pair[1])
+
+
+def _correlation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
+    """(n, m) correlations of the images' cosines with vectors (n, D) and (m, D)."""
+    a, b = first.double(), second.double()
+    m = metric.double()
+    norm = [((v @ m) * v).sum(1).clamp(min=1e-18).sqrt() for v in (a, b)]
+    return ((a @ m @ b.T) / (norm[0][:, None] * norm[1])).float()
+
+
+Found = tuple[int, int, Tensor, Tensor]
+
+
+def _merged(
+    found: Sequence[Found], vectors: Tensor, metric: Tensor, similarity: float
+) -> list[tuple[Found, list[int]]]:
+    """Found names with those behind them that say the same."""
+    kept: list[tuple[Found, list[int]]] = []
+    for entry in found:
+        images = set(entry[2].tolist())
+        for (_, row, which, _), others in kept:
+            both = len(images.intersection(which.tolist()))
+            pair = _correlation(vectors[[entry[1]]], vectors[[row]], metric)
+            if float(pair) >= similarity or 2 * both >= len(images):
+                others.append(entry[1])
+                break
+        else:
+            kept.append((entry, []))
+    return kept

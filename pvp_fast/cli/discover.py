@@ -4,110 +4,119 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pvp_fast.cli.common import image_progress, pick_device, progress_console
+from pvp_fast.cli.common import pick_device, progress_console, read_vocabulary
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pvp_fast.discover import Proposal
+    from pvp_fast.discover import Discovery
 
 
 def discover(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder: the vocabulary you have.")],
-    embeddings: Annotated[Path, typer.Argument(help="What pvp-fast embed wrote of the images.")],
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
+    embeddings: Annotated[Path, typer.Argument(help="What pvp-fast embed wrote.")],
     names: Annotated[
-        str, typer.Option(help="Candidates: a file (a name a line, or a vocabulary), or coco80 …")
+        str, typer.Option(help="Text file, a name a line; YAML/JSON vocabulary; or a built-in one.")
     ],
-    top: Annotated[int, typer.Option(min=1, help="Proposals at most.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Proposals shown at most.")] = 20,
     least_images: Annotated[
-        int, typer.Option(min=1, help="Fewer images than these are no proposal.")
-    ] = 3,
+        int | None,
+        typer.Option(min=1, help="Images a proposal needs (default: more than accident gives)."),
+    ] = None,
+    precision: Annotated[
+        float, typer.Option(help="Expected precision of the tags that count as evidence.")
+    ] = 0.9,
+    similarity: Annotated[
+        float, typer.Option(help="Correlation from which on two names are one.")
+    ] = 0.9,
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="Also write the proposals here.")
+        Path | None, typer.Option("--json", help="Also write all that was found here.")
     ] = None,
     report: Annotated[
-        Path | None, typer.Option(help="Also write a gallery of example images (needs --root).")
+        Path | None, typer.Option(help="Also write a page of example images (needs --root).")
     ] = None,
     root: Annotated[Path | None, typer.Option(help="Folder of the images, for --report.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
 ) -> None:
-    """Find categories that occur in your images and are missing from your vocabulary.
+    """Propose categories that occur in images and are missing from the vocabulary.
 
-    A long list of names competes with the vocabulary for every image; names that win often are
-    proposed, with the images that speak for them. Add one with add-category.
+    add-category then teaches those you want.
 
     Examples:
 
-      pvp-fast embed photos/ --out embeddings/
+      pvp-fast discover runs/coco/artifact embeddings/ --names nouns.txt
 
-      pvp-fast discover runs/coco/artifact embeddings/ --names things.txt
-
-      pvp-fast discover ARTIFACT embeddings/ --names things.txt --report new.html --root photos/
+      pvp-fast discover runs/coco/artifact embeddings/ --names nouns.txt
+      --json found.json --report found.html --root photos/
     """
     from pvp_fast.discover import discover as find
     from pvp_fast.embeddings import EmbeddingStore
     from pvp_fast.files import atomic_write
     from pvp_fast.tagger import Tagger
 
-    if (report is None) != (root is None):
-        raise InputError("--report and --root: give both, or neither")
-    wanted = _names(names)
+    if report is not None and (root is None or not root.is_dir()):
+        raise InputError("--report shows images: give their folder by --root")
+    words = _read_names(names)
     store = EmbeddingStore(embeddings)
-    tagger = Tagger.load(artifact, device=pick_device(device))
-    with image_progress(lambda: len(store)) as advance_to:
-        found = find(tagger, store, wanted, top=top, least_images=least_images, progress=advance_to)
+    console = progress_console()
+    with console.status(f"{len(words)} names"):
+        found = find(
+            Tagger.load(artifact, device=pick_device(device)),
+            store,
+            words,
+            precision=precision,
+            similarity=similarity,
+            least_images=least_images,
+        )
+    console.print(
+        f"{found.images} images, {found.names} new names; {len(found.known)} repeat a category; "
+        f"{found.chance:.1f} images a name by accident, {found.least} needed"
+    )
+    _print(found, top)
     if json_out is not None:
         with atomic_write(json_out, "w") as stream:
-            json.dump([p.to_dict() for p in found], stream, indent=1, ensure_ascii=False)
+            json.dump(found.to_dict(), stream, ensure_ascii=False, indent=1)
     if report is not None and root is not None:
-        _write_report(found, root, report)
-    if not found:
-        progress_console().print(f"no name is in {least_images} images or more")
-        return
-    width = max(len(p.name) for p in found)
-    for p in found:
-        sys.stdout.write(
-            f"{p.name:{width}}  {p.images:6} images  nearest: {p.nearest} ({p.similarity:.2f})\n"
-        )
+        from pvp_fast.report.gallery import build_discovery
+
+        with console.status("making thumbnails"):
+            page = build_discovery(found, root, limit=top)
+        with atomic_write(report, "w") as stream:
+            stream.write(page)
 
 
-def _names(value: str) -> list[str]:
-    from pvp_fast.vocabulary import BUILTIN, Vocabulary
-
+def _read_names(value: str) -> list[str]:
+    """A text file may repeat names, as long lists do; vocabularies are read as such."""
     path = Path(value)
-    if value in BUILTIN and not path.exists():
-        return list(Vocabulary.builtin(value).names)
-    if path.suffix.lower() in (".yaml", ".yml", ".json"):
-        return list(Vocabulary.load(path).names)
+    if not path.exists() or path.suffix.lower() in (".yaml", ".yml", ".json"):
+        return list(read_vocabulary(value).names)
     try:
         lines = path.read_text("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--names: {value} cannot be read as UTF-8 text: {error}") from error
-    return [line.split(",")[0] for line in lines if line.strip() and not line.startswith("#")]
+        raise InputError(f"--names {value}: cannot be read as UTF-8 text: {error}") from error
+    # Synonyms may follow after commas, as in a vocabulary.
+    words = [line.split("#", 1)[0].split(",")[0].strip() for line in lines]
+    return [word for word in words if word]
 
 
-def _write_report(found: Sequence[Proposal], root: Path, path: Path) -> None:
-    """The gallery of pvp-fast report, each example image with the names it speaks for."""
-    from pvp_fast.files import atomic_write
-    from pvp_fast.report.gallery import Entry, build_gallery, with_thumbnails
+def _print(found: Discovery, top: int) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    tags: dict[str, list[tuple[str, float]]] = defaultdict(list)
-    for proposal in found:
-        for key, share in proposal.examples:
-            tags[key].append((proposal.name, share))
-    entries = [Entry(key, tuple(sorted(of, key=lambda t: -t[1]))) for key, of in tags.items()]
-    page = build_gallery(
-        with_thumbnails(entries, root),
-        title="Categories that are missing",
-        threshold=0.0,
-        names=[p.name for p in found],
-    )
-    with atomic_write(path, "w") as stream:
-        stream.write(page)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("name", overflow="fold")
+    table.add_column("images", justify="right")
+    for title in ("nearest category", "also", "an example"):
+        table.add_column(title, overflow="fold")
+    for proposal in found.proposals[:top]:
+        example = proposal.examples[0][0] if proposal.examples else ""
+        near = f"{proposal.nearest} {proposal.similarity:.2f}"
+        cells = (proposal.name, str(proposal.images), near, ", ".join(proposal.also), example)
+        table.add_row(*(Text(cell) for cell in cells))
+    width = None if sys.stdout.isatty() else 4000
+    Console(file=sys.stdout, highlight=False, width=width).print(table)

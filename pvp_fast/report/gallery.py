@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +22,9 @@ from pvp_fast.images import open_image
 from pvp_fast.metrics import reliability
 from pvp_fast.report.page import data_uri, fill, script_json
 from pvp_fast.report.svg import diagonal
+
+if TYPE_CHECKING:
+    from pvp_fast.discover import Discovery, Proposal
 
 QUALITY = 72
 WORST = 12  # rows of the table of badly calibrated tags
@@ -141,6 +145,7 @@ def build_gallery(
     title: str = "Tagged images",
     threshold: float = 0.0,
     names: Sequence[str] = (),
+    proposals: Sequence[Proposal] = (),
 ) -> str:
     """The gallery as one HTML text that asks nothing of any server.
 
@@ -148,6 +153,7 @@ def build_gallery(
         entries: with thumbnails, and labels where there are some.
         threshold: where the slider starts.
         names: the order of the tags; others follow as they appear.
+        proposals: of :func:`pvp_fast.discover.discover`, shown first, with their examples.
 
     Raises:
         InputError: a threshold that is no probability.
@@ -179,11 +185,59 @@ def build_gallery(
     values = {
         "title": html.escape(title),
         "summary": _summary(good, bad, index),
+        "proposals": _proposals(proposals, good),
         "failures": _failures(bad),
         "calibration": _calibration(good),
         "data": script_json(data),
     }
     return fill("gallery.html", values)
+
+
+def build_discovery(found: Discovery, root: Path, *, limit: int = 30, size: int = 220) -> str:
+    """A gallery of what :func:`pvp_fast.discover.discover` proposes, with the example images.
+
+    Args:
+        root: the folder of the images. limit: proposals shown. size: of the thumbnails.
+
+    Raises:
+        InputError: an image lies outside ``root``.
+    """
+    shown = found.proposals[:limit]
+    tags: dict[str, list[tuple[str, float]]] = defaultdict(list)
+    for proposal in shown:
+        for key, chance in proposal.examples:
+            tags[key].append((proposal.name, chance))
+    entries = [Entry(key, tuple(named)) for key, named in tags.items()]
+    return build_gallery(
+        with_thumbnails(entries, root, size=size),
+        title="Proposed categories",
+        names=[proposal.name for proposal in shown],
+        proposals=shown,
+    )
+
+
+def _proposals(proposals: Sequence[Proposal], good: Sequence[Entry]) -> str:
+    if not proposals:
+        return ""
+    place = {entry.name: number for number, entry in enumerate(good)}
+    figures = []
+    for proposal in proposals:
+        also = f", also {', '.join(proposal.also)}" if proposal.also else ""
+        pictures = "".join(
+            f"<img data-image='{place[key]}' alt=''>"
+            for key, _ in proposal.examples
+            if key in place
+        )
+        figures.append(
+            f"<figure><figcaption><b>{html.escape(proposal.name)}</b>{html.escape(also)} "
+            f"<span class='soft'>{proposal.images:,} images, nearest category "
+            f"{html.escape(proposal.nearest)}</span></figcaption>"
+            f"<div class='strip'>{pictures}</div></figure>"
+        )
+    return (
+        f"<details id='proposals' open><summary>{len(proposals):,} proposed categories</summary>"
+        f"{''.join(figures)}</details>"
+    )
 
 
 def _summary(good: Sequence[Entry], bad: Sequence[Entry], index: Mapping[str, int]) -> str:

@@ -49,7 +49,8 @@ class TaggerModule(nn.Module):
             raise InputError(
                 "the artifact has a local branch, which cannot be exported; train without --local"
             )
-        self.visual = copy.deepcopy(backbone.model.visual).float().cpu().requires_grad_(False)
+        tower: Any = backbone.model.visual
+        self.visual = copy.deepcopy(tower).float().cpu().requires_grad_(False)
         adapter = artifact.adapter().float().requires_grad_(False)
         self.query_adapter = adapter.query_adapter
         platt = artifact.tensors["platt"].float()

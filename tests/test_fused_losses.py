@@ -269,6 +269,8 @@ def test_errors_name_the_argument() -> None:
             losses.focal_loss(x, w, y, **options)
     with pytest.raises(InputError, match="floating point"):
         losses.asl_loss(x.long(), w, y)
+    with pytest.raises(InputError, match="y is on meta"):
+        losses.asl_loss(x, w, y.to("meta"))
     with pytest.raises(InputError, match="2 rows"):
         losses.asl_loss(x, w, CSRLabels(torch.tensor([0, 1]), torch.tensor([0])))
 

@@ -285,6 +285,10 @@ def fused_loss(
         raise InputError(f"x and w must be floating point, not {x.dtype} and {w.dtype}")
     rows, n_categories = len(x), len(w)
     check_labels(y, rows, n_categories)
+    found = y.indices.device if isinstance(y, CSRLabels) else y.device
+    for name, device in (("w", w.device), ("y", found)):
+        if device != x.device:
+            raise InputError(f"{name} is on {device}, x on {x.device}; move them to one device")
     if weight is not None and weight.shape != (n_categories,):
         raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
     triton = backend != "native" and use_triton(backend, x, w)

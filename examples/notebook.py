@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,13 @@ def build(text: str) -> Any:
     return v4.new_notebook(cells=made, metadata={"kernelspec": kernel})
 
 
-def run(notebook: Any) -> Any:
-    """The same notebook with its outputs; an error in a cell is raised."""
+def run(notebook: Any, folder: str) -> Any:
+    """The same notebook with its outputs, run in ``folder``; an error in a cell is raised."""
     from nbclient import NotebookClient
 
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False)
+    where = {"metadata": {"path": folder}}
+    options = {"timeout": 300, "kernel_name": "python3", "record_timing": False}
+    client = NotebookClient(notebook, resources=where, **options)
     done = client.execute()
     done.metadata.pop("language_info", None)  # the version of Python that happened to run it
     for cell in done.cells:
@@ -65,4 +68,6 @@ def _lighter(output: Any) -> Any:
 if __name__ == "__main__":
     import nbformat
 
-    nbformat.write(run(build(SCRIPT.read_text(encoding="utf-8"))), NOTEBOOK)
+    # Not here, where the checkout may hide the installed package.
+    with tempfile.TemporaryDirectory() as empty:
+        nbformat.write(run(build(SCRIPT.read_text(encoding="utf-8")), empty), NOTEBOOK)

@@ -240,6 +240,7 @@ def test_torchrun_trains_and_one_process_that_fails_ends_all(tmp_path: Path) -> 
                 *("--device", "cpu", "--out", str(tmp_path / "run")),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,  # where no checkout hides the installed package
             capture_output=True,
             text=True,
             timeout=180,

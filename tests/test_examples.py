@@ -64,11 +64,13 @@ def test_the_notebook_is_the_script(notebook: ModuleType) -> None:
     assert len(pictures) == 2
 
 
-def test_names_to_tags_as_a_notebook(notebook: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_to_tags_as_a_notebook(
+    notebook: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.delenv("MPLBACKEND", raising=False)  # the notebook's own shows the pictures
     pytest.importorskip("nbclient", reason="needs pip install nbclient ipykernel")
     pytest.importorskip("ipykernel", reason="needs pip install nbclient ipykernel")
-    done = notebook.run(notebook.build(notebook.SCRIPT.read_text(encoding="utf-8")))
+    done = notebook.run(notebook.build(notebook.SCRIPT.read_text(encoding="utf-8")), str(tmp_path))
     outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
     check_names_to_tags("".join(output.get("text", "") for output in outputs))
     assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 2

@@ -29,7 +29,7 @@ from pvp_fast.topk_ops import extension
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
 _EPS = 1e-12  # of torch.nn.functional.normalize
-# Tiles of the ranking loss hold all categories, of one row at least.
+# Tiles of the ranking loss hold all categories: at most 64 MiB, a sixth of dw at D = 768.
 WIDEST_RANKING = 1 << 17
 _LONGEST = 1e15  # of a row whose products cannot overflow
 
@@ -54,6 +54,11 @@ def why_not(
     if kind == "asl" and settings[3] < _LEAST_EPS:
         return f"eps={settings[3]} is below {_LEAST_EPS}"
     return None
+
+
+def rows_of_ranking(budget: int, n_categories: int) -> int:
+    """Rows of a tile that holds all categories: fewer would read and write dw too often."""
+    return max(128, budget // max(1, n_categories))
 
 
 def _settings(problem: Problem) -> dict[str, Any]:

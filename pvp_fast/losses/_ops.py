@@ -70,7 +70,7 @@ def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Grad
     # Scores of 0 say nothing of their cosines, which the ranking's dscale is made of.
     if backend == "native" and not (problem.kind == "ranking" and problem.scale.item() == 0):
         if problem.kind == "ranking":
-            rows, cols = max(1, min(rows, rows * cols // max(1, len(problem.w)))), len(problem.w)
+            rows, cols = _native.rows_of_ranking(rows * cols, len(problem.w)), len(problem.w)
         return _native.run(problem, needs, (rows, cols))
     if triton:
         from pvp_fast.losses import _kernel_steps

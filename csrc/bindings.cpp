@@ -135,7 +135,6 @@ void loss(std::uintptr_t products, int64_t rows, int64_t columns, std::uintptr_t
                                static_cast<float>(gamma), static_cast<float>(margin)};
   const bool ranks = settings.kind == loss_kind::ranking;
   check(!ranks || (first == 0 && columns < (int64_t{1} << 31)), "ranking takes all categories at once");
-  check(!ranks || tile.scale != 0, "ranking needs a scale other than 0");
   uint32_t* words = pointer<uint32_t>(scratch, "scratch", !ranks || empty);
   loss_sums* of_rows = pointer<loss_sums>(sums, "sums", rows == 0);
   const py::gil_scoped_release unlocked;

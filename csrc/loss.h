@@ -6,7 +6,8 @@
 
 namespace pvp_fast {
 
-// METHOD of pvp_fast/losses/_entries.py: bce serves SigLIP too, whose absent pairs are the same.
+// As pvp_fast/losses/_entries.py defines them; bce serves SigLIP too, whose pairs are the same.
+//
 // Ranking is sum_p sum_n weight_n max(0, margin - s_p + s_n) over a row's present p and absent n.
 enum class loss_kind { asl, bce, focal, ranking };
 
@@ -46,7 +47,7 @@ struct loss_sums {
 // sums[b] for each row b, in an order that does not depend on the number of threads.
 // Throws std::invalid_argument when isa is unknown.
 //
-// Ranking needs tiles of all categories, scale != 0 and, in `scratch`, 3 * columns words a thread.
+// Ranking needs tiles of all categories and, in `scratch`, 3 * columns words a thread.
 void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
               const std::string& isa, loss_sums* sums, uint32_t* scratch);
 

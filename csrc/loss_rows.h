@@ -213,7 +213,7 @@ void take_dense(const loss_tile& tile, const loss_settings& set, const int8_t* l
   }
 }
 
-// The scores of a block, and their cosines where the caller asks for dloss/dscale.
+// The cosines of a block, which dloss/dscale is made of, and its scores.
 void block_scores(const loss_tile& tile, float row_factor, const float* factor, const float* products,
                   float* cosines, float* scores, int n) {
   for (int i = 0; i < n; ++i) {
@@ -268,11 +268,12 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
   sums.dscale += dscale;
 }
 
-// The present entries of a row: their categories and scores, which become -inf like the unknown.
+// The present entries of a row: their categories and cosines. In the row they become NaN, as the
+// unknown do, which is nearer to nothing.
 struct ranked {
   int64_t count;
   int32_t* at;
-  float* score;
+  float* cosine;
   float* active;  // [columns]: how many present ones an absent one comes too near to
 };
 
@@ -280,9 +281,9 @@ void take_ranked(const loss_tile& tile, int64_t row, float* s, ranked& found) {
   const auto take = [&](int64_t c, bool present) {
     if (present) {
       found.at[found.count] = static_cast<int32_t>(c);
-      found.score[found.count++] = s[c];
+      found.cosine[found.count++] = s[c];
     }
-    s[c] = -__builtin_inff();
+    s[c] = __builtin_nanf("");
   };
   if (tile.offsets) {
     for (int64_t i = tile.offsets[row]; i < tile.offsets[row + 1]; ++i) take(tile.indices[i], true);
@@ -294,18 +295,18 @@ void take_ranked(const loss_tile& tile, int64_t row, float* s, ranked& found) {
   }
 }
 
-// One present entry of score - margin = `below` against all absent ones.
+// One present entry of score - margin = `below` against the cosines of all absent ones.
 template <bool kWeighted>
-void hinge(const float* s, const float* weight, float below, float* active, int64_t n, double& loss,
-           float& count) {
+void hinge(const float* s, float scale, const float* weight, float below, float* active, int64_t n,
+           double& loss, float& count) {
   for (int64_t start = 0; start < n; start += kBlock) {
     const int64_t stop = start + kBlock < n ? start + kBlock : n;
     float sum = 0, near = 0;
 #pragma omp simd reduction(+ : sum, near)
     for (int64_t c = start; c < stop; ++c) {
-      const float over = s[c] - below, share = kWeighted ? weight[c] : 1.0f;
+      const float over = scale * s[c] - below, share = kWeighted ? weight[c] : 1.0f;
       const float is = over > 0.0f ? 1.0f : 0.0f;
-      sum += over > 0.0f ? over * share : 0.0f * below;  // NaN stays NaN
+      sum += over > 0.0f ? over * share : 0.0f;
       near += is * share;
       active[c] += is;
     }
@@ -323,8 +324,8 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   float nan = 0;
 #pragma omp simd reduction(+ : nan)
   for (int64_t c = 0; c < n; ++c) {
-    s[c] *= through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
-    nan += 0.0f * s[c];
+    s[c] *= row_factor * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    nan += 0.0f * s[c];  // NaN stays NaN
   }
   ranked found{0, reinterpret_cast<int32_t*>(scratch), reinterpret_cast<float*>(scratch + n),
                reinterpret_cast<float*>(scratch + 2 * n)};
@@ -332,15 +333,15 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   take_ranked(tile, row, s, found);
   loss_sums sums{nan, 0, 0};
   for (int64_t k = 0; k < found.count; ++k) {
-    const float below = found.score[k] - set.margin;
+    const float below = tile.scale * found.cosine[k] - set.margin;
     float count = 0;
     if (tile.weight) {
-      hinge<true>(s, tile.weight, below, found.active, n, sums.loss, count);
+      hinge<true>(s, tile.scale, tile.weight, below, found.active, n, sums.loss, count);
     } else {
-      hinge<false>(s, nullptr, below, found.active, n, sums.loss, count);
+      hinge<false>(s, tile.scale, nullptr, below, found.active, n, sums.loss, count);
     }
-    sums.dscale -= static_cast<double>(count) * found.score[k];
-    found.score[k] = -count;  // its gradient
+    sums.dscale -= static_cast<double>(count) * found.cosine[k];
+    found.cosine[k] = -count;  // its gradient
   }
   double along = 0;
 #pragma omp simd reduction(+ : along)
@@ -351,9 +352,9 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   }
   for (int64_t k = 0; k < found.count; ++k) {
     const int64_t c = found.at[k];
-    s[c] = found.score[k] * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    s[c] = found.cosine[k] * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
   }
-  sums.dscale = (sums.dscale + along) / tile.scale;
+  sums.dscale += along;
   return sums;
 }
 

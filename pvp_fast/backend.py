@@ -10,17 +10,19 @@ from torch import Tensor
 from pvp_fast.errors import BackendError, InputError
 
 
-def use_triton(backend: str, *tensors: Tensor) -> bool:
+def use_triton(backend: str, *tensors: Tensor, also: tuple[str, ...] = ()) -> bool:
     """Whether the kernels run: with "auto", where every tensor is on a CUDA device.
 
-    An explicit "triton" runs on a CPU only by Triton's interpreter (TRITON_INTERPRET=1).
+    ``also`` are further words that the caller takes, none of which means Triton. An explicit
+    "triton" runs on a CPU only by Triton's interpreter (TRITON_INTERPRET=1).
 
     Raises:
         InputError: another word. BackendError: "triton" where it cannot run.
     """
-    if backend not in ("auto", "torch", "triton"):
-        raise InputError(f"backend={backend!r}: use 'auto', 'torch' or 'triton'")
-    if backend == "torch":
+    words = ("auto", "torch", "triton", *also)
+    if backend not in words:
+        raise InputError(f"backend={backend!r}: use one of {', '.join(map(repr, words))}")
+    if backend == "torch" or backend in also:
         return False
     installed = importlib.util.find_spec("triton") is not None
     on_gpu = all(t.is_cuda for t in tensors)

@@ -83,8 +83,10 @@ class _Labels:
         if isinstance(y, CSRLabels):
             self.offsets, self.indices = _ascending(y, n_categories)
             return
-        if y.dtype == torch.int8 and y.numel() and (int(y.min()) < -1 or int(y.max()) > 1):
-            raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
+        if y.dtype == torch.int8 and y.numel():
+            low, high = (int(value) for value in y.aminmax())
+            if low < -1 or high > 1:
+                raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
         self.dense = y if y.stride(1) == 1 else y.contiguous()
 
     def arguments(self, rows: slice, cols: slice) -> dict[str, Any]:

@@ -67,8 +67,7 @@ def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> 
 def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Gradients:
     x, triton = problem.x, backend == "triton"
     rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
-    # Scores of 0 say nothing of their cosines, which the ranking's dscale is made of.
-    if backend == "native" and not (problem.kind == "ranking" and problem.scale.item() == 0):
+    if backend == "native":
         if problem.kind == "ranking":
             rows, cols = _native.rows_of_ranking(rows * cols, len(problem.w)), len(problem.w)
         return _native.run(problem, needs, (rows, cols))
@@ -83,10 +82,7 @@ def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Grad
     if triton and problem.kind == "ranking" and cols < len(problem.w):
         # A program of its kernel owns a row: fewer rows, all categories.
         rows, cols = max(1, rows * cols // len(problem.w)), len(problem.w)
-    found = run(problem, needs, step, (rows, cols), keep=regime != "recompute")
-    if backend == "native":  # which promises these dtypes
-        return found._replace(dx=found.dx.to(x.dtype), dw=found.dw.to(problem.w.dtype))
-    return found
+    return run(problem, needs, step, (rows, cols), keep=regime != "recompute")
 
 
 @torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
@@ -291,7 +287,7 @@ def fused_loss(
             raise InputError(f"{name} is on {device}, x on {x.device}; move them to one device")
     if weight is not None and weight.shape != (n_categories,):
         raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
-    triton = backend != "native" and use_triton(backend, x, w)
+    triton = use_triton(backend, x, w, also=("native",))
     if x.dtype not in _FUSED:
         if backend in ("triton", "native"):
             raise InputError(f"backend={backend!r} takes float32, float16, bfloat16, not {x.dtype}")

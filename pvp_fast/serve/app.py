@@ -49,35 +49,24 @@ _ANSWER = {
         "artifact": {"type": "string", "description": "Version of the vocabulary that tagged."},
     },
 }
-_JSON_BODY = {
-    "type": "object",
-    "required": ["images"],
-    "properties": {
-        "images": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["data"],
-                "properties": {
-                    "key": {"type": "string"},
-                    "data": {"type": "string", "format": "byte", "description": "Base64."},
-                },
-            },
-        }
-    },
-}
-_FORM_BODY = {
-    "type": "object",
-    "required": ["images"],
-    "properties": {
-        "images": {
-            "type": "array",
-            "minItems": 1,
-            "items": {"type": "string", "format": "binary"},
-        }
-    },
-}
+
+
+def _body_of(item: dict[str, Any]) -> dict[str, Any]:
+    images = {"type": "array", "minItems": 1, "items": item}
+    return {"type": "object", "required": ["images"], "properties": {"images": images}}
+
+
+_JSON_BODY = _body_of(
+    {
+        "type": "object",
+        "required": ["data"],
+        "properties": {
+            "key": {"type": "string"},
+            "data": {"type": "string", "format": "byte", "description": "Base64."},
+        },
+    }
+)
+_FORM_BODY = _body_of({"type": "string", "format": "binary"})
 _DETAIL = {"type": "object", "properties": {"detail": {}}}
 _ERRORS = {
     400: "The body is not what its content type says, or holds no image or too many.",
@@ -201,10 +190,13 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
     app.add_middleware(_Gate, most=config.max_body, metrics=metrics)
 
     async def answer(request: Request, top_k: int, threshold: float | None) -> list[dict[str, Any]]:
-        images = await _images(request, config.max_images)
-        if batcher is None:
+        running = batcher
+        if running is None:
             raise Closed
-        found = await batcher.tag([data for _, data in images], top_k, threshold)
+        if running.waiting >= config.queue:  # before a body is held that nobody will look at
+            raise QueueFull
+        images = await _images(request, config.max_images)
+        found = await running.tag([data for _, data in images], top_k, threshold)
         results = [_result(key, tags) for (key, _), tags in zip(images, found, strict=True)]
         for result in results:
             metrics.images.labels("tagged" if result["error"] is None else "failed").inc()

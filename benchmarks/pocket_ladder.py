@@ -4,7 +4,7 @@
 
 Trains on grammar sentences only, then scores 600 new scenes each of the styles the pocket model was
 trained on and of every style it never saw, at the trainer's own settings for test scenes. Where the
-pictograms come from: pvp_fast/pocket/weights/CARD.md.
+pictograms come from: pvp_fast/clip/weights/CARD.md.
 """
 
 from __future__ import annotations

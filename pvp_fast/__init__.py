@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pvp_fast.artifact import Artifact
-    from pvp_fast.backbone import Backbone
+    from pvp_fast.clip.backbone import Backbone
     from pvp_fast.pooling import spatial_softmax_pool
     from pvp_fast.sentences import Corpus, build_corpus
     from pvp_fast.sharded import ShardedTagIndex
@@ -21,7 +21,7 @@ __version__ = "0.1.0"
 # Public name -> module. Loaded on first use, so that importing the package costs next to nothing.
 _HOME = {
     "Artifact": "artifact",
-    "Backbone": "backbone",
+    "Backbone": "clip",
     "Category": "vocabulary",
     "Corpus": "sentences",
     "ShardedTagIndex": "sharded",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact, probability
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.evaluation import encode_set, ladder, read_folder
 from pvp_fast.evaluation.ladder import Rung
 from pvp_fast.files import atomic_write

@@ -30,6 +30,8 @@ MODULES = (
     "pvp_fast.losses",
     "pvp_fast.losses.parallel",
     "pvp_fast.metrics",
+    "pvp_fast.clip",
+    "pvp_fast.clip.pocket",
     "pvp_fast.pocket",
     "pvp_fast.prompts",
     "pvp_fast.sentences",

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import BackboneError, InputError
 
 CONTEXT = 24
@@ -303,7 +303,7 @@ def test_damaged_foreign_and_hostile_checkpoints_are_refused(
 
 def test_importing_the_backbone_is_cheap() -> None:
     code = (
-        "import sys, pvp_fast.backbone, pvp_fast.prompts, pvp_fast.adapters\n"
+        "import sys, pvp_fast.clip.backbone, pvp_fast.prompts, pvp_fast.adapters\n"
         "heavy = {'open_clip', 'torchvision', 'transformers', 'triton'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -17,7 +17,7 @@ from test_training import small
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact, probability
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.cli import run
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import encode_set, read_folder

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, BANKS, Artifact
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.cli import run
 from pvp_fast.discover import Discovery, discover
 from pvp_fast.embeddings import EmbeddingStore, embed_images

@@ -18,7 +18,7 @@ from test_training import TEXT, VIT, Toy, config, rows
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact
-from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import InputError, TrainingDiverged
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.training import TrainConfig, train

@@ -22,7 +22,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.images import open_image
 from pvp_fast.loaders import Augment, Failure, FileSource, ImageStream, ListSource, TarSource
 from pvp_fast.loaders.shards import expand_braces
-from pvp_fast.preprocess import Preprocess
+from pvp_fast.clip.preprocess import Preprocess
 
 SMALL = Preprocess(32)
 pytest.importorskip("simplejpeg", reason="finding damaged bodies needs simplejpeg")
@@ -239,7 +239,7 @@ import json, os, sys
 from pathlib import Path
 from pvp_fast.files import atomic_write
 from pvp_fast.loaders import ImageStream
-from pvp_fast.preprocess import Preprocess
+from pvp_fast.clip.preprocess import Preprocess
 stream = ImageStream(sys.argv[1], Preprocess(32), 4, shuffle=True, workers=2)
 done = []
 for batch in stream:

@@ -19,7 +19,7 @@ from test_training import corpus as corpus
 from torch import Tensor
 
 from pvp_fast.artifact import LOCAL_TILE, Artifact, local_scores, merge, probability
-from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, BackboneError, InputError
 from pvp_fast.evaluation import EvalSet, Features, encode_set, ladder
 from pvp_fast.loaders import ImageStream

@@ -74,7 +74,7 @@ def test_what_is_installed_is_the_package_and_nothing_else() -> None:
         "pvp_fast/_C.pyi",
         "pvp_fast/kernels/__init__.py",
         "pvp_fast/data/coco80.yaml",
-        "pvp_fast/pocket/weights/pocket.safetensors",
+        "pvp_fast/clip/weights/pocket.safetensors",
         "pvp_fast/report/template.html",
     ):
         assert wanted in names

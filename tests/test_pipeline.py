@@ -15,7 +15,7 @@ from test_training import small
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.sentences import Corpus
 from pvp_fast.training import TrainConfig, train
 from pvp_fast.training.adapter import AdapterStage

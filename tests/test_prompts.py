@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import InputError
 from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
 from pvp_fast.templates import CLIP_TEMPLATES

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from pvp_fast.artifact import Artifact, probability
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import build_corpus, grammar_sentences

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pvp_fast.artifact import Artifact
-from pvp_fast.backbone import Backbone, Preprocess
+from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, InputError, TrainingDiverged
 from pvp_fast.losses.clip import clip_loss_ref
 from pvp_fast.prompts import prompt_ensemble

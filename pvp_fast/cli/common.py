@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 if TYPE_CHECKING:
-    from pvp_fast.backbone import Backbone
+    from pvp_fast.clip.backbone import Backbone
     from pvp_fast.vocabulary import Vocabulary
 
 GRAMMAR_DEFAULT = 6000
@@ -78,7 +78,7 @@ def gather_sentences(
 
 def load_backbone(name: str, pretrained: str | None, device: str) -> Backbone:
     """The model, on ``device`` ("auto" takes CUDA where there is one)."""
-    from pvp_fast.backbone import Backbone
+    from pvp_fast.clip.backbone import Backbone
 
     return Backbone.load(name, pretrained, device=pick_device(device))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact, merge, probability
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
 from pvp_fast.loaders import ImageStream, ItemSource

@@ -19,7 +19,7 @@ from pvp_fast.loaders.decode import Square
 from pvp_fast.loaders.sources import open_source
 from pvp_fast.loaders.torch_backend import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
-from pvp_fast.preprocess import Preprocess
+from pvp_fast.clip.preprocess import Preprocess
 
 BACKENDS = ("auto", "dali", "torch")
 MODES = ("exact", "fast")

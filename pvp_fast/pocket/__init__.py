@@ -1,12 +1,10 @@
-"""The pocket model: a small, real CLIP that ships with the package, and scenes to try it on."""
+"""Scenes to try the pocket model on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from pvp_fast.pocket.model import load_model
-
-__all__ = ["demo_set", "load_model"]
+__all__ = ["demo_set"]
 
 
 def demo_set() -> Path:

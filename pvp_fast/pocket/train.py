@@ -32,7 +32,7 @@ from torch import Tensor
 
 from pvp_fast.files import atomic_write
 from pvp_fast.metrics import mean_average_precision
-from pvp_fast.pocket.model import (
+from pvp_fast.clip.pocket import (
     EMBED_DIM,
     MEAN,
     STD,

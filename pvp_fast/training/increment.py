@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast.artifact import ADAPTER, Artifact, local_scores, merge
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.pooling import spatial_softmax_pool

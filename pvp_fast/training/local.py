@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.artifact import local_scores, merge
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.pooling import spatial_softmax_pool

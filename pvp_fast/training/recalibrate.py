@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact, local_scores, merge, probability
-from pvp_fast.backbone import Backbone
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.ladder import Features, final_scores, match_categories
 from pvp_fast.metrics import Counts, Reliability, counts_at_threshold, reliability

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from pvp_fast.errors import BackboneError
-from pvp_fast.preprocess import Preprocess
+from pvp_fast.clip.preprocess import Preprocess
 
 _SAFE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _READS = "safetensors, or a torch file holding only tensors (.pt, .pth, .bin, .ckpt)"
@@ -37,7 +37,7 @@ def load_pocket(pretrained: str | None) -> ClipParts:
         raise BackboneError(
             f"pretrained={pretrained!r}: the pocket model has one set of weights; leave it out"
         )
-    from pvp_fast.pocket import load_model
+    from pvp_fast.clip.pocket import load_model
 
     with _rng_kept():
         model, config = load_model()

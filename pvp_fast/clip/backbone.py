@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from pvp_fast.errors import BackboneError, InputError
-from pvp_fast.preprocess import Preprocess
-from pvp_fast.regions import region_features, region_support
-from pvp_fast.text_tower import TextTower
+from pvp_fast.clip.preprocess import Preprocess
+from pvp_fast.clip.regions import region_features, region_support
+from pvp_fast.clip.text_tower import TextTower
 
 __all__ = ["Backbone", "Preprocess"]
 
@@ -99,7 +99,7 @@ class Backbone(nn.Module):
         Raises:
             BackboneError: the name, tag or file is unknown or cannot be read.
         """
-        from pvp_fast.clip_loading import load_open_clip, load_pocket
+        from pvp_fast.clip.loading import load_open_clip, load_pocket
 
         parts = load_pocket(pretrained) if name == "pocket" else load_open_clip(name, pretrained)
         try:

@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import race, table, write_results
 
+from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.images import find_images
 from pvp_fast.loaders import ImageStream
-from pvp_fast.clip.preprocess import Preprocess
 
 BATCH, WORKERS = 64, 2
 SQUARE = Preprocess(224)

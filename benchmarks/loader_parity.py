@@ -31,9 +31,9 @@ from common import table, write_results
 from image_files import unusual
 
 from pvp_fast import Backbone
+from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.images import find_images
 from pvp_fast.loaders import ImageStream
-from pvp_fast.clip.preprocess import Preprocess
 
 MAX, MEAN, COSINE = 13, 0.2, 0.999
 LEFT_OUT = ("palette.png", "ribbon.jpg")

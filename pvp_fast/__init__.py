@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pvp_fast.tagger import Tagger
     from pvp_fast.topk import TagIndex
     from pvp_fast.training import TrainConfig, train
-    from pvp_fast.vocabulary import Category, Vocabulary
+    from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 __version__ = "0.1.0"
 

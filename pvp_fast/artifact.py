@@ -24,7 +24,7 @@ from pvp_fast.adapters import DualAdapter
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.pooling import spatial_softmax_pool
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 FORMAT = 1
 TENSORS = "artifact.safetensors"

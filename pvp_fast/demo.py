@@ -52,7 +52,7 @@ def run_demo(
     from pvp_fast.pocket import demo_set
     from pvp_fast.sentences import FeatureCache, build_corpus, grammar_sentences
     from pvp_fast.training import TrainConfig, train
-    from pvp_fast.vocabulary import Vocabulary
+    from pvp_fast.vocabulary.categories import Vocabulary
 
     console = Console(stderr=True, quiet=not progress, highlight=False)
     folder = Path(out)

@@ -19,10 +19,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.loaders import Failure, ImageStream
-from pvp_fast.clip.regions import require_regions
 
 MANIFEST = "embeddings.json"
 _VERSION = 1

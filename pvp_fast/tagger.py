@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Failure, ImageStream, ItemSource
-from pvp_fast.clip.regions import require_regions
 from pvp_fast.topk import TagIndex
 
 if TYPE_CHECKING:

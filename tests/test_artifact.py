@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, MANIFEST, TENSORS, Artifact, probability
 from pvp_fast.errors import ArtifactError
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 
 def make(seed: int = 0) -> Artifact:

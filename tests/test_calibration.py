@@ -17,8 +17,8 @@ from test_training import small
 from torch import Tensor
 
 from pvp_fast.artifact import Artifact, probability
-from pvp_fast.clip.backbone import Backbone
 from pvp_fast.cli import run
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import encode_set, read_folder
 from pvp_fast.metrics import (

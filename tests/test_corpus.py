@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences, read_captions
-from pvp_fast.vocabulary import Category, Vocabulary
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 ANIMALS = Vocabulary(["dog", "cat", "teddy bear", "bear"])
 COCO_JSON = json.dumps(

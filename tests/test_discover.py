@@ -16,8 +16,8 @@ from PIL import Image
 
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, BANKS, Artifact
-from pvp_fast.clip.backbone import Backbone
 from pvp_fast.cli import run
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.discover import Discovery, discover
 from pvp_fast.embeddings import EmbeddingStore, embed_images
 from pvp_fast.errors import ArtifactError, InputError
@@ -28,7 +28,7 @@ from pvp_fast.prompts import prompt_ensemble
 from pvp_fast.tagger import Tagger
 from pvp_fast.training.calibration import Target
 from pvp_fast.training.recalibrate import Scored, calibrate
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 SCENES = 500
 KNOWN, MISSING = 40, 12  # of 70 categories; the other 18 are drawn in no scene

@@ -25,7 +25,7 @@ from pvp_fast.training import TrainConfig, train
 from pvp_fast.training.distributed import Ranks, process_group
 from pvp_fast.training.loop import run_stage
 from pvp_fast.training.visual import VisualPromptStage
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 NAMES = ["dog", "cat", "car", "pizza", "boat"]  # neither they nor the batch halve evenly
 STAGES = ("visual", "text_only", "text", "adapter", "local")

@@ -13,8 +13,8 @@ import pytest
 import torch
 from image_files import encoded, scene
 
-from pvp_fast.clip.backbone import Backbone
 from pvp_fast.cli import run
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.embeddings import MANIFEST, EmbeddingStore, embed_images
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.loaders import ItemSource

@@ -13,7 +13,7 @@ import torch
 
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.sentences import Corpus, FeatureCache, cache
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 VOCABULARY = Vocabulary(["dog"])
 

@@ -18,7 +18,7 @@ import torch
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.sentences import LocalTransformers, OpenAIChat, generate_sentences, read_captions
 from pvp_fast.sentences.generate import parse_captions, prompt_for
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 VOCABULARY = Vocabulary(["dog", "teddy bear", "bus", "pizza"])
 Reply = tuple[int, dict[str, str], bytes]

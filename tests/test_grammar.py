@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pvp_fast.errors import InputError
 from pvp_fast.sentences import Grammar, grammar_sentences, sentence_for
 from pvp_fast.sentences.nouns import article, is_mass, is_plain_noun, is_plural, pluralize
-from pvp_fast.vocabulary import Category, Vocabulary
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 POCKET = Vocabulary.builtin("pocket70")
 

@@ -18,11 +18,11 @@ import torch
 from image_files import encoded, scene, spoiled, unusual, write_shard
 from PIL import Image
 
+from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import InputError
 from pvp_fast.images import open_image
 from pvp_fast.loaders import Augment, Failure, FileSource, ImageStream, ListSource, TarSource
 from pvp_fast.loaders.shards import expand_braces
-from pvp_fast.clip.preprocess import Preprocess
 
 SMALL = Preprocess(32)
 pytest.importorskip("simplejpeg", reason="finding damaged bodies needs simplejpeg")

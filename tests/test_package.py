@@ -56,7 +56,7 @@ absent = "open_clip torchvision nvidia.dali rich typer httpx simplemma tensorboa
 for name in absent.split():
     sys.modules[name] = None  # makes any import of it fail
 import pvp_fast.losses, pvp_fast.pooling, pvp_fast.topk, pvp_fast.sharded, pvp_fast.metrics
-import pvp_fast.adapters, pvp_fast.vocabulary, pvp_fast.tagger, pvp_fast.training
+import pvp_fast.adapters, pvp_fast.vocabulary.categories, pvp_fast.tagger, pvp_fast.training
 print("ok")
 """
     assert run_python(code) == "ok"
@@ -73,7 +73,7 @@ def test_what_is_installed_is_the_package_and_nothing_else() -> None:
         "pvp_fast/py.typed",
         "pvp_fast/_C.pyi",
         "pvp_fast/kernels/__init__.py",
-        "pvp_fast/data/coco80.yaml",
+        "pvp_fast/vocabulary/builtin/coco80.yaml",
         "pvp_fast/clip/weights/pocket.safetensors",
         "pvp_fast/report/template.html",
     ):

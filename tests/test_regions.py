@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from pvp_fast.clip.backbone import Backbone, Preprocess
-from pvp_fast.errors import BackboneError
 from pvp_fast.clip.regions import region_features, region_support
+from pvp_fast.errors import BackboneError
 
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
 RESNET = {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "head_width": 16}

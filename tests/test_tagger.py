@@ -18,7 +18,7 @@ from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.tagger import Tagger, TagResult
 from pvp_fast.training import TrainConfig, train
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 NAMES = ("dog", "cat", "car", "pizza")
 

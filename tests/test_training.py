@@ -27,7 +27,7 @@ from pvp_fast.training.checkpoint import NAME
 from pvp_fast.training.features import Sentences
 from pvp_fast.training.loop import Stage, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}

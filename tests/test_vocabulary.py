@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvp_fast.errors import InputError
-from pvp_fast.labelling import noun_lemma, tokenize
 from pvp_fast.sentences.nouns import is_mass, is_plural, pluralize
-from pvp_fast.vocabulary import BUILTIN, Category, Vocabulary
+from pvp_fast.vocabulary.categories import BUILTIN, Category, Vocabulary
+from pvp_fast.vocabulary.matching import noun_lemma, tokenize
 
 COCO = Vocabulary.builtin("coco80")
 WORD = st.text("abcdefghijklmnopqrstuvwxyzäéøñ", min_size=2, max_size=8)

@@ -56,7 +56,7 @@ def add_category(
     """
     from pvp_fast.sentences import read_captions
     from pvp_fast.tagger import Tagger
-    from pvp_fast.vocabulary import Category, Vocabulary
+    from pvp_fast.vocabulary.categories import Category, Vocabulary
 
     if generate is None and (base_url or llm or local_llm):
         raise InputError("--base-url, --llm and --local-llm need --generate N, how many sentences")

@@ -11,7 +11,7 @@ from rich.console import Console
 
 if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
-    from pvp_fast.vocabulary import Vocabulary
+    from pvp_fast.vocabulary.categories import Vocabulary
 
 GRAMMAR_DEFAULT = 6000
 
@@ -57,7 +57,7 @@ def image_progress(
 
 def read_vocabulary(value: str) -> Vocabulary:
     """A vocabulary file when there is one of that name, else a built-in vocabulary."""
-    from pvp_fast.vocabulary import Vocabulary
+    from pvp_fast.vocabulary.categories import Vocabulary
 
     return Vocabulary.load(value) if Path(value).exists() else Vocabulary.builtin(value)
 

@@ -14,7 +14,7 @@ from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
     from pvp_fast.sentences.writers import Writer
-    from pvp_fast.vocabulary import Vocabulary
+    from pvp_fast.vocabulary.categories import Vocabulary
 
 
 def sentences(

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
 from pvp_fast.clip.text_tower import TextTower
+from pvp_fast.errors import BackboneError, InputError
 
 __all__ = ["Backbone", "Preprocess"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pvp_fast.errors import BackboneError
 from pvp_fast.clip.preprocess import Preprocess
+from pvp_fast.errors import BackboneError
 
 _SAFE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 _READS = "safetensors, or a torch file holding only tensors (.pt, .pth, .bin, .ckpt)"

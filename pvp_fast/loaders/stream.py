@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.images import MAX_PIXELS
 from pvp_fast.loaders.augment import Augment
@@ -19,7 +20,6 @@ from pvp_fast.loaders.decode import Square
 from pvp_fast.loaders.sources import open_source
 from pvp_fast.loaders.torch_backend import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
-from pvp_fast.clip.preprocess import Preprocess
 
 BACKENDS = ("auto", "dali", "torch")
 MODES = ("exact", "fast")

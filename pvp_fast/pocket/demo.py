@@ -18,7 +18,7 @@ from pvp_fast.files import atomic_write
 from pvp_fast.pocket.pairs import FULL_COUNTS
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import Style, load_sprites, read_styles
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 SIZE = 160
 JPEG_QUALITY = 85

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from pvp_fast.sentences import sentence_for
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 HUMAN_SHARE = 0.4
 # How many categories a scene shows, 1 to 5: easy ones early in training, then the full mix.

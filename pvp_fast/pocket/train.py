@@ -30,8 +30,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from pvp_fast.files import atomic_write
-from pvp_fast.metrics import mean_average_precision
 from pvp_fast.clip.pocket import (
     EMBED_DIM,
     MEAN,
@@ -41,12 +39,14 @@ from pvp_fast.clip.pocket import (
     save_weights,
     tokenizer,
 )
+from pvp_fast.files import atomic_write
+from pvp_fast.metrics import mean_average_precision
 from pvp_fast.pocket.pairs import FULL_COUNTS, PairSource
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import load_sprites, read_styles
 from pvp_fast.sentences import read_captions
 from pvp_fast.templates import CLIP_TEMPLATES
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 # Styles never trained on. The demo set is drawn in the first.
 UNSEEN = ("twemoji", "fxemoji")

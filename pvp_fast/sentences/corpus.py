@@ -12,7 +12,7 @@ from functools import cached_property
 import torch
 
 from pvp_fast.errors import CorpusError, InputError
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 
 @dataclass(frozen=True)

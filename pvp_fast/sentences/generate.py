@@ -19,7 +19,7 @@ from typing import IO, Any
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.files import sync_folder
 from pvp_fast.sentences.writers import LocalTransformers, OpenAIChat, Writer
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 __all__ = [
     "LocalTransformers",

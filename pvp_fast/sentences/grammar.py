@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from pvp_fast.errors import InputError
 from pvp_fast.sentences.nouns import article, is_mass, is_plain_noun, is_plural, pluralize
-from pvp_fast.vocabulary import Vocabulary
+from pvp_fast.vocabulary.categories import Vocabulary
 
 _PLAIN = (
     *("small", "large", "big", "old", "new", "little", "tiny", "huge", "nice", "beautiful"),

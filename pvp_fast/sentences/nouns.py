@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvp_fast.labelling import noun_lemma
+from pvp_fast.vocabulary.matching import noun_lemma
 
 _IRREGULAR = {
     "person": "people", "man": "men", "woman": "women", "child": "children", "mouse": "mice",

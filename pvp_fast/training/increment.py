@@ -17,7 +17,7 @@ from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
-from pvp_fast.vocabulary import Category, Vocabulary
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 SENTENCES = 600
 STEPS = 60

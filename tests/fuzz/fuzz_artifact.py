@@ -16,7 +16,7 @@ import torch
 from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, Artifact
 from pvp_fast.errors import ArtifactError
-from pvp_fast.vocabulary import Category, Vocabulary
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 
 def small_artifact(seed: int = 0) -> Artifact:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
-from pvp_fast.labelling import PhraseMatcher, tokenize
+from pvp_fast.vocabulary.matching import PhraseMatcher, tokenize
 
 BUILTIN = ("voc2007", "coco80", "nuswide81", "pocket70")
 
@@ -98,7 +98,7 @@ class Vocabulary:
         """A vocabulary that ships with the package: one of `BUILTIN`."""
         if name not in BUILTIN:
             raise InputError(f"no built-in vocabulary {name!r}; there are {', '.join(BUILTIN)}")
-        text = (Path(__file__).parent / "data" / f"{name}.yaml").read_text("utf-8")
+        text = (Path(__file__).parent / "builtin" / f"{name}.yaml").read_text("utf-8")
         return cls.from_dict(_parse_yaml(text, name))
 
     @classmethod

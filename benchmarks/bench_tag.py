@@ -21,11 +21,11 @@ import torch
 from common import race, table, write_results
 
 from pvp_fast import Artifact, Backbone, Tagger, Vocabulary
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, BANKS
 from pvp_fast.images import find_images
 from pvp_fast.loaders import ImageStream
-from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.modules.adapters import DualAdapter
+from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sinks import open_sink
 from pvp_fast.tagger import TagResult
 

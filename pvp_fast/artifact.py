@@ -20,9 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.vocabulary.categories import Vocabulary
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact, merge, probability
 from pvp_fast.errors import ArtifactError, InputError
-from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.tagger import Tagger
 from pvp_fast.training.calibration import Target, fit_platt, thresholds_for
 from pvp_fast.vocabulary.categories import Category

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.errors import InputError
+from pvp_fast.modules.adapters import DualAdapter
 
 
 def unit(*shape: int, seed: int) -> torch.Tensor:

@@ -19,7 +19,6 @@ SNAPSHOT = Path(__file__).with_name("api.txt")
 # Everything documented as public. Without an __all__, a module's own names without underscore are.
 MODULES = (
     "pvp_fast",
-    "pvp_fast.adapters",
     "pvp_fast.bulk",
     "pvp_fast.discover",
     "pvp_fast.embeddings",
@@ -33,7 +32,7 @@ MODULES = (
     "pvp_fast.clip",
     "pvp_fast.clip.pocket",
     "pvp_fast.pocket",
-    "pvp_fast.prompts",
+    "pvp_fast.modules",
     "pvp_fast.sentences",
     "pvp_fast.serve",
     "pvp_fast.sinks",

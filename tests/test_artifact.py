@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, MANIFEST, TENSORS, Artifact, probability
 from pvp_fast.errors import ArtifactError
+from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.vocabulary.categories import Vocabulary
 
 

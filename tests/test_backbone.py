@@ -303,7 +303,7 @@ def test_damaged_foreign_and_hostile_checkpoints_are_refused(
 
 def test_importing_the_backbone_is_cheap() -> None:
     code = (
-        "import sys, pvp_fast.clip.backbone, pvp_fast.prompts, pvp_fast.adapters\n"
+        "import sys, pvp_fast.clip.backbone, pvp_fast.modules.prompts, pvp_fast.modules.adapters\n"
         "heavy = {'open_clip', 'torchvision', 'transformers', 'triton'} & set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

@@ -15,12 +15,12 @@ from pvp_fast.clip.pocket import CompactVocabulary, build_model, load_model, sav
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.evaluation import encode_set, read_dataset
 from pvp_fast.metrics import mean_average_precision
+from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.pocket import demo_set
 from pvp_fast.pocket.demo import render_demo
 from pvp_fast.pocket.pairs import PairSource
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import Style, load_sprites, rasterise, read_styles
-from pvp_fast.prompts import prompt_ensemble
 from pvp_fast.vocabulary.categories import Vocabulary
 
 DISC = (

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import InputError
-from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
-from pvp_fast.templates import CLIP_TEMPLATES
+from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
+from pvp_fast.modules.templates import CLIP_TEMPLATES
 
 CONTEXT = 24
 NAMES = ["dog", "teddy bear", "fire_hydrant"]

@@ -18,7 +18,7 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import ArtifactError, InputError, TrainingDiverged
 from pvp_fast.losses.clip import clip_loss_ref
-from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage

@@ -41,11 +41,11 @@ from pvp_fast.clip.pocket import (
 )
 from pvp_fast.files import atomic_write
 from pvp_fast.metrics import mean_average_precision
+from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.pocket.pairs import FULL_COUNTS, PairSource
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import load_sprites, read_styles
 from pvp_fast.sentences import read_captions
-from pvp_fast.templates import CLIP_TEMPLATES
 from pvp_fast.vocabulary.categories import Vocabulary
 
 # Styles never trained on. The demo set is drawn in the first.

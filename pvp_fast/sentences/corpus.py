@@ -196,6 +196,6 @@ def build_corpus(
 
 
 def _clip_templates() -> Sequence[str]:
-    from pvp_fast.prompts import CLIP_TEMPLATES
+    from pvp_fast.modules.prompts import CLIP_TEMPLATES
 
     return CLIP_TEMPLATES

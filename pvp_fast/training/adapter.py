@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.metrics import mean_average_precision
+from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
 

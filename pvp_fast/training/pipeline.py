@@ -17,7 +17,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
-from pvp_fast.prompts import prompt_ensemble
+from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.calibration import best_f1_thresholds, fit_platt

@@ -11,7 +11,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import clip_loss
 from pvp_fast.metrics import mean_average_precision
-from pvp_fast.prompts import PseudoVisualPrompts, TextPrompts
+from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig

@@ -12,7 +12,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.metrics import mean_average_precision
-from pvp_fast.prompts import PseudoVisualPrompts
+from pvp_fast.modules.prompts import PseudoVisualPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from pvp_fast.adapters import DualAdapter
 from pvp_fast.artifact import ADAPTER, Artifact
 from pvp_fast.errors import ArtifactError
+from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 

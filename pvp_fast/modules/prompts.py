@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import InputError
-from pvp_fast.templates import CLIP_TEMPLATES
+from pvp_fast.modules.templates import CLIP_TEMPLATES
 
 Index = torch.Tensor | Sequence[int] | None
 

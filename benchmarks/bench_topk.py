@@ -37,8 +37,8 @@ from common import machine, race, table, write_results
 from peaks import Peaks, measure_peaks
 
 from pvp_fast import TagIndex
-from pvp_fast.topk import TopK
-from pvp_fast.topk_pack import DTYPES
+from pvp_fast.topk.index import TopK
+from pvp_fast.topk.panels import DTYPES
 
 WIDTH, KEPT, QUERY_SETS = 512, 10, 4
 CATEGORIES, BATCHES = (10, 80, 1_000, 10_000, 100_000), (1, 12, 64, 256)

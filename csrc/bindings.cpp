@@ -1,5 +1,5 @@
 // The Python face of csrc/: argument checks and nothing else. Addresses come in as integers, so
-// that the extension knows neither torch nor NumPy; pvp_fast/topk.py owns shapes and messages.
+// that the extension knows neither torch nor NumPy; pvp_fast/topk/index.py owns shapes and messages.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 

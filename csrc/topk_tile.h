@@ -97,7 +97,7 @@ struct bound_finish {
   }
   template <class V>
   static uint32_t finish(const tile_args& t, const typename V::sum& sum, int row, int at) {
-    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk_pack.py
+    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk/panels.py
     const typename V::type dot = V::mul(V::to_float(sum), V::load_words(stats + kTileLanes));
     const typename V::type offset = V::load_words(stats + 4 * kTileLanes);
     const typename V::type part =

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.pooling import spatial_softmax_pool
     from pvp_fast.sentences import Corpus, build_corpus
-    from pvp_fast.sharded import ShardedTagIndex
     from pvp_fast.tagger import Tagger
-    from pvp_fast.topk import TagIndex
+    from pvp_fast.topk.index import TagIndex
+    from pvp_fast.topk.sharded import ShardedTagIndex
     from pvp_fast.training import TrainConfig, train
     from pvp_fast.vocabulary.categories import Category, Vocabulary
 
@@ -24,7 +24,7 @@ _HOME = {
     "Backbone": "clip",
     "Category": "vocabulary",
     "Corpus": "sentences",
-    "ShardedTagIndex": "sharded",
+    "ShardedTagIndex": "topk",
     "TagIndex": "topk",
     "Tagger": "tagger",
     "TrainConfig": "training",

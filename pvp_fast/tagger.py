@@ -20,7 +20,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Failure, ImageStream, ItemSource
-from pvp_fast.topk import TagIndex
+from pvp_fast.topk.index import TagIndex
 
 if TYPE_CHECKING:
     from pvp_fast.embeddings import EmbeddingStore

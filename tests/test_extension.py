@@ -15,7 +15,7 @@ import torch
 
 from pvp_fast import _C
 from pvp_fast.errors import BackendError
-from pvp_fast.topk import TagIndex
+from pvp_fast.topk.index import TagIndex
 
 ISAS = _C.isas()
 

@@ -10,8 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from pvp_fast.errors import InputError
-from pvp_fast.sharded import ShardedTagIndex, SplitTagIndex
-from pvp_fast.topk import TagIndex
+from pvp_fast.topk.index import TagIndex
+from pvp_fast.topk.sharded import ShardedTagIndex, SplitTagIndex
 
 SIZES = (37, 64)
 

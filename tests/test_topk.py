@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pvp_fast import _C
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.topk import TagIndex, TopK, _choose_backend, topk, topk_ref
-from pvp_fast.topk_ops import pack, pack_on_device
+from pvp_fast.topk.index import TagIndex, TopK, _choose_backend, topk, topk_ref
+from pvp_fast.topk.ops import pack, pack_on_device
 
 BACKENDS = ("cpp", "torch")
 

@@ -19,10 +19,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from pvp_fast import _C, topk_pack
+from pvp_fast import _C
 from pvp_fast.errors import ArtifactError, BackendError, InputError
-from pvp_fast.topk import TagIndex, TopK, topk
-from pvp_fast.topk_pack import DTYPES
+from pvp_fast.topk import panels as topk_pack
+from pvp_fast.topk.index import TagIndex, TopK, topk
+from pvp_fast.topk.panels import DTYPES
 
 ISAS = _C.isas()
 slow = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -25,7 +25,7 @@ from pvp_fast.losses._tiles import (
     product,
 )
 from pvp_fast.losses.labels import CSRLabels, Labels
-from pvp_fast.topk_ops import extension
+from pvp_fast.topk.ops import extension
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
 _EPS = 1e-12  # of torch.nn.functional.normalize

@@ -19,7 +19,7 @@ import torch
 
 from pvp_fast import TagIndex
 from pvp_fast.errors import ArtifactError, InputError
-from pvp_fast.topk_pack import DTYPES
+from pvp_fast.topk.panels import DTYPES
 
 
 def _damage() -> object:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pvp_fast.errors import ArtifactError
 from pvp_fast.files import atomic_write
-from pvp_fast.topk_pack import DTYPES, INT8_WIDTH, LANES, Panels, word_count
+from pvp_fast.topk.panels import DTYPES, INT8_WIDTH, LANES, Panels, word_count
 
 _FORMAT = "pvp_fast.TagIndex/2"
 _NAMES = {"float32": "F32", "bfloat16": "BF16", "int8": "I8"}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.topk_ops import extension
+from pvp_fast.topk.ops import extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 LANES = 32

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.topk_file import load_panels, save_panels
-from pvp_fast.topk_ops import bfloat16_rows, extension, pack_on_device, search_cpu
-from pvp_fast.topk_pack import DTYPES, Panels
+from pvp_fast.topk.file import load_panels, save_panels
+from pvp_fast.topk.ops import bfloat16_rows, extension, pack_on_device, search_cpu
+from pvp_fast.topk.panels import DTYPES, Panels
 
 Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pvp_fast.errors import InputError, PvpFastError
-from pvp_fast.topk import Array, TagIndex, TopK
+from pvp_fast.topk.index import Array, TagIndex, TopK
 
 T = TypeVar("T")
 

@@ -27,7 +27,7 @@ from pvp_fast.loaders import ImageStream
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sinks import open_sink
-from pvp_fast.tagger import TagResult
+from pvp_fast.tagging.tagger import TagResult
 
 BATCH, TOP_K = 64, 5
 SINKS = {"jsonl": "tags.jsonl", "sqlite": "tags.db"}

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.pooling import spatial_softmax_pool
     from pvp_fast.sentences import Corpus, build_corpus
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.topk.index import TagIndex
     from pvp_fast.topk.sharded import ShardedTagIndex
     from pvp_fast.training import TrainConfig, train
@@ -26,7 +26,7 @@ _HOME = {
     "Corpus": "sentences",
     "ShardedTagIndex": "topk",
     "TagIndex": "topk",
-    "Tagger": "tagger",
+    "Tagger": "tagging",
     "TrainConfig": "training",
     "Vocabulary": "vocabulary",
     "build_corpus": "sentences",

@@ -32,7 +32,7 @@ from pvp_fast.files import atomic_write, sync_folder
 from pvp_fast.sinks.base import lock, plain, writing
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FORMATS = ("parquet", "jsonl")
@@ -181,7 +181,7 @@ class _Actor:
     def __init__(self, job: dict[str, Any]) -> None:
         from ray.util.metrics import Counter
 
-        from pvp_fast.tagger import Tagger
+        from pvp_fast.tagging.tagger import Tagger
 
         self.job = _Job(**job)
         self.tagger = Tagger.load(self.job.artifact, device=self.job.device)

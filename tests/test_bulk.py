@@ -18,7 +18,7 @@ import pytest
 
 from pvp_fast.cli import run
 from pvp_fast.errors import InputError, SinkError
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 
 ray = pytest.importorskip("ray")
 parquet = pytest.importorskip("pyarrow.parquet")

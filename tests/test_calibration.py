@@ -28,7 +28,7 @@ from pvp_fast.metrics import (
 )
 from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import train
 from pvp_fast.training.calibration import Target, cross_fit, fit_platt, thresholds_for
 from pvp_fast.training.recalibrate import (

@@ -17,15 +17,15 @@ from PIL import Image
 from pvp_fast.artifact import ADAPTER, BANKS, Artifact
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.discover import Discovery, discover
-from pvp_fast.embeddings import EmbeddingStore, embed_images
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.pocket import demo_set
 from pvp_fast.pocket.scenes import SceneRenderer
 from pvp_fast.pocket.sprites import load_sprites, read_styles
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.discover import Discovery, discover
+from pvp_fast.tagging.embeddings import EmbeddingStore, embed_images
+from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training.calibration import Target
 from pvp_fast.training.recalibrate import Scored, calibrate
 from pvp_fast.vocabulary.categories import Vocabulary

@@ -22,7 +22,7 @@ from pvp_fast.cli import run
 from pvp_fast.errors import ImageError
 from pvp_fast.files import sha256_file
 from pvp_fast.pocket import demo_set
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 
 
 @pytest.fixture(scope="module")

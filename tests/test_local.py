@@ -24,7 +24,7 @@ from pvp_fast.errors import ArtifactError, BackboneError, InputError
 from pvp_fast.evaluation import EvalSet, Features, encode_set, ladder
 from pvp_fast.loaders import ImageStream
 from pvp_fast.sentences import Corpus
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import LocalPromptConfig, LoopConfig, TrainConfig, add_category, train
 from pvp_fast.training.features import TokenSentences
 from pvp_fast.training.local import LocalPromptStage, choose_weight

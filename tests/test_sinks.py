@@ -17,7 +17,7 @@ import pytest
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.sinks import open_sink
 from pvp_fast.sinks.captions import caption
-from pvp_fast.tagger import Tag, TagResult
+from pvp_fast.tagging.tagger import Tag, TagResult
 
 V1, V2 = "0123456789ab", "ba9876543210"
 
@@ -166,7 +166,7 @@ def test_one_process_at_a_time_appends(tmp_path: Path, format: str) -> None:
 WRITER = """
 import sys
 from pvp_fast.sinks import open_sink
-from pvp_fast.tagger import Tag, TagResult
+from pvp_fast.tagging.tagger import Tag, TagResult
 with open_sink("sqlite", sys.argv[1], "0123456789ab") as sink:
     for number in range(int(sys.argv[2]), int(sys.argv[3])):
         tags = (Tag("dog", 0.5, 0), Tag("cat", 0.25, 1))

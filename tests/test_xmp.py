@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pvp_fast.pocket import demo_set
 from pvp_fast.sinks import open_sink
-from pvp_fast.tagger import Tag, TagResult
+from pvp_fast.tagging.tagger import Tag, TagResult
 
 etree = pytest.importorskip("lxml.etree")
 

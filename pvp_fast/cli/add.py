@@ -55,7 +55,7 @@ def add_category(
       --generate 100 --base-url http://localhost:8000/v1 --llm my-model
     """
     from pvp_fast.sentences import read_captions
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.vocabulary.categories import Category, Vocabulary
 
     if generate is None and (base_url or llm or local_llm):

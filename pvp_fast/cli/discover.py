@@ -13,7 +13,7 @@ from pvp_fast.cli.common import pick_device, progress_console, read_vocabulary
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from pvp_fast.discover import Discovery
+    from pvp_fast.tagging.discover import Discovery
 
 
 def discover(
@@ -53,10 +53,10 @@ def discover(
       pvp-fast discover runs/coco/artifact embeddings/ --names nouns.txt
       --json found.json --report found.html --root photos/
     """
-    from pvp_fast.discover import discover as find
-    from pvp_fast.embeddings import EmbeddingStore
     from pvp_fast.files import atomic_write
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.discover import discover as find
+    from pvp_fast.tagging.embeddings import EmbeddingStore
+    from pvp_fast.tagging.tagger import Tagger
 
     if report is not None and (root is None or not root.is_dir()):
         raise InputError("--report shows images: give their folder by --root")

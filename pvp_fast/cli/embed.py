@@ -38,8 +38,8 @@ def embed(
 
       pvp-fast embed 'shards/train-{000..099}.tar' --out embeddings/
     """
-    from pvp_fast.embeddings import embed_images
     from pvp_fast.loaders.sources import open_source
+    from pvp_fast.tagging.embeddings import embed_images
 
     source = open_source(images[0] if len(images) == 1 else images)
     backbone = load_backbone(model, pretrained, device)

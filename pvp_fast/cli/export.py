@@ -22,8 +22,8 @@ def export(
 
       pvp-fast export runs/coco/artifact tagger.pt2
     """
-    from pvp_fast.export import export as write
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.export import export as write
+    from pvp_fast.tagging.tagger import Tagger
 
     write(Tagger.load(artifact), path)
     typer.echo(str(path))

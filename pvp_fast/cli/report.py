@@ -58,7 +58,7 @@ def report(
     names: tuple[str, ...] = ()
     console = progress_console()
     if source.is_dir():
-        from pvp_fast.tagger import Tagger
+        from pvp_fast.tagging.tagger import Tagger
 
         tagger = Tagger.load(source, device=pick_device(device))
         names = tagger.artifact.vocabulary.names

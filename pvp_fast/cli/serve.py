@@ -54,7 +54,7 @@ def serve(
     except ImportError as error:
         raise BackendError("serve needs uvicorn: pip install 'pvp_fast[serve]'") from error
     from pvp_fast.serve import ServeConfig, create_app
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.tagger import Tagger
 
     config = ServeConfig(
         max_batch=max_batch,

@@ -122,7 +122,7 @@ def tag(
         return
     from pvp_fast.loaders.shards import is_shard
     from pvp_fast.sinks import BESIDE, open_sink
-    from pvp_fast.tagger import Tagger
+    from pvp_fast.tagging.tagger import Tagger
 
     if format.value in BESIDE and any(map(is_shard, names)):
         raise InputError(
@@ -145,7 +145,7 @@ def tag(
             )
             count = wanted.count
         else:
-            from pvp_fast.embeddings import EmbeddingStore
+            from pvp_fast.tagging.embeddings import EmbeddingStore
 
             store = EmbeddingStore(embeddings)
             results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)

@@ -24,7 +24,7 @@ from pvp_fast.report.page import data_uri, fill, script_json
 from pvp_fast.report.svg import diagonal
 
 if TYPE_CHECKING:
-    from pvp_fast.discover import Discovery, Proposal
+    from pvp_fast.tagging.discover import Discovery, Proposal
 
 QUALITY = 72
 WORST = 12  # rows of the table of badly calibrated tags
@@ -153,7 +153,7 @@ def build_gallery(
         entries: with thumbnails, and labels where there are some.
         threshold: where the slider starts.
         names: the order of the tags; others follow as they appear.
-        proposals: of :func:`pvp_fast.discover.discover`, shown first, with their examples.
+        proposals: of :func:`pvp_fast.tagging.discover.discover`, shown first, with their examples.
 
     Raises:
         InputError: a threshold that is no probability.
@@ -194,7 +194,7 @@ def build_gallery(
 
 
 def build_discovery(found: Discovery, root: Path, *, limit: int = 30, size: int = 220) -> str:
-    """A gallery of what :func:`pvp_fast.discover.discover` proposes, with the example images.
+    """A gallery of what :func:`pvp_fast.tagging.discover.discover` proposes, with the example images.
 
     Args:
         root: the folder of the images. limit: proposals shown. size: of the thumbnails.

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.serve.batching import Batcher, Closed, QueueFull
 from pvp_fast.serve.config import ServeConfig
-from pvp_fast.tagger import Tag, Tagger
+from pvp_fast.tagging.tagger import Tag, Tagger
 
 try:
     from fastapi import FastAPI, HTTPException, Query, Request, Response

@@ -19,7 +19,7 @@ from pvp_fast.loaders.sources import Sample
 from pvp_fast.loaders.torch_backend import Settings, TorchLoader
 from pvp_fast.loaders.windows import Listed, Loaded
 from pvp_fast.serve.config import ServeConfig
-from pvp_fast.tagger import Tag, Tagger
+from pvp_fast.tagging.tagger import Tag, Tagger
 
 _IN_FLIGHT = 2  # one batch in the encoder, one on the decoding threads
 

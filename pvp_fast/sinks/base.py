@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pvp_fast.errors import SinkError
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 try:
     import fcntl

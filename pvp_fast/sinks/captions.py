@@ -9,7 +9,7 @@ from pvp_fast.files import atomic_write
 from pvp_fast.sinks.base import Sink, plain, writing
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 
 class CaptionSink(Sink):

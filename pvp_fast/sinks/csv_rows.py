@@ -15,7 +15,7 @@ from pvp_fast.errors import SinkError
 from pvp_fast.sinks.base import plain
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 COLUMNS = ("image", "tag", "score", "error", "tags", "artifact")
 

@@ -13,7 +13,7 @@ from typing import IO, TYPE_CHECKING
 from pvp_fast.errors import SinkError
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 
 class JsonLines:

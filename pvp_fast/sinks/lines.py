@@ -14,7 +14,7 @@ from pvp_fast.files import atomic_write, sync_folder
 from pvp_fast.sinks.base import Sink, lock, writing
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 _FLUSH_EVERY = 64  # images; what a kill can cost
 

@@ -14,7 +14,7 @@ from pvp_fast.files import atomic_write
 from pvp_fast.sinks.base import Sink, lock, plain, writing
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 _GROUP = 4096  # images in a row group, and in a file of a folder
 

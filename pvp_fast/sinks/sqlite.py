@@ -16,7 +16,7 @@ from pvp_fast.errors import SinkError
 from pvp_fast.sinks.base import Sink, plain, writing
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 _PATIENCE = 60.0  # seconds that one writer waits for the others
 _FLUSH_EVERY = 64  # images in one transaction

@@ -11,7 +11,7 @@ from pvp_fast.sinks.base import Sink, writing
 from pvp_fast.sinks.xmp_packet import XmpError, merge, read_artifact
 
 if TYPE_CHECKING:
-    from pvp_fast.tagger import TagResult
+    from pvp_fast.tagging.tagger import TagResult
 
 
 class XmpSink(Sink):

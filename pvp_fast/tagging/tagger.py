@@ -23,7 +23,7 @@ from pvp_fast.loaders import Failure, ImageStream, ItemSource
 from pvp_fast.topk.index import TagIndex
 
 if TYPE_CHECKING:
-    from pvp_fast.embeddings import EmbeddingStore
+    from pvp_fast.tagging.embeddings import EmbeddingStore
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from torch import Tensor
 from pvp_fast.artifact import Artifact, merge, probability
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.modules.prompts import prompt_ensemble
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training.calibration import Target, fit_platt, thresholds_for
 from pvp_fast.vocabulary.categories import Category
 from pvp_fast.vocabulary.matching import noun_lemma, tokenize
 
 if TYPE_CHECKING:
-    from pvp_fast.embeddings import EmbeddingStore
+    from pvp_fast.tagging.embeddings import EmbeddingStore
 
 FEWEST = 30  # images; a median of fewer says little
 ANCHORS = 20  # tags of the artifact's own categories that the calibration needs

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.files import atomic_write
-from pvp_fast.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger
 
 METADATA = "pvp_fast"
 FORMATS = (".pt2", ".onnx")

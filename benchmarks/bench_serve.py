@@ -33,8 +33,8 @@ from common import table, write_results
 
 from pvp_fast import Tagger
 from pvp_fast.cli import run
+from pvp_fast.demo import demo_set
 from pvp_fast.images import find_images
-from pvp_fast.pocket import demo_set
 
 CLIENTS = (1, 4, 16)
 PATH, HEADERS = "/tag?top_k=5&threshold=0", {"Content-Type": "image/jpeg"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 
@@ -19,8 +20,10 @@ from common import write_results
 
 from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
 from pvp_fast.evaluation.ladder import Features, ladder
-from pvp_fast.pocket.train import PocketConfig, PocketTrainer
 from pvp_fast.sentences import grammar_sentences
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+from pocket.train import PocketConfig, PocketTrainer  # noqa: E402
 
 
 def main() -> None:

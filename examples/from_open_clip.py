@@ -15,10 +15,10 @@ from PIL import Image
 
 from pvp_fast import Backbone, TagIndex, Vocabulary
 from pvp_fast.clip.pocket import MEAN, STD, load_model, tokenizer
+from pvp_fast.demo import demo_set
 from pvp_fast.images import find_images
 from pvp_fast.loaders import ImageStream
 from pvp_fast.modules.prompts import prompt_ensemble
-from pvp_fast.pocket import demo_set
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a drawing of a {}.")
 Scores = tuple[torch.Tensor, torch.Tensor]  # the best cosines (N, k) and their categories (N, k)

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from pvp_fast import Backbone, Category, Tagger, TrainConfig, Vocabulary, build_corpus, train
+from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, ladder, read_folder
-from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import grammar_sentences
 
 # %% [markdown]

@@ -31,7 +31,7 @@ MODULES = (
     "pvp_fast.metrics",
     "pvp_fast.clip",
     "pvp_fast.clip.pocket",
-    "pvp_fast.pocket",
+    "pvp_fast.demo",
     "pvp_fast.modules",
     "pvp_fast.sentences",
     "pvp_fast.serve",

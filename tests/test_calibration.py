@@ -19,6 +19,7 @@ from torch import Tensor
 from pvp_fast.artifact import Artifact, probability
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import encode_set, read_folder
 from pvp_fast.metrics import (
@@ -26,7 +27,6 @@ from pvp_fast.metrics import (
     expected_calibration_error,
     reliability,
 )
-from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import train

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from pvp_fast.cli import run
-from pvp_fast.pocket import demo_set
+from pvp_fast.demo import demo_set
 
 
 @pytest.fixture(scope="module")

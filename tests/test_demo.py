@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pvp_fast.demo import run_demo
+from pvp_fast.demo.run import run_demo
 
 
 def test_demo_writes_one_page_that_asks_no_server(tmp_path):

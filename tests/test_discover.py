@@ -14,15 +14,15 @@ import pytest
 import torch
 from PIL import Image
 
+from pocket.scenes import SceneRenderer
+from pocket.sprites import load_sprites, read_styles
 from pvp_fast.artifact import ADAPTER, BANKS, Artifact
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
-from pvp_fast.pocket import demo_set
-from pvp_fast.pocket.scenes import SceneRenderer
-from pvp_fast.pocket.sprites import load_sprites, read_styles
 from pvp_fast.tagging.discover import Discovery, discover
 from pvp_fast.tagging.embeddings import EmbeddingStore, embed_images
 from pvp_fast.tagging.tagger import Tagger

@@ -15,9 +15,9 @@ from image_files import encoded, scene
 
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.loaders import ItemSource
-from pvp_fast.pocket import demo_set
 from pvp_fast.tagging.embeddings import MANIFEST, EmbeddingStore, embed_images
 from pvp_fast.tagging.tagger import Tagger
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pvp_fast import Backbone, Tagger, TrainConfig, Vocabulary, build_corpus, train
-from pvp_fast.pocket import demo_set
+from pvp_fast.demo import demo_set
 from pvp_fast.sentences import grammar_sentences, read_captions
 
 

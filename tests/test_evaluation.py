@@ -9,9 +9,9 @@ import pytest
 import torch
 from test_artifact import make
 
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import Features, ladder, read_dataset
-from pvp_fast.pocket import demo_set
 
 
 def write(path: Path, text: str) -> None:

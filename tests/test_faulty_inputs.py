@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 
 from pvp_fast.artifact import MANIFEST
 from pvp_fast.cli import run
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import ImageError
 from pvp_fast.files import sha256_file
-from pvp_fast.pocket import demo_set
 from pvp_fast.tagging.tagger import Tagger
 
 

@@ -16,9 +16,9 @@ from test_page import browser as browser
 from test_page import text
 
 from pvp_fast.cli import run
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import read_folder
-from pvp_fast.pocket import demo_set
 from pvp_fast.report.gallery import (
     Entry,
     build_gallery,

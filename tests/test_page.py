@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from pvp_fast.pocket import demo_set
+from pvp_fast.demo import demo_set
 from pvp_fast.report.page import Page, Picture, build_page, png_uri
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from pocket.demo import render_demo
+from pocket.pairs import PairSource
+from pocket.scenes import SceneRenderer
+from pocket.sprites import Style, load_sprites, rasterise, read_styles
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.pocket import CompactVocabulary, build_model, load_model, save_weights, tokenizer
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.evaluation import encode_set, read_dataset
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import prompt_ensemble
-from pvp_fast.pocket import demo_set
-from pvp_fast.pocket.demo import render_demo
-from pvp_fast.pocket.pairs import PairSource
-from pvp_fast.pocket.scenes import SceneRenderer
-from pvp_fast.pocket.sprites import Style, load_sprites, rasterise, read_styles
 from pvp_fast.vocabulary.categories import Vocabulary
 
 DISC = (
@@ -120,7 +120,7 @@ def test_the_shipped_model_sees_the_demo_set_above_chance() -> None:
 
 
 def test_the_trainer_resumes_where_it_was(style: Style, tmp_path: Path) -> None:
-    from pvp_fast.pocket.train import PocketConfig, PocketTrainer
+    from pocket.train import PocketConfig, PocketTrainer
 
     folder = tmp_path / "pictograms"
     folder.mkdir()

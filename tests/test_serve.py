@@ -18,8 +18,8 @@ import pytest
 
 from pvp_fast import Tagger
 from pvp_fast.cli import run
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
-from pvp_fast.pocket import demo_set
 
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from pvp_fast.artifact import Artifact, probability
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import ArtifactError, ImageError, InputError
-from pvp_fast.pocket import demo_set
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.tagging.tagger import Tagger, TagResult
 from pvp_fast.training import TrainConfig, train

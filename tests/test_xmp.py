@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvp_fast.pocket import demo_set
+from pvp_fast.demo import demo_set
 from pvp_fast.sinks import open_sink
 from pvp_fast.tagging.tagger import Tag, TagResult
 

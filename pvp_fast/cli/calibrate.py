@@ -71,7 +71,7 @@ def calibrate(
       pvp-fast calibrate runs/coco/artifact --images labelled/ --target f1 --out runs/tuned
     """
     from pvp_fast.artifact import Artifact
-    from pvp_fast.demo import backbone_for
+    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, read_dataset
     from pvp_fast.files import atomic_write
     from pvp_fast.report.plots import require_matplotlib, write_plots

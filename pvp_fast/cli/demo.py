@@ -27,7 +27,7 @@ def demo(
 
     Example:  [bold]pvp-fast demo --out my-demo[/]
     """
-    from pvp_fast.demo import run_demo
+    from pvp_fast.demo.run import run_demo
 
     page = run_demo(out, seeds=seeds, sentences=sentences, steps=steps)
     typer.echo(str(page))

@@ -39,7 +39,7 @@ def evaluate(
       pvp-fast evaluate runs/s0/artifact runs/s1/artifact --dataset voc --path VOCdevkit/VOC2007
     """
     from pvp_fast.artifact import Artifact
-    from pvp_fast.demo import backbone_for
+    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, ladder, read_dataset
     from pvp_fast.files import atomic_write
 

@@ -1,4 +1,4 @@
-"""Train the pocket model from scratch: ``python -m pvp_fast.pocket.train --help``.
+"""Train the pocket model from scratch: ``python tools/train_pocket.py --help``.
 
 Symmetric contrastive learning (CLIP, arXiv 2103.00020, section 2.3) on rendered scenes paired with
 sentences that mention exactly their categories. In a batch, pairs of the same category set share
@@ -30,6 +30,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from pocket.pairs import FULL_COUNTS, PairSource
+from pocket.scenes import SceneRenderer
+from pocket.sprites import load_sprites, read_styles
 from pvp_fast.clip.pocket import (
     EMBED_DIM,
     MEAN,
@@ -42,9 +45,6 @@ from pvp_fast.clip.pocket import (
 from pvp_fast.files import atomic_write
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.templates import CLIP_TEMPLATES
-from pvp_fast.pocket.pairs import FULL_COUNTS, PairSource
-from pvp_fast.pocket.scenes import SceneRenderer
-from pvp_fast.pocket.sprites import load_sprites, read_styles
 from pvp_fast.sentences import read_captions
 from pvp_fast.vocabulary.categories import Vocabulary
 
@@ -131,7 +131,7 @@ class PocketTrainer:
     """One training run in a folder.
 
     Args:
-        pictograms: folder of style JSON files (see :mod:`pvp_fast.pocket.sprites`).
+        pictograms: folder of style JSON files (see :mod:`pocket.sprites`).
         captions: caption files for the human sentences; may be empty.
         out: run folder (checkpoint, log.csv, and the exported weights in ``weights``).
         config: hyper-parameters.
@@ -379,7 +379,3 @@ def main() -> None:
     config = PocketConfig(minutes=options.minutes, batch_size=options.batch_size, seed=options.seed)
     trainer = PocketTrainer(options.pictograms, options.captions, options.out, config)
     print(trainer.run())
-
-
-if __name__ == "__main__":
-    main()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.pocket.sprites import ATLAS_WIDTH, LEVELS, SIZE, Sprites
+from pocket.sprites import ATLAS_WIDTH, LEVELS, SIZE, Sprites
 
 GRAY = (0.30, 0.59, 0.11)
 LAYOUTS_TRIED = 6

@@ -1,6 +1,6 @@
 """Render the demo set: scenes at 160 px in a style the pocket model never saw.
 
-``python -m pvp_fast.pocket.demo --pictograms DIR --out pvp_fast/pocket/demo``
+``python tools/render_demo.py --pictograms DIR --out pvp_fast/demo/scenes``
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from pocket.pairs import FULL_COUNTS
+from pocket.scenes import SceneRenderer
+from pocket.sprites import Style, load_sprites, read_styles
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
-from pvp_fast.pocket.pairs import FULL_COUNTS
-from pvp_fast.pocket.scenes import SceneRenderer
-from pvp_fast.pocket.sprites import Style, load_sprites, read_styles
 from pvp_fast.vocabulary.categories import Vocabulary
 
 SIZE = 160
@@ -56,7 +56,7 @@ def render_demo(style: Style, out: Path, *, count: int, seed: int = 0) -> None:
         stream.write(
             "# Credits\n\nThe pictograms in these scenes are from "
             f"{style.artwork} ({style.licence}; {style.source}). They were rotated, mirrored, "
-            "recoloured and\ncomposed over generated backgrounds by `pvp_fast.pocket.demo`.\n"
+            "recoloured and\ncomposed over generated backgrounds by `tools/render_demo.py`.\n"
         )
 
 
@@ -70,7 +70,3 @@ def main() -> None:
     options = parser.parse_args()
     style = read_styles(options.pictograms)[options.style]
     render_demo(style, options.out, count=options.count, seed=options.seed)
-
-
-if __name__ == "__main__":
-    main()

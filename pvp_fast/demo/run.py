@@ -49,7 +49,7 @@ def run_demo(
     """
     from rich.console import Console
 
-    from pvp_fast.pocket import demo_set
+    from pvp_fast.demo import demo_set
     from pvp_fast.sentences import FeatureCache, build_corpus, grammar_sentences
     from pvp_fast.training import TrainConfig, train
     from pvp_fast.vocabulary.categories import Vocabulary

@@ -1,4 +1,4 @@
-"""Scenes to try the pocket model on."""
+"""The main job on the pocket model, and the scenes that it is shown on."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ __all__ = ["demo_set"]
 
 def demo_set() -> Path:
     """Folder of demo scenes with ``labels.json``, drawn in a style the model never saw."""
-    return Path(__file__).parent / "demo"
+    return Path(__file__).parent / "scenes"

@@ -1,0 +1,1 @@
+"""How the pocket model and the demo scenes are made; not part of the installed package."""

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageFile
 
 from pvp_fast.errors import ImageError, InputError
-from pvp_fast.images import find_images, open_image
+from pvp_fast.loaders.images import find_images, open_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (12, 8)) -> Image.Image:

@@ -20,8 +20,8 @@ from PIL import Image
 
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import InputError
-from pvp_fast.images import open_image
 from pvp_fast.loaders import Augment, Failure, FileSource, ImageStream, ListSource, TarSource
+from pvp_fast.loaders.images import open_image
 from pvp_fast.loaders.shards import expand_braces
 
 SMALL = Preprocess(32)
@@ -178,7 +178,7 @@ def test_augmentation_is_a_function_of_seed_epoch_and_place() -> None:
 def test_a_pipeline_that_dies_is_rebuilt_and_only_the_culprit_is_lost(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from pvp_fast.loaders import dali_backend
+    from pvp_fast.loaders import dali as dali_backend
 
     good = {str(n): encoded(scene(100, 80, n)) for n in range(9)}
     items = [*good.items(), ("bad", encoded(scene(90, 90))[:300])]

@@ -42,7 +42,7 @@ def report(
     """
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.files import atomic_write
-    from pvp_fast.images import find_images
+    from pvp_fast.loaders.images import find_images
     from pvp_fast.report.gallery import (
         Entry,
         build_gallery,

@@ -15,7 +15,7 @@ from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from pvp_fast.loaders.sources import Sample, Source
+    from pvp_fast.loaders.samples import Sample, Source
 
 SOME_UNREADABLE = 3
 

@@ -4,8 +4,9 @@
 """
 
 from pvp_fast.loaders.augment import Augment
+from pvp_fast.loaders.samples import Sample, Source
 from pvp_fast.loaders.shards import TarSource
-from pvp_fast.loaders.sources import FileSource, ItemSource, ListSource, Sample, Source
+from pvp_fast.loaders.sources import FileSource, ItemSource, ListSource
 from pvp_fast.loaders.stream import ImageStream
 from pvp_fast.loaders.windows import Batch, Failure
 

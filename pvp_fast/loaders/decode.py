@@ -19,9 +19,9 @@ from torch.nn import functional as F
 
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import ImageError, InputError
-from pvp_fast.images import MAX_PIXELS, open_image
 from pvp_fast.loaders.augment import Augment, View
-from pvp_fast.loaders.sources import Sample
+from pvp_fast.loaders.images import MAX_PIXELS, open_image
+from pvp_fast.loaders.samples import Sample
 
 try:
     import simplejpeg

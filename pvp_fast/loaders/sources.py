@@ -8,47 +8,17 @@ from __future__ import annotations
 import glob
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import safe_join
-from pvp_fast.images import find_images, open_image
-
-_NO_METADATA: Mapping[str, Any] = {}
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One listed image, not read yet.
-
-    Attributes:
-        key: how results and failures name it.
-        image: what :func:`pvp_fast.images.open_image` takes (path, bytes, PIL image, …), or a
-            function that returns such a thing and is called by a worker, or the ImageError that
-            says why it was lost before it could be read.
-        metadata: labels and the like, or a function that returns them, called by a worker.
-    """
-
-    key: str
-    image: Any
-    metadata: Mapping[str, Any] | Callable[[], Mapping[str, Any]] = field(
-        default_factory=lambda: _NO_METADATA
-    )
-
-
-class Source(Protocol):
-    """What an :class:`~pvp_fast.loaders.ImageStream` reads."""
-
-    def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
-        """Every sample once, in the same order for the same state of ``shuffle``."""
-
-    def count(self) -> int | None:
-        """How many samples there are, or None where only reading them tells."""
+from pvp_fast.loaders.images import find_images, open_image
+from pvp_fast.loaders.samples import Sample, Source
+from pvp_fast.loaders.shards import TarSource, is_shard
 
 
 class FileSource:
@@ -138,7 +108,7 @@ class ItemSource:
 
     Args:
         items: ``image`` is encoded bytes or whatever else
-            :func:`pvp_fast.images.open_image` takes.
+            :func:`pvp_fast.loaders.images.open_image` takes.
     """
 
     def __init__(self, items: Iterable[Any]) -> None:
@@ -183,8 +153,6 @@ def open_source(source: Any) -> Source:
     Raises:
         InputError: nothing can be made of it, or a path or glob that matches nothing.
     """
-    from pvp_fast.loaders.shards import TarSource, is_shard
-
     if hasattr(source, "samples") and hasattr(source, "count"):
         found: Source = source
         return found

@@ -14,11 +14,11 @@ import torch
 
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.images import MAX_PIXELS
 from pvp_fast.loaders.augment import Augment
 from pvp_fast.loaders.decode import Square
+from pvp_fast.loaders.images import MAX_PIXELS
 from pvp_fast.loaders.sources import open_source
-from pvp_fast.loaders.torch_backend import Settings, TorchLoader
+from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
 
 BACKENDS = ("auto", "dali", "torch")
@@ -228,7 +228,7 @@ class ImageStream:
         )
         if self.backend == "torch":
             return TorchLoader(settings)
-        from pvp_fast.loaders.dali_backend import DaliLoader
+        from pvp_fast.loaders.dali import DaliLoader
 
         return DaliLoader(settings, self._batch_size)
 

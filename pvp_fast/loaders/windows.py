@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from pvp_fast.loaders.sources import Sample
+from pvp_fast.loaders.samples import Sample
 
 
 @dataclass(frozen=True)

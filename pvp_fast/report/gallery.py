@@ -18,7 +18,7 @@ from pvp_fast.errors import ImageError, InputError
 from pvp_fast.evaluation import EvalSet
 from pvp_fast.evaluation.ladder import plain_name
 from pvp_fast.files import safe_join
-from pvp_fast.images import open_image
+from pvp_fast.loaders.images import open_image
 from pvp_fast.metrics import reliability
 from pvp_fast.report.page import data_uri, fill, script_json
 from pvp_fast.report.svg import diagonal

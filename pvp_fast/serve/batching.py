@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 import torch
 
 from pvp_fast.loaders.decode import Square
-from pvp_fast.loaders.sources import Sample
-from pvp_fast.loaders.torch_backend import Settings, TorchLoader
+from pvp_fast.loaders.samples import Sample
+from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Listed, Loaded
 from pvp_fast.serve.config import ServeConfig
 from pvp_fast.tagging.tagger import Tag, Tagger

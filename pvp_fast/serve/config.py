@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from pvp_fast.errors import InputError
-from pvp_fast.images import MAX_PIXELS
+from pvp_fast.loaders.images import MAX_PIXELS
 
 
 @dataclass(frozen=True)

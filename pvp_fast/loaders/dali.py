@@ -21,9 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from pvp_fast.errors import BackendError
-from pvp_fast.images import open_image
 from pvp_fast.loaders.decode import Jpeg, check_body, fetch, have_simplejpeg
-from pvp_fast.loaders.torch_backend import (
+from pvp_fast.loaders.images import open_image
+from pvp_fast.loaders.threads import (
     Settings,
     empty_pixels,
     metadata_of,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pvp_fast.errors import ImageError
 from pvp_fast.loaders.decode import Normalise, Square, fetch
-from pvp_fast.loaders.sources import Sample
+from pvp_fast.loaders.samples import Sample
 from pvp_fast.loaders.windows import Listed, Loaded
 
 

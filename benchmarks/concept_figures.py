@@ -20,12 +20,12 @@ from torch import Tensor
 from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
 from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, read_folder
+from pvp_fast.evaluation.calibrate import calibrate, score_images
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import PseudoVisualPrompts
 from pvp_fast.report.plots import write_plots
 from pvp_fast.sentences import grammar_sentences
-from pvp_fast.training.calibration import Target
-from pvp_fast.training.recalibrate import calibrate, score_images
+from pvp_fast.training.thresholds import Target
 
 FIGURES = Path(__file__).resolve().parent.parent / "docs" / "figures"
 SHOWN = ("dog", "cat", "bicycle", "airplane", "zebra", "giraffe", "umbrella", "pizza")

@@ -22,10 +22,10 @@ from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
 from pvp_fast.artifact import Artifact, probability
 from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, read_folder
+from pvp_fast.evaluation.calibrate import Scored, calibrate, score_images, score_sentences, unseen
 from pvp_fast.metrics import counts_at_threshold, expected_calibration_error
 from pvp_fast.sentences import grammar_sentences
-from pvp_fast.training.calibration import Target
-from pvp_fast.training.recalibrate import Scored, calibrate, score_images, score_sentences, unseen
+from pvp_fast.training.thresholds import Target
 
 Row = dict[str, float]
 

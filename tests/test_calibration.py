@@ -22,6 +22,13 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation import encode_set, read_folder
+from pvp_fast.evaluation.calibrate import (
+    Scored,
+    calibrate,
+    score_images,
+    score_sentences,
+    unseen,
+)
 from pvp_fast.metrics import (
     counts_at_threshold,
     expected_calibration_error,
@@ -30,14 +37,7 @@ from pvp_fast.metrics import (
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import train
-from pvp_fast.training.calibration import Target, cross_fit, fit_platt, thresholds_for
-from pvp_fast.training.recalibrate import (
-    Scored,
-    calibrate,
-    score_images,
-    score_sentences,
-    unseen,
-)
+from pvp_fast.training.thresholds import Target, cross_fit, fit_platt, thresholds_for
 
 
 def logistic(rows: int, categories: int, seed: int) -> tuple[Tensor, Tensor]:

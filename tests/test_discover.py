@@ -21,13 +21,13 @@ from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
 from pvp_fast.errors import ArtifactError, InputError
+from pvp_fast.evaluation.calibrate import Scored, calibrate
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.tagging.discover import Discovery, discover
 from pvp_fast.tagging.embeddings import EmbeddingStore, embed_images
 from pvp_fast.tagging.tagger import Tagger
-from pvp_fast.training.calibration import Target
-from pvp_fast.training.recalibrate import Scored, calibrate
+from pvp_fast.training.thresholds import Target
 from pvp_fast.vocabulary.categories import Vocabulary
 
 SCENES = 500

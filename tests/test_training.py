@@ -22,11 +22,11 @@ from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
-from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
 from pvp_fast.training.checkpoint import NAME
 from pvp_fast.training.features import Sentences
 from pvp_fast.training.loop import Stage, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
+from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
 from pvp_fast.vocabulary.categories import Vocabulary
 
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}

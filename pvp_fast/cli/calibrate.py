@@ -14,7 +14,7 @@ from pvp_fast.cli.common import gather_sentences, pick_device, progress_console
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from pvp_fast.training.recalibrate import Calibration
+    from pvp_fast.evaluation.calibrate import Calibration
 
 SENTENCES = 2000
 SEED = 1_000_003  # of fresh grammar sentences: not one that training is likely to use
@@ -72,12 +72,12 @@ def calibrate(
     """
     from pvp_fast.artifact import Artifact
     from pvp_fast.demo.run import backbone_for
+    from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
     from pvp_fast.files import atomic_write
     from pvp_fast.report.plots import require_matplotlib, write_plots
     from pvp_fast.sentences import build_corpus
-    from pvp_fast.training import recalibrate
-    from pvp_fast.training.calibration import Target
+    from pvp_fast.training.thresholds import Target
 
     aim = Target.parse(target)
     if images is not None and (captions or grammar is not None):

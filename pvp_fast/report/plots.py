@@ -10,7 +10,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 
 if TYPE_CHECKING:
-    from pvp_fast.training.recalibrate import Calibration
+    from pvp_fast.evaluation.calibrate import Calibration
 
 GREEN, GREY, INK = "#1f6f54", "#9a948a", "#66625b"
 

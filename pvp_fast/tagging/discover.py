@@ -13,7 +13,7 @@ from pvp_fast.artifact import Artifact, merge, probability
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.tagging.tagger import Tagger
-from pvp_fast.training.calibration import Target, fit_platt, thresholds_for
+from pvp_fast.training.thresholds import Target, fit_platt, thresholds_for
 from pvp_fast.vocabulary.categories import Category
 from pvp_fast.vocabulary.matching import noun_lemma, tokenize
 

@@ -20,12 +20,12 @@ from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
-from pvp_fast.training.calibration import best_f1_thresholds, fit_platt
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, TokenSentences
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
+from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
 
 _SECTIONS: dict[str, Any] = {

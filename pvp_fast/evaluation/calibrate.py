@@ -15,7 +15,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.evaluation.ladder import Features, final_scores, match_categories
 from pvp_fast.metrics import Counts, Reliability, counts_at_threshold, reliability
 from pvp_fast.sentences import Corpus
-from pvp_fast.training.calibration import Target, cross_fit, fit_platt, thresholds_for
+from pvp_fast.training.thresholds import Target, cross_fit, fit_platt, thresholds_for
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ fi
 # The built package comes first, and no interpreter puts the checkout before it.
 export PYTHONPATH=$work/site${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1
 must import 30 "$python" -c '
-import sys, pvp_fast, pvp_fast.losses, pvp_fast.pooling, pvp_fast.topk.index
+import sys, pvp_fast, pvp_fast.losses, pvp_fast.losses.pooling, pvp_fast.topk.index
 from pvp_fast import _C
 print(_C.__file__, _C.build_info())
 sys.exit(not _C.__file__.startswith(sys.argv[1]))' "$work/site"

@@ -6,7 +6,7 @@
 
 namespace pvp_fast {
 
-// As pvp_fast/losses/_entries.py defines them; bce serves SigLIP too, whose pairs are the same.
+// As pvp_fast/losses/entries.py defines them; bce serves SigLIP too, whose pairs are the same.
 //
 // Ranking is sum_p sum_n weight_n max(0, margin - s_p + s_n) over a row's present p and absent n.
 enum class loss_kind { asl, bce, focal, ranking };

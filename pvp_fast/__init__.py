@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pvp_fast.artifact import Artifact
     from pvp_fast.clip.backbone import Backbone
-    from pvp_fast.pooling import spatial_softmax_pool
+    from pvp_fast.losses.pooling import spatial_softmax_pool
     from pvp_fast.sentences import Corpus, build_corpus
     from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.topk.index import TagIndex
@@ -30,7 +30,7 @@ _HOME = {
     "TrainConfig": "training",
     "Vocabulary": "vocabulary",
     "build_corpus": "sentences",
-    "spatial_softmax_pool": "pooling",
+    "spatial_softmax_pool": "losses.pooling",
     "train": "training",
 }
 

@@ -22,8 +22,8 @@ from torch import Tensor
 
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.modules.adapters import DualAdapter
-from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.vocabulary.categories import Vocabulary
 
 FORMAT = 1

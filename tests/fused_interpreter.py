@@ -12,7 +12,7 @@ from fused_cases import KINDS, LABELS, check, leaves, make_labels
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
-from pvp_fast.losses import _ops
+from pvp_fast.losses import fused
 
 
 @pytest.mark.parametrize("regime", ["small", "chunked", "recompute"])
@@ -24,8 +24,8 @@ def test_regimes(kind: str, regime: str, monkeypatch: pytest.MonkeyPatch) -> Non
                 kind, leaves(2, 20, 9), make_labels("bool", 2, 20), backend="triton", regime=regime
             )
         return
-    monkeypatch.setattr(_ops, "_TILE", {"cpu": 160})
-    monkeypatch.setattr(_ops, "_ROWS", {"cpu": 4})
+    monkeypatch.setattr(fused, "_TILE", {"cpu": 160})
+    monkeypatch.setattr(fused, "_ROWS", {"cpu": 4})
     check(kind, leaves(6, 33, 13), make_labels("bool", 6, 33), backend="triton", regime=regime)
 
 

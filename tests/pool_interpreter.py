@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from pvp_fast.errors import InputError
 from pvp_fast.kernels.pool import pool, pool_backward
-from pvp_fast.pooling import plain_pool
+from pvp_fast.losses.pooling import plain_pool
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (2, 70, 5, 300)]
 

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pvp_fast import losses
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import CSRLabels, _ops
+from pvp_fast.losses import CSRLabels, fused
 
 SHAPES = [(1, 1, 3), (2, 20, 37), (3, 81, 70), (7, 80, 33), (130, 1000, 24)]
 REGIMES = ["small", "chunked", "recompute"]
@@ -26,8 +26,8 @@ REGIMES = ["small", "chunked", "recompute"]
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles in both directions."""
-    monkeypatch.setattr(_ops, "_TILE", {"cpu": 640})
-    monkeypatch.setattr(_ops, "_ROWS", {"cpu": 16})
+    monkeypatch.setattr(fused, "_TILE", {"cpu": 640})
+    monkeypatch.setattr(fused, "_ROWS", {"cpu": 16})
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -131,7 +131,7 @@ def test_gradients_only_where_they_are_needed() -> None:
     for name, value in (("scale", scale), ("bias", bias), ("weight", weight)):
         (g,) = torch.autograd.grad(losses.bce_loss(*frozen, y, **{name: value}), value)
         assert g.any()
-    *_, dx, dw, _, _, _ = _ops.similarity_loss(
+    *_, dx, dw, _, _, _ = fused.similarity_loss(
         *frozen, y, None, None, torch.ones(()), None, None, "bce", [], True, "torch", "chunked",
         [False] * 5, 1.0,
     )  # fmt: skip
@@ -164,12 +164,12 @@ def test_a_million_categories(kind: str, regime: str) -> None:
     loss = getattr(losses, f"{kind}_loss")
     with Largest() as seen:
         # The operator is one call to a dispatch mode; its inside is what is to be seen.
-        value = _ops._evaluate(
-            _ops.Problem(
+        value = fused._evaluate(
+            fused.Problem(
                 kind, [1.0, 4.0, 0.05, 1e-8, 1.0] if kind == "asl" else [1.0],
                 x.detach(), w.detach(), y, torch.tensor(5.0), None, None, True,
             ),
-            _ops.Needs(True, True, False, False, False),
+            fused.Needs(True, True, False, False, False),
             False,
             regime,
         )  # fmt: skip
@@ -196,7 +196,7 @@ def test_operators_keep_their_contract() -> None:
         for labels in ((make_labels("bool", 3, 7), None, None), (None, y.offsets, y.indices)):
             for regime, needs in (("chunked", [True] * 5), ("recompute", [False] * 5)):
                 torch.library.opcheck(
-                    _ops.similarity_loss,
+                    fused.similarity_loss,
                     (
                         x,
                         w,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvp_fast import _C, losses
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import CSRLabels, _native, _ops
+from pvp_fast.losses import CSRLabels, fused, native_steps
 
 KINDS = ["asl", "bce", "focal", "siglip", "ranking"]
 NATIVE = {"backend": "native", "learn_weight": False}
@@ -24,8 +24,8 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles in both directions."""
-    monkeypatch.setattr(_ops, "_TILE", {"cpu": 640})
-    monkeypatch.setattr(_ops, "_ROWS", {"cpu": 16})
+    monkeypatch.setattr(fused, "_TILE", {"cpu": 640})
+    monkeypatch.setattr(fused, "_ROWS", {"cpu": 16})
 
 
 @pytest.mark.usefixtures("isa")
@@ -180,7 +180,7 @@ def test_auto_takes_it_and_an_explicit_request_runs_or_raises(
             loss(x, w, labels, backend="native", **options)
     with pytest.raises(InputError, match="float64"):
         losses.asl_loss(x.double(), w.double(), y, backend="native")
-    monkeypatch.setattr(_native, "WIDEST_RANKING", 8)
+    monkeypatch.setattr(native_steps, "WIDEST_RANKING", 8)
     with pytest.raises(BackendError, match="up to 8 categories"):
         losses.ranking_loss(x, w, y, backend="native")
     monkeypatch.setenv("PVP_FAST_ISA", "mmx")

@@ -55,7 +55,7 @@ import sys
 absent = "open_clip torchvision nvidia.dali rich typer httpx simplemma tensorboard transformers"
 for name in absent.split():
     sys.modules[name] = None  # makes any import of it fail
-import pvp_fast.losses, pvp_fast.pooling, pvp_fast.topk.index, pvp_fast.topk.sharded, pvp_fast.metrics
+import pvp_fast.losses, pvp_fast.losses.pooling, pvp_fast.topk.index, pvp_fast.topk.sharded, pvp_fast.metrics
 import pvp_fast.modules.adapters, pvp_fast.vocabulary.categories, pvp_fast.tagging.tagger, pvp_fast.training
 print("ok")
 """

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.losses._ops import fused_loss
-from pvp_fast.losses._scores import as_float, reduce, similarity
+from pvp_fast.losses.fused import fused_loss
 from pvp_fast.losses.labels import Labels, dense_labels
+from pvp_fast.losses.similarity import as_float, reduce, similarity
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:

@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.backend import use_triton
+from pvp_fast.dispatch import use_triton
 from pvp_fast.errors import InputError
-from pvp_fast.losses import clip_ops
-from pvp_fast.losses._scores import as_float, similarity
+from pvp_fast.losses import infonce
+from pvp_fast.losses.similarity import as_float, similarity
 
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -135,7 +135,7 @@ def clip_loss(
     )
     if w.dtype not in _FUSED:
         w = w.to(x.dtype)
-    value, _, _ = clip_ops.loss(x, w, y, heat, shift, normalize, triton, regime == "recompute")
+    value, _, _ = infonce.loss(x, w, y, heat, shift, normalize, triton, regime == "recompute")
     return value
 
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvp_fast.losses._ops import fused_loss
-from pvp_fast.losses._scores import as_float, reduce, similarity
+from pvp_fast.losses.fused import fused_loss
 from pvp_fast.losses.labels import Labels, dense_labels
+from pvp_fast.losses.similarity import as_float, reduce, similarity
 
 
 def _sum(loss: Tensor, known: Tensor | None, weight: Tensor | None, reduction: str) -> Tensor:

@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses._scores import as_float, reduce
 from pvp_fast.losses.asl import asl_loss
 from pvp_fast.losses.elementwise import bce_loss, focal_loss, siglip_loss
 from pvp_fast.losses.labels import CSRLabels, Labels
 from pvp_fast.losses.ranking import ranking_loss_from_scores
+from pvp_fast.losses.similarity import as_float, reduce
 
 # Scores of one chunk of rows, in elements: what stays in a cache between two matrix products.
 CHUNK = 1 << 22

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses._ops import fused_loss
-from pvp_fast.losses._scores import as_float, similarity
+from pvp_fast.losses.fused import fused_loss
 from pvp_fast.losses.labels import Labels, dense_labels
+from pvp_fast.losses.similarity import as_float, similarity
 
 
 def ranking_loss_from_scores(

@@ -13,8 +13,8 @@ from pvp_fast.artifact import ADAPTER, Artifact, local_scores, merge
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
+from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
-from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
 from pvp_fast.vocabulary.categories import Category, Vocabulary

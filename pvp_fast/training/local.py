@@ -14,9 +14,9 @@ from torch import Tensor
 from pvp_fast.artifact import local_scores, merge
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
+from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import TextPrompts
-from pvp_fast.pooling import spatial_softmax_pool
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import TokenSentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig

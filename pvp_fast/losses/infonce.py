@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError
-from pvp_fast.pooling_ops import _EPS, _inverse_norms
+from pvp_fast.losses.pooling_ops import _EPS, _inverse_norms
 
 # Rows and columns of a block: 4 MiB of float32 on a CPU, 16 MiB of a GPU's L2 cache.
 _SIDE = {"cpu": 1024}

@@ -12,13 +12,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pvp_fast.backend import use_triton
+from pvp_fast.dispatch import use_triton
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import _native
-from pvp_fast.losses._scores import reduction_factor
-from pvp_fast.losses._steps import EntrywiseStep, RankingStep
-from pvp_fast.losses._tiles import Gradients, Needs, Problem, Step, run
+from pvp_fast.losses import native_steps
 from pvp_fast.losses.labels import CSRLabels, Labels, check_labels
+from pvp_fast.losses.similarity import reduction_factor
+from pvp_fast.losses.tiles import Gradients, Needs, Problem, Step, run
+from pvp_fast.losses.torch_steps import EntrywiseStep, RankingStep
 
 REGIMES = ("auto", "small", "chunked", "recompute")
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
@@ -69,14 +69,14 @@ def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Grad
     rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
     if backend == "native":
         if problem.kind == "ranking":
-            rows, cols = _native.rows_of_ranking(rows * cols, len(problem.w)), len(problem.w)
-        return _native.run(problem, needs, (rows, cols))
+            rows, cols = native_steps.rows_of_ranking(rows * cols, len(problem.w)), len(problem.w)
+        return native_steps.run(problem, needs, (rows, cols))
     if triton:
-        from pvp_fast.losses import _kernel_steps
+        from pvp_fast.losses import triton_steps
 
         if regime == "small":
-            return _kernel_steps.small(problem, needs)
-        step: Step = _kernel_steps.KernelStep(problem)
+            return triton_steps.small(problem, needs)
+        step: Step = triton_steps.KernelStep(problem)
     else:
         step = RankingStep(problem) if problem.kind == "ranking" else EntrywiseStep(problem)
     if triton and problem.kind == "ranking" and cols < len(problem.w):
@@ -302,7 +302,7 @@ def fused_loss(
     by = "triton" if triton else backend
     if backend in ("auto", "native") and not triton:
         learns = share is not None and share.requires_grad and torch.is_grad_enabled()
-        reason = _native.why_not(kind, settings, x.device, n_categories, y, learns)
+        reason = native_steps.why_not(kind, settings, x.device, n_categories, y, learns)
         if reason is not None and backend == "native":
             raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
         by = "torch" if reason is not None else "native"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses._tiles import (
+from pvp_fast.losses.labels import CSRLabels, Labels
+from pvp_fast.losses.tiles import (
     Gradients,
     Needs,
     Problem,
@@ -24,7 +25,6 @@ from pvp_fast.losses._tiles import (
     multiplies,
     product,
 )
-from pvp_fast.losses.labels import CSRLabels, Labels
 from pvp_fast.topk.ops import extension
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only

@@ -1,4 +1,4 @@
-"""Tiles of scores to their gradients in plain PyTorch; see :mod:`pvp_fast.losses._tiles`."""
+"""Tiles of scores to their gradients in plain PyTorch; see :mod:`pvp_fast.losses.tiles`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses._entries import absent_, entries, present
-from pvp_fast.losses._tiles import Problem, Sums, Tile, inverse_norms
+from pvp_fast.losses.entries import absent_, entries, present
 from pvp_fast.losses.labels import CSRLabels, Labels
+from pvp_fast.losses.tiles import Problem, Sums, Tile, inverse_norms
 
 
 class Marks:

@@ -3,7 +3,7 @@
 For each chunk of rows and each block of categories: one matrix product writes the tile of scores,
 the tile is overwritten by its gradient, and two products add it to dx and dw in float32. The scores
 never leave the cache; memory is O(B·D + C·D) beside one tile. What turns a tile into its gradient
-is plain PyTorch (:mod:`pvp_fast.losses._steps`) or a Triton kernel, in the same loop.
+is plain PyTorch (:mod:`pvp_fast.losses.torch_steps`) or a Triton kernel, in the same loop.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast import pooling_ops
-from pvp_fast.backend import use_triton
+from pvp_fast.dispatch import use_triton
 from pvp_fast.errors import InputError
+from pvp_fast.losses import pooling_ops
 
 _FUSED = (torch.float32, torch.float16, torch.bfloat16)
 

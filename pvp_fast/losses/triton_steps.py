@@ -1,4 +1,4 @@
-"""Tiles of scores to their gradients by the Triton kernels; see :mod:`pvp_fast.losses._tiles`."""
+"""Tiles of scores to their gradients by the Triton kernels; see :mod:`pvp_fast.losses.tiles`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 from pvp_fast.kernels.elementwise import category_sums, elementwise_loss_
 from pvp_fast.kernels.ranking import ranking_category_sums, ranking_loss_
 from pvp_fast.kernels.small_c import small_c_loss
-from pvp_fast.losses._tiles import Gradients, Needs, Problem, Sums, Tile
 from pvp_fast.losses.labels import CSRLabels
+from pvp_fast.losses.tiles import Gradients, Needs, Problem, Sums, Tile
 
 KernelLabels = Tensor | tuple[Tensor, Tensor]
 

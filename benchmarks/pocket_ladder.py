@@ -23,7 +23,7 @@ from pvp_fast.evaluation.ladder import Features, ladder
 from pvp_fast.sentences import grammar_sentences
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
-from pocket.train import PocketConfig, PocketTrainer  # noqa: E402
+from pocket.train import PocketConfig, PocketTrainer
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 
 
 def elementwise() -> Callable[[], object]:
-    from pvp_fast.kernels.elementwise import elementwise_loss_
+    from pvp_fast.kernels.entrywise import elementwise_loss_
 
     scores = torch.randn(1024, 20_000, device="cuda").bfloat16()  # 40 MB
     y = torch.rand(scores.shape, device="cuda") < 1e-3

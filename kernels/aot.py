@@ -16,7 +16,7 @@ from typing import Any
 
 from pvp_fast.errors import BackendError
 
-MODULES = ("elementwise", "small_c", "ranking", "pool", "infonce")
+MODULES = ("entrywise", "entrywise_small", "ranking", "pool", "infonce")
 
 
 @dataclass(frozen=True)

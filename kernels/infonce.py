@@ -34,7 +34,7 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 
 from .aot import AotSpec
-from .elementwise import FLOATS
+from .entrywise import FLOATS
 from .pool import INTERPRETED, MAX_PROGRAMS, _wide, dot_tile
 
 # A tile of a block: 16 scores a thread.

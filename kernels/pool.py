@@ -27,7 +27,7 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 
 from .aot import AotSpec
-from .elementwise import FLOATS
+from .entrywise import FLOATS
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 # Shares of the images whose dw is kept apart: enough programs for a large GPU, C·D floats each.

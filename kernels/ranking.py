@@ -19,7 +19,7 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 
 from .aot import AotSpec
-from .elementwise import FLOATS, LISTS, RowSums, label_arguments
+from .entrywise import FLOATS, LISTS, RowSums, label_arguments
 
 # Fewest categories at a time; 16 would spill on sm_80.
 _LEAST_C = 32
@@ -316,12 +316,12 @@ def ranking_loss_(
     Args:
         scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
             grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
-        labels: as :func:`pvp_fast.kernels.elementwise.elementwise_loss_`; above 0.5 is a positive.
+        labels: as :func:`pvp_fast.kernels.entrywise.elementwise_loss_`; above 0.5 is a positive.
             Lists name each category at most once a row; numbers from C on are passed over.
         scale: (1,) float32 on the device. weight: (C,) float32 factor of each negative.
 
     Returns:
-        :class:`pvp_fast.kernels.elementwise.RowSums` without a bias.
+        :class:`pvp_fast.kernels.entrywise.RowSums` without a bias.
 
     Raises:
         InputError: shapes, dtypes or strides other than these.

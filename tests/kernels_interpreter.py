@@ -15,9 +15,9 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.elementwise import category_sums, elementwise_loss_
+from pvp_fast.kernels.entrywise import category_sums, elementwise_loss_
+from pvp_fast.kernels.entrywise_small import small_c_loss
 from pvp_fast.kernels.ranking import ranking_category_sums, ranking_loss_
-from pvp_fast.kernels.small_c import small_c_loss
 from pvp_fast.losses import (
     CSRLabels,
     asl_loss_from_scores,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pool_reference import infonce
+from pool_reference import infonce as infonce_by_hand
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import clip_loss, clip_ops
+from pvp_fast.losses import clip_loss, infonce
 from pvp_fast.losses.clip import clip_loss_ref
 
 SHAPES = [(1, 8), (2, 37), (81, 7), (130, 100), (257, 33)]
@@ -43,7 +43,7 @@ def check(
     **how: str,
 ) -> None:
     """Twice the error of plain PyTorch plus 1e-4, and the same bits again."""
-    truth = infonce(
+    truth = infonce_by_hand(
         x.double().numpy(),
         w.double().numpy(),
         scale,
@@ -86,7 +86,7 @@ def test_error_within_twice_that_of_plain_pytorch(shape: tuple[int, int], kind: 
 @pytest.mark.parametrize("regime", ["chunked", "recompute"])
 @pytest.mark.parametrize("kind", ["pairs", "soft", "bool"])
 def test_many_blocks(monkeypatch: pytest.MonkeyPatch, kind: str, regime: str) -> None:
-    monkeypatch.setattr(clip_ops, "_SIDE", {"cpu": 50})
+    monkeypatch.setattr(infonce, "_SIDE", {"cpu": 50})
     for n in (49, 50, 51, 130):
         x, w, y = sample(n, 20)
         check(x, w, labels(kind, y), 14.0, regime=regime)
@@ -102,7 +102,7 @@ def test_scales(scale: float) -> None:
 
 @pytest.mark.parametrize("side", [8, 1024])
 def test_scores_of_plus_and_minus_eighty(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(clip_ops, "_SIDE", {"cpu": side})
+    monkeypatch.setattr(infonce, "_SIDE", {"cpu": side})
     scores = torch.where(
         torch.rand(19, 19, generator=torch.Generator().manual_seed(1)) < 0.5, -80.0, 80.0
     )
@@ -212,7 +212,7 @@ def test_float64_and_learned_targets_are_the_definition() -> None:
 
     assert torch.autograd.gradcheck(run, leaves)
     assert torch.autograd.gradgradcheck(run, leaves)
-    truth = infonce(x.detach().numpy(), w.detach().numpy(), 3.0, y.detach().numpy())
+    truth = infonce_by_hand(x.detach().numpy(), w.detach().numpy(), 3.0, y.detach().numpy())
     np.testing.assert_allclose(run(*leaves).item(), truth[0])
     learned = y.detach().float().requires_grad_()
     (dy,) = torch.autograd.grad(clip_loss(x.float(), w.float(), learned, scale=3.0), learned)
@@ -222,18 +222,16 @@ def test_float64_and_learned_targets_are_the_definition() -> None:
 
 @pytest.mark.parametrize("side", [3, 1024])
 def test_operators_keep_their_contract(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(clip_ops, "_SIDE", {"cpu": side})
+    monkeypatch.setattr(infonce, "_SIDE", {"cpu": side})
     x, w, y = sample(7, 5)
     scale, bias = torch.tensor(9.0), torch.tensor(0.0)
     for targets in (None, y):
         leaves = [t.clone().requires_grad_() for t in (x, w, scale, bias)]
-        torch.library.opcheck(
-            clip_ops.loss, (*leaves[:2], targets, *leaves[2:], True, False, False)
-        )
-        _, stats, kept = clip_ops.loss(x, w, targets, scale, bias, True, False, False)
+        torch.library.opcheck(infonce.loss, (*leaves[:2], targets, *leaves[2:], True, False, False))
+        _, stats, kept = infonce.loss(x, w, targets, scale, bias, True, False, False)
         assert kept.numel() == (49 if side > 7 else 0)
         torch.library.opcheck(
-            clip_ops.loss_backward,
+            infonce.loss_backward,
             (torch.ones(()), x, w, targets, scale, stats, kept, True, False, False, True, False),
             test_utils=("test_schema", "test_faketensor"),
         )
@@ -269,7 +267,7 @@ def test_a_second_derivative_says_how_to_have_one() -> None:
 
 
 def test_memory_is_a_block_not_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip_ops, "_SIDE", {"cpu": 64})
+    monkeypatch.setattr(infonce, "_SIDE", {"cpu": 64})
     x, w, _ = sample(1000, 16)
     x.requires_grad_()
     largest = 0

@@ -171,7 +171,7 @@ def test_pooling(shape: tuple[int, int, int, int], masked: bool, dtype: torch.dt
 @pytest.mark.parametrize("kind", ["dense", "partial", "lists"])
 @pytest.mark.parametrize("name", MULTI_LABEL)
 def test_score_kernels(name: str, kind: str, dtype: torch.dtype) -> None:
-    from pvp_fast.kernels.elementwise import elementwise_loss_
+    from pvp_fast.kernels.entrywise import elementwise_loss_
     from pvp_fast.kernels.ranking import ranking_loss_
 
     rows, cols = 70, 1500
@@ -206,7 +206,7 @@ def test_score_kernels(name: str, kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("cols", [20, 64])
 @pytest.mark.parametrize("name", ENTRYWISE)
 def test_small_c_kernel(name: str, cols: int, dtype: torch.dtype) -> None:
-    from pvp_fast.kernels.small_c import small_c_loss
+    from pvp_fast.kernels.entrywise_small import small_c_loss
 
     rows, width = 3000, 512
     x, w = randn(rows, width, seed=1).to(dtype), randn(cols, width, seed=2).to(dtype)
@@ -233,7 +233,7 @@ def test_small_c_kernel(name: str, cols: int, dtype: torch.dtype) -> None:
 
 
 def test_a_loss_is_captured_in_a_cuda_graph() -> None:
-    from pvp_fast.kernels.small_c import small_c_loss
+    from pvp_fast.kernels.entrywise_small import small_c_loss
 
     x, w = randn(64, 128, seed=1).cuda(), randn(20, 128, seed=2).cuda()
     y = moved(labels("dense", 64, 20))

@@ -1,4 +1,4 @@
-"""Render the demo set: ``python tools/render_demo.py --pictograms DIR --out pvp_fast/demo/scenes``."""
+"""Render the demo set: ``python tools/render_demo.py --help``."""
 
 from pocket.demo import main
 

@@ -28,7 +28,7 @@ _TILE_ELSEWHERE = 6 << 20
 # Rows of a tile, which share one pass over w and dw.
 _ROWS = {"cpu": 256}
 _ROWS_ELSEWHERE = 1024
-# The widest vocabulary of the kernel that does all at once (pvp_fast.kernels.small_c.MAX_C).
+# The widest vocabulary of the kernel that does all at once (MAX_C of kernels.entrywise_small).
 _SMALL = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.kernels.elementwise import category_sums, elementwise_loss_
+from pvp_fast.kernels.entrywise import category_sums, elementwise_loss_
+from pvp_fast.kernels.entrywise_small import small_c_loss
 from pvp_fast.kernels.ranking import ranking_category_sums, ranking_loss_
-from pvp_fast.kernels.small_c import small_c_loss
 from pvp_fast.losses.labels import CSRLabels
 from pvp_fast.losses.tiles import Gradients, Needs, Problem, Sums, Tile
 

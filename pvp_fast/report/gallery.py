@@ -194,7 +194,7 @@ def build_gallery(
 
 
 def build_discovery(found: Discovery, root: Path, *, limit: int = 30, size: int = 220) -> str:
-    """A gallery of what :func:`pvp_fast.tagging.discover.discover` proposes, with the example images.
+    """A gallery of what :func:`pvp_fast.tagging.discover.discover` proposes, with its examples.
 
     Args:
         root: the folder of the images. limit: proposals shown. size: of the thumbnails.

@@ -20,9 +20,9 @@ from torch import Tensor
 from pvp_fast import _C, TagIndex, losses, spatial_softmax_pool
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.kernels import aot
-from pvp_fast.kernels.elementwise import elementwise_loss_
+from pvp_fast.kernels.entrywise import elementwise_loss_
+from pvp_fast.kernels.entrywise_small import small_c_loss
 from pvp_fast.kernels.ranking import ranking_loss_
-from pvp_fast.kernels.small_c import small_c_loss
 from pvp_fast.losses import CSRLabels
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"

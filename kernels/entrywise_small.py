@@ -24,7 +24,7 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 
 from .aot import AotSpec
-from .elementwise import (
+from .entrywise import (
     FLOATS,
     KINDS,
     LISTS,
@@ -267,7 +267,7 @@ def small_c_loss(
         x: (B, D). w: (C, D), contiguous and of one dtype: float32 (C ≤ 64),
             float16 or bfloat16 (C ≤ 128).
         labels, kind, scale, bias, weight and the losses' settings: as
-            :func:`pvp_fast.kernels.elementwise.elementwise_loss_`.
+            :func:`pvp_fast.kernels.entrywise.elementwise_loss_`.
         normalize: unit rows of x and w first.
         max_programs: partial dw kept at once, each C·D float32.
         grads: False leaves the gradients of x and w out (0).

@@ -98,7 +98,7 @@ must "GPU tests" 150 "$python" -m pytest -q -p no:cacheprovider -m gpu "${gpu_te
 if ((!device)); then
     must "benchmarks, tiny, CPU" 120 "$python" benchmarks/bench_losses.py --quick --rounds 3 \
         --losses asl ranking clip pool --seconds 60
-    must "sanitizer script" 60 "$python" tests/sanitize/gpu_small.py
+    must "sanitizer script" 60 "$python" tests/native/sanitize/gpu_small.py
     for name in "loss benchmark" "top-k benchmark" memcheck racecheck ncu; do
         skip "$name" "no CUDA device"
     done
@@ -118,7 +118,7 @@ if command -v compute-sanitizer >/dev/null; then
     export PYTORCH_NO_CUDA_MEMORY_CACHING=1
     for tool in memcheck racecheck; do
         must "$tool" 60 compute-sanitizer --tool "$tool" --error-exitcode 9 \
-            "$python" tests/sanitize/gpu_small.py
+            "$python" tests/native/sanitize/gpu_small.py
     done
     unset PYTORCH_NO_CUDA_MEMORY_CACHING
 else

@@ -8,10 +8,10 @@
 #include <stdexcept>
 #include <string>
 
-#include "loss.h"
-#include "topk.h"
+#include "loss/loss.h"
+#include "topk/topk.h"
 #if defined(PVP_FAST_HAS_CUDA)
-#include "topk_cuda.h"
+#include "topk_cuda/topk_cuda.h"
 #endif
 
 namespace py = pybind11;
@@ -226,7 +226,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("threads"), py::arg("isa"), py::arg("scores"), py::arg("indices"),
         py::arg("counts"), py::arg("dtype") = "float32", py::arg("vectors") = 0,
         py::arg("centre") = 0,
-        "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk.h.");
+        "Fill scores, indices and counts; return -1, or the first row with a NaN. Contract: topk/topk.h.");
   m.def("loss", &loss, py::arg("products"), py::arg("rows"), py::arg("columns"),
         py::arg("row_factor"), py::arg("column_factor"), py::arg("scale"), py::arg("bias"),
         py::arg("dense"), py::arg("label_stride"), py::arg("partial"), py::arg("offsets"),
@@ -234,11 +234,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("gamma_pos"), py::arg("gamma_neg"), py::arg("clip"), py::arg("eps"),
         py::arg("detach"), py::arg("alpha"), py::arg("gamma"), py::arg("margin"), py::arg("threads"),
         py::arg("isa"), py::arg("sums"), py::arg("scratch"),
-        "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss.h.");
+        "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss/loss.h.");
   m.def("project", &project, py::arg("gradients"), py::arg("gradients_half"), py::arg("rows_of"),
         py::arg("rows_half"), py::arg("inverse"), py::arg("rows"), py::arg("width"),
         py::arg("factor"), py::arg("threads"), py::arg("isa"),
-        "Take out of each gradient what is along its row. Contract: loss.h.");
+        "Take out of each gradient what is along its row. Contract: loss/loss.h.");
   m.def("isas", &available_isas, "Instruction sets this build has and this processor runs, best first.");
   m.def("cuda_status", &cuda_reason, "Empty when the CUDA kernel can be launched, else why not.");
 #if defined(PVP_FAST_HAS_CUDA)
@@ -250,7 +250,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
         py::arg("k"), py::arg("threshold"), py::arg("thresholds"), py::arg("bias"),
         py::arg("scale"), py::arg("scores"), py::arg("indices"), py::arg("counts"),
         py::arg("part_values"), py::arg("part_categories"), py::arg("device"), py::arg("stream"),
-        py::arg("dtype"), "As topk, on a device, without waiting. Contract: topk_cuda.h.");
+        py::arg("dtype"), "As topk, on a device, without waiting. Contract: topk_cuda/topk_cuda.h.");
 #endif
   m.def("build_info", &build_info, "Compiler, OpenMP, instruction sets and the state of CUDA.");
 }

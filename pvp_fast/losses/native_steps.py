@@ -1,8 +1,8 @@
 """The losses on a CPU: matrix products by PyTorch, the rest in one pass by the extension.
 
 The products take x and w as they come. Norms, scale, bias, labels and the loss meet a tile of
-products in one pass, which leaves its gradient there (csrc/loss.h); two more products make dx and
-dw of it, and a last pass takes out what lies along x and w. Nothing is copied on the way.
+products in one pass, which leaves its gradient there (csrc/loss/loss.h); two more products make dx
+and dw of it, and a last pass takes out what lies along x and w. Nothing is copied on the way.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ For queries x (B, D) and class vectors w (C, D)
 
 and row b keeps its k largest scores that reach the thresholds, equal scores ordered by the lower
 category. On the CPU the (B, C) scores are never written: the extension reads x and the packed w
-once and keeps a running top k. Its accumulation order is fixed (csrc/topk.h: one chain of fused
-multiply-adds in float32), so the bits do not depend on the instruction set or the threads.
+once and keeps a running top k. Its accumulation order is fixed (csrc/topk/topk.h: one chain of
+fused multiply-adds in float32), so the bits do not depend on the instruction set or the threads.
 
 Three dtypes of the packed class vectors trade memory traffic for nothing or little:
 
@@ -82,8 +82,8 @@ class TagIndex:
         rows = self._prepared(rows)
         self.categories, self.width = int(rows.shape[0]), int(rows.shape[1])
         self.device = rows.device
-        # On the CPU only the panels are kept (csrc/topk.h), elsewhere the rows; the other form is
-        # made when a backend asks for it.
+        # On the CPU only the panels are kept (csrc/topk/topk.h), elsewhere the rows; the other form
+        # is made when a backend asks for it.
         self._packed: Panels | None = None
         self._rows: Tensor | None = None
         self._device_panels: Tensor | None = None

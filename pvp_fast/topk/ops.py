@@ -1,6 +1,6 @@
 """The operators under pvp_fast.topk: torch.library faces of the extension, and one in plain torch.
 
-All have one signature and one contract (csrc/topk.h); ``register_fake`` gives their shapes to
+All have one signature and one contract (csrc/topk/topk.h); ``register_fake`` gives their shapes to
 torch.compile. Checks that look at values are made in here, where tracing does not see them.
 """
 

@@ -1,8 +1,8 @@
-"""How class vectors lie in memory for the extension (csrc/topk.h), in torch: made, changed, read.
+"""How class vectors lie in memory for the extension (csrc/topk/topk.h), in torch.
 
 A category is one lane of a panel of 32: a column of 4-byte words. A word holds one float32, two
 bfloat16 or four int8 of the class vector less the index's centre; int8 lanes end in five words
-that bound what rounding left out (csrc/topk_int8.h). So every dtype is (panels, words, 32) int32,
+that bound what rounding left out (csrc/topk/int8.h). So every dtype is (panels, words, 32) int32,
 and a category changes without the others.
 """
 

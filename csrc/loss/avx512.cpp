@@ -1,0 +1,8 @@
+// The rows of loss/rows.h as the compiler makes them for AVX-512F.
+#include "loss/rows.h"
+
+namespace pvp_fast {
+
+const row_functions kRowsAvx512{row_loss, row_project};
+
+}  // namespace pvp_fast

@@ -1,8 +1,0 @@
-// The rows of loss_rows.h as the compiler makes them for AVX-512F.
-#include "loss_rows.h"
-
-namespace pvp_fast {
-
-const row_functions kRowsAvx512{row_loss, row_project};
-
-}  // namespace pvp_fast

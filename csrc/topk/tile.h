@@ -1,0 +1,156 @@
+// One register tile of the CPU top-k: rows x kLanes values, of which only survivors are stored.
+//
+// Included by one source file per instruction set, each built with its own compiler flags. So
+// everything here has internal linkage and nothing from the standard library is used: an inline
+// function shared between those files could otherwise be linked in its AVX-512 form for all.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__clang__)
+#define PVP_FAST_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define PVP_FAST_UNROLL _Pragma("GCC unroll 16")
+#else
+#define PVP_FAST_UNROLL
+#endif
+
+namespace pvp_fast {
+
+constexpr int kTileRows = 12;   // most rows in one tile
+constexpr int kTileLanes = 32;  // kLanes of topk/topk.h
+
+// One step of a tile is 4 bytes of a query against 4 bytes of every lane: one float32, two bfloat16
+// or four int8 (queries: biased by 128, unsigned).
+struct tile_args {
+  const uint32_t* x;        // [steps][rows], packed for this tile
+  const uint32_t* panel;    // [steps][kTileLanes]
+  int64_t steps;
+  int rows;                 // 1 ... kTileRows
+  float scale;
+  const float* bias;        // [kTileLanes]
+  const float* thresholds;  // [kTileLanes]
+  const float* cut;         // [rows]: values below cannot enter the row's top k
+  float* values;            // out: [rows][kTileLanes], defined where the mask bit is set
+  uint32_t* masks;          // out: [rows], bit c set unless lane c is below cut or thresholds
+  // int8 alone: cut and thresholds are not used, but reach; values are without offset and error.
+  const float* row_scale;   // [rows], from topk/int8.h as those below
+  const float* row_shift;
+  const float* reach;
+};
+
+// Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
+using tile_function = uint32_t (*)(const tile_args&);
+
+// The float32 dot products (topk/topk.h) of one query with `count` <= kRescored class vectors.
+constexpr int kRescored = 8;
+using rescore_function = void (*)(const float* x, const float* const* w, int count, int64_t width,
+                                  float* dots);
+
+uint32_t tile_portable(const tile_args& tile);
+uint32_t tile_portable_bf16(const tile_args& tile);
+uint32_t tile_portable_int8(const tile_args& tile);
+void rescore_portable(const float* x, const float* const* w, int count, int64_t width, float* dots);
+#if defined(PVP_FAST_X86)
+uint32_t tile_avx2(const tile_args& tile);
+uint32_t tile_avx2_bf16(const tile_args& tile);
+uint32_t tile_avx2_int8(const tile_args& tile);
+void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots);
+uint32_t tile_avx512(const tile_args& tile);
+uint32_t tile_avx512_bf16(const tile_args& tile);  // AVX-512F alone
+uint32_t tile_avx512bf16(const tile_args& tile);
+uint32_t tile_avx512vnni(const tile_args& tile);
+#endif
+
+namespace {
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The value to compare and to store: exact for float32 and bfloat16.
+struct exact_finish {
+  template <class V>
+  static typename V::sum start(const tile_args&, int) {
+    return V::zero();
+  }
+  // Stores the values where one is not below, and returns which ones are not.
+  template <class V>
+  static uint32_t finish(const tile_args& t, const typename V::sum& sum, int row, int at) {
+    const typename V::type value = V::fma(V::broadcast(t.scale), sum, V::load(t.bias + at));
+    const uint32_t mask = V::not_below(value, V::broadcast(t.cut[row])) &
+                          V::not_below(value, V::load(t.thresholds + at));
+    if (mask != 0) V::store(t.values + row * kTileLanes + at, value);
+    return mask;
+  }
+};
+
+// The part of scale * <x, w> + bias that depends on both, from the quantised dot product
+// (topk/int8.h). So many reach the cut that a branch for each would cost more than the store.
+struct bound_finish {
+  template <class V>
+  static typename V::sum start(const tile_args& t, int at) {
+    return V::minus_words(t.panel + t.steps * kTileLanes + at);
+  }
+  template <class V>
+  static uint32_t finish(const tile_args& t, const typename V::sum& sum, int row, int at) {
+    const uint32_t* stats = t.panel + t.steps * kTileLanes + at;  // written by pvp_fast/topk/panels.py
+    const typename V::type dot = V::mul(V::to_float(sum), V::load_words(stats + kTileLanes));
+    const typename V::type offset = V::load_words(stats + 4 * kTileLanes);
+    const typename V::type part =
+        V::fma(V::broadcast(t.row_scale[row]), dot,
+               V::fma(V::broadcast(t.row_shift[row]), offset, V::load(t.bias + at)));
+    V::store(t.values + row * kTileLanes + at, part);
+    return V::not_below(part, V::broadcast(t.reach[row]));
+  }
+};
+
+// M rows from `row` against N vectors of lanes from `lane`. V: see the ISA files.
+template <class V, int M, int N>
+inline uint32_t tile_block(const tile_args& t, int row, int lane) {
+  typename V::sum sums[M][N];
+  PVP_FAST_UNROLL
+  for (int n = 0; n < N; ++n) {
+    const typename V::sum first = V::template start<V>(t, lane + n * V::lanes);
+    PVP_FAST_UNROLL
+    for (int m = 0; m < M; ++m) sums[m][n] = first;
+  }
+  const uint32_t* x = t.x + row;
+  const uint32_t* w = t.panel + lane;
+  for (int64_t d = 0; d < t.steps; ++d, x += t.rows, w += kTileLanes) {
+    typename V::columns columns[N];
+    PVP_FAST_UNROLL
+    for (int n = 0; n < N; ++n) columns[n] = V::load_columns(w + n * V::lanes);
+    PVP_FAST_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const typename V::query value = V::load_query(x[m]);
+      PVP_FAST_UNROLL
+      for (int n = 0; n < N; ++n) sums[m][n] = V::step(value, columns[n], sums[m][n]);
+    }
+  }
+  uint32_t any = 0;
+  PVP_FAST_UNROLL
+  for (int m = 0; m < M; ++m) {
+    PVP_FAST_UNROLL
+    for (int n = 0; n < N; ++n) {
+      const int at = lane + n * V::lanes;
+      const uint32_t mask = V::template finish<V>(t, sums[m][n], row + m, at);
+      t.masks[row + m] |= mask << at;
+      any |= mask << at;
+    }
+  }
+  return any;
+}
+
+template <class V, int M, int N>
+inline uint32_t tile_rows(const tile_args& t, int row) {
+  uint32_t any = 0;
+  for (int lane = 0; lane < kTileLanes; lane += N * V::lanes) any |= tile_block<V, M, N>(t, row, lane);
+  return any;
+}
+
+}  // namespace
+}  // namespace pvp_fast

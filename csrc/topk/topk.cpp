@@ -1,0 +1,536 @@
+// Batched top-k on the CPU: how rows and categories are divided, and the running top k of a row.
+//
+// A wave of at most kWaveRows rows is cut into blocks of at most kBlockRows rows (they stay in the
+// second-level cache while all panels stream past them once) and the panels into splits. Every
+// (block, split) keeps its own top k; a last pass merges a row's splits. The order (value, category)
+// is total, so the answer does not depend on how the work was cut.
+#include <algorithm>
+#include <atomic>
+#include <cfenv>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <iterator>
+#include <new>
+#include <stdexcept>
+
+#include "topk/topk.h"
+#include "topk/heap.h"
+#include "topk/int8.h"
+#include "topk/tile.h"
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace pvp_fast {
+namespace {
+
+static_assert(kTileLanes == kLanes, "one panel layout serves every path");
+
+constexpr int64_t kBlockRows = 240;
+constexpr int64_t kFewRows = 32;             // in a block, they hide the reading of the panels
+constexpr int64_t kWaveRows = 4080;          // with kWaveEntries: bounds the scratch memory
+constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before splitting
+constexpr double kThreadWork = 4e6;          // float32 multiply-adds that repay waking one more thread
+constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
+constexpr int64_t kLeastWaiting = 128;
+
+// Default rounding for the scope, and denormals as the contract has them: the caller may run with
+// flush-to-zero, and bfloat16 needs it.
+class float_environment {
+ public:
+  explicit float_environment([[maybe_unused]] scalar type) {
+    std::fegetenv(&saved_);
+    std::fesetenv(FE_DFL_ENV);
+#if defined(PVP_FAST_X86)
+    constexpr unsigned kFlush = 0x8040;  // results and inputs
+    if (type == scalar::bfloat16) __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | kFlush);
+#endif
+  }
+  ~float_environment() { std::fesetenv(&saved_); }
+  float_environment(const float_environment&) = delete;
+  float_environment& operator=(const float_environment&) = delete;
+
+ private:
+  std::fenv_t saved_;
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Part i of n nearly equal parts of [0, total).
+int64_t part(int64_t total, int64_t n, int64_t i) { return total / n * i + std::min(total % n, i); }
+
+// Position of the lowest set bit of a mask that is not zero.
+int lowest_bit(uint32_t mask) {
+#if defined(__GNUC__)
+  return __builtin_ctz(mask);
+#else
+  int bit = 0;
+  for (; (mask & 1) == 0; mask >>= 1) ++bit;
+  return bit;
+#endif
+}
+
+// Worst first: a higher place can run everything before it that the processor has.
+struct isa_entry {
+  const char* name;
+  tile_function float32;   // nullptr: nothing better than the entries before
+  tile_function bfloat16;
+  tile_function int8;
+  rescore_function rescore;
+  bool (*runs_here)();
+};
+
+const isa_entry kIsas[] = {
+    {"portable", tile_portable, tile_portable_bf16, tile_portable_int8, rescore_portable,
+     [] { return true; }},
+#if defined(PVP_FAST_X86)
+    {"avx2", tile_avx2, tile_avx2_bf16, tile_avx2_int8, rescore_avx2,
+     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+    {"avx512", tile_avx512, tile_avx512_bf16, nullptr, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0; }},
+    {"avx512vnni", nullptr, nullptr, tile_avx512vnni, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},
+    {"avx512bf16", nullptr, tile_avx512bf16, nullptr, nullptr,
+     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0; }},
+#endif
+};
+
+struct chosen_path {
+  tile_function tile = nullptr;
+  rescore_function rescore = nullptr;
+};
+
+chosen_path choose_path(scalar type, const std::string& isa) {
+  chosen_path path;
+  bool known = isa.empty();
+  for (const isa_entry& candidate : kIsas) {
+    if (!candidate.runs_here()) continue;
+    const tile_function tile = type == scalar::float32    ? candidate.float32
+                               : type == scalar::bfloat16 ? candidate.bfloat16
+                                                          : candidate.int8;
+    if (tile) path.tile = tile;
+    if (candidate.rescore) path.rescore = candidate.rescore;
+    if (isa == candidate.name) {
+      known = true;
+      break;
+    }
+  }
+  if (known) return path;
+  std::string names;
+  for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
+  throw std::invalid_argument("instruction set '" + isa + "' is not available here; choose one of: " +
+                              names);
+}
+
+uint32_t bits_of(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// Rounded to nearest even; a NaN stays one.
+uint32_t to_bfloat16(float value) {
+  const uint32_t bits = bits_of(value);
+  if (std::isnan(value)) return (bits >> 16) | 0x40;
+  return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+// Rows [begin, end) of x to [tile][steps][rows of the tile], for float32 and bfloat16.
+void pack_rows(const matrix& x, scalar type, int64_t begin, int64_t end, uint32_t* to) {
+  const int64_t rows = end - begin;
+  const int64_t stride = type == scalar::bfloat16 ? 2 : 1;
+  for (int64_t d = 0; d < x.columns; d += stride) {
+    const float* from = x.data + begin * x.row_stride + d * x.column_stride;
+    for (int64_t r = 0; r < rows; ++r, from += x.row_stride) {
+      if (type == scalar::float32) {
+        *to++ = bits_of(*from);
+      } else {
+        const uint32_t odd = d + 1 < x.columns ? to_bfloat16(from[x.column_stride]) : 0;
+        *to++ = to_bfloat16(*from) | odd << 16;
+      }
+    }
+  }
+}
+
+struct wave_plan {
+  int64_t first;      // row of x
+  int64_t rows;
+  int64_t tiles;      // of nearly equal rows, at most kTileRows
+  int64_t blocks;
+  int64_t splits;
+  int64_t capacity;   // of a heap
+  int threads;
+};
+
+wave_plan plan_wave(const topk_query& q, int64_t first) {
+  wave_plan plan{};
+  plan.first = first;
+  plan.capacity = std::min(q.k, q.categories);
+  const int64_t most = std::clamp<int64_t>(kWaveEntries / plan.capacity, kTileRows, kWaveRows);
+  plan.rows = std::min(most, q.x.rows - first);
+  plan.tiles = ceil_div(plan.rows, kTileRows);
+  plan.blocks = ceil_div(plan.rows, kBlockRows);
+  plan.splits = 1;
+  const int64_t steps = std::max<int64_t>(step_count(q.type, q.x.columns), 16);
+  const double work = static_cast<double>(plan.rows) * static_cast<double>(q.categories) *
+                      static_cast<double>(steps);
+  plan.threads = static_cast<int>(std::clamp(work / kThreadWork, 1.0, static_cast<double>(q.threads)));
+  if (plan.threads == 1) return plan;
+  // Two items a thread balance uneven progress. Blocks first: every split finds its cut anew.
+  const int64_t items = 2 * plan.threads;
+  plan.blocks = std::max(plan.blocks, std::min(items, plan.rows / kFewRows));
+  plan.splits = std::clamp<int64_t>(ceil_div(items, plan.blocks), 1, panel_count(q.categories));
+  return plan;
+}
+
+class wave {
+ public:
+  wave(const topk_query& query, const topk_result& result, const chosen_path& path, int64_t first)
+      : q_(query),
+        out_(result),
+        path_(path),
+        steps_(step_count(query.type, query.x.columns)),
+        panel_words_((steps_ + (query.type == scalar::int8 ? kInt8Stats : 0)) * kLanes),
+        plan_(plan_wave(query, first)) {
+    packed_x_.resize(static_cast<size_t>(plan_.rows * steps_));
+    heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
+    states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
+    cuts_.assign(states_.size(), q_.threshold);
+    shared_cuts_ = std::vector<std::atomic<float>>(static_cast<size_t>(plan_.rows));
+    for (std::atomic<float>& cut : shared_cuts_) cut.store(q_.threshold, std::memory_order_relaxed);
+    first_nan_.store(plan_.rows);
+    if (q_.type == scalar::int8) {
+      const size_t rows = static_cast<size_t>(plan_.rows);
+      rows_.resize(rows * static_cast<size_t>(q_.x.columns));
+      bounds_.resize(rows);
+      lists_.resize(states_.size());
+      lows_.resize(heaps_.size());
+      most_waiting_ = std::clamp(4 * plan_.capacity, kLeastWaiting, kMostWaiting);
+      waiting_.resize(states_.size() * static_cast<size_t>(most_waiting_));
+    }
+    // The last panel may be part empty: its bias and thresholds are read from padded copies.
+    const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
+    std::fill(no_bias_, no_bias_ + kLanes, 0.0f);
+    std::fill(no_threshold_, no_threshold_ + kLanes, -kInfinity);
+    std::copy(no_bias_, no_bias_ + kLanes, tail_bias_);
+    std::copy(no_threshold_, no_threshold_ + kLanes, tail_threshold_);
+    if (q_.bias) std::copy(q_.bias + tail, q_.bias + q_.categories, tail_bias_);
+    if (q_.thresholds) {
+      std::copy(q_.thresholds + tail, q_.thresholds + q_.categories, tail_threshold_);
+    }
+  }
+
+  int64_t rows() const { return plan_.rows; }
+
+  // Returns -1 or the first row of x with a NaN.
+  int64_t run() {
+    const int64_t items = plan_.blocks * plan_.splits;
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(plan_.threads) if (plan_.threads > 1)
+#endif
+    {
+      const float_environment environment(q_.type);
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+      for (int64_t t = 0; t < plan_.tiles; ++t) {
+        const int64_t begin = tile_begin(t);
+        uint32_t* to = packed_x_.data() + begin * steps_;
+        if (q_.type == scalar::int8) {
+          guarded([&] { round_tile(begin, tile_begin(t + 1), to); });
+        } else {
+          pack_rows(q_.x, q_.type, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
+        }
+      }
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+      for (int64_t item = 0; item < items; ++item) scan(item % plan_.blocks, item / plan_.blocks);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 4)
+#endif
+      for (int64_t row = 0; row < plan_.rows; ++row) guarded([&] { finish(row); });
+    }
+    if (out_of_memory_.load()) throw std::bad_alloc();
+    const int64_t nan = first_nan_.load();
+    return nan == plan_.rows ? -1 : plan_.first + nan;
+  }
+
+ private:
+  // An exception may not leave a parallel region; the only one here is that memory ran out.
+  template <class Work>
+  void guarded(Work work) {
+    try {
+      work();
+    } catch (const std::bad_alloc&) {
+      out_of_memory_.store(true);
+    }
+  }
+
+  int64_t tile_begin(int64_t t) const { return part(plan_.rows, plan_.tiles, t); }
+  size_t slot(int64_t split, int64_t row) const {
+    return static_cast<size_t>(split * plan_.rows + row);
+  }
+
+  void round_tile(int64_t begin, int64_t end, uint32_t* to) {
+    query_rounder round(q_.centre, q_.x.columns, q_.scale);
+    for (int64_t row = begin; row < end; ++row) {
+      float* copy = rows_.data() + row * q_.x.columns;
+      const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
+      for (int64_t d = 0; d < q_.x.columns; ++d) copy[d] = from[d * q_.x.column_stride];
+      bounds_.set(static_cast<size_t>(row), round(copy, to + (row - begin), end - begin));
+    }
+  }
+
+  void scan(int64_t block, int64_t split) {
+    const int64_t first_tile = part(plan_.tiles, plan_.blocks, block);
+    const int64_t last_tile = part(plan_.tiles, plan_.blocks, block + 1);
+    for (int64_t row = tile_begin(first_tile); row < tile_begin(last_tile); ++row) {
+      const size_t at = slot(split, row);
+      states_[at] = {heaps_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity};
+      cuts_[at] = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
+      if (q_.type == scalar::int8) {
+        lists_[at] = {lows_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity,
+                      waiting_.data() + at * static_cast<size_t>(most_waiting_), 0};
+      }
+    }
+    const int64_t panels = panel_count(q_.categories);
+    const int64_t last_panel = part(panels, plan_.splits, split + 1);
+    float values[kTileRows * kLanes];
+    float reach[kTileRows];
+    uint32_t masks[kTileRows];
+    for (int64_t p = part(panels, plan_.splits, split); p < last_panel; ++p) {
+      const bool tail = p + 1 == panels;
+      const int64_t lanes = std::min(kLanes, q_.categories - p * kLanes);
+      const uint32_t valid = lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
+      tile_args args{};
+      args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
+      args.steps = steps_;
+      args.scale = q_.scale;
+      args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
+      args.thresholds =
+          tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
+      args.values = values;
+      args.reach = reach;
+      panel_errors errors{};
+      if (q_.type == scalar::int8) errors = largest_errors(args.panel + steps_ * kLanes);
+      args.masks = masks;
+      for (int64_t t = first_tile; t < last_tile; ++t) {
+        const int64_t row = tile_begin(t);
+        args.rows = static_cast<int>(tile_begin(t + 1) - row);
+        args.x = packed_x_.data() + row * steps_;
+        args.cut = cuts_.data() + slot(split, row);
+        if (q_.type == scalar::int8) {
+          args.row_scale = bounds_.step.data() + row;
+          args.row_shift = bounds_.shift.data() + row;
+          find_reach(bounds_, row, args.rows, args.cut, errors, reach);
+        }
+        std::fill(masks, masks + args.rows, 0u);
+        if ((path_.tile(args) & valid) == 0) continue;
+        for (int r = 0; r < args.rows; ++r) {
+          const uint32_t mask = masks[r] & valid;
+          if (q_.type == scalar::int8) {
+            wait(split, row + r, p * kLanes, args, r, mask);
+          } else {
+            collect(split, row + r, p * kLanes, values + r * kLanes, mask);
+          }
+        }
+      }
+    }
+  }
+
+  // Adds the categories of a mask to a short list, unless their own bounds rule them out.
+  void wait(int64_t split, int64_t row, int64_t category, const tile_args& tile, int tile_row,
+            uint32_t mask) {
+    const size_t at = slot(split, row);
+    short_list& list = lists_[at];
+    const float* parts = tile.values + tile_row * kLanes;
+    const uint32_t* stats = tile.panel + tile.steps * kLanes;
+    for (; mask != 0; mask &= mask - 1) {
+      const int lane = lowest_bit(mask);
+      const interval value =
+          find_interval(bounds_, static_cast<size_t>(row), stats + lane, parts[lane]);
+      if (value.top < cuts_[at] || value.top < tile.thresholds[lane]) continue;
+      list.waiting[list.count++] = {value.top, category + lane};
+      // Only what passes the thresholds for sure may displace others.
+      if (value.low >= tile.thresholds[lane] && value.low >= q_.threshold &&
+          value.low > -kInfinity && list.add_low(value.low)) {
+        raise_cut(at, row, list.lows[0], list.lows[0]);
+      }
+      if (list.count == most_waiting_) shorten(split, row);
+    }
+  }
+
+  // Makes room in a short list: by its cut, or where that leaves much, by exact values.
+  void shorten(int64_t split, int64_t row) {
+    const size_t at = slot(split, row);
+    short_list& list = lists_[at];
+    list.drop_below(cuts_[at]);
+    if (4 * list.count < 3 * most_waiting_) return;
+    row_state& best = states_[at];
+    rescore(row, list.waiting, list.count, best);
+    list.count = list.low_count = 0;
+    for (int64_t i = 0; i < best.count; ++i) list.add_low(best.heap[i].value);
+    if (best.full()) raise_cut(at, row, list.lows[0], list.lows[0]);
+  }
+
+  // Merges the float32 values of candidates into the best, those with the largest bounds first; ends
+  // when no bound left reaches the worst of the best. The candidates are reordered.
+  void rescore(int64_t row, candidate* candidates, int64_t count, row_state& best) {
+    std::make_heap(candidates, candidates + count, by_bound{});
+    const float* x = rows_.data() + row * q_.x.columns;
+    while (count > 0 && !(best.full() && candidates[0].bound < best.heap[0].value)) {
+      int64_t categories[kRescored];
+      const float* vectors[kRescored];
+      const int taken = static_cast<int>(std::min<int64_t>(count, kRescored));
+      for (int i = 0; i < taken; ++i) {
+        categories[i] = candidates[0].category;
+        vectors[i] = q_.vectors + categories[i] * q_.x.columns;
+        std::pop_heap(candidates, candidates + count--, by_bound{});
+      }
+      float dots[kRescored];
+      path_.rescore(x, vectors, taken, q_.x.columns, dots);
+      for (int i = 0; i < taken; ++i) {
+        const int64_t category = categories[i];
+        const float value = std::fma(q_.scale, dots[i], q_.bias ? q_.bias[category] : 0.0f);
+        if (std::isnan(value)) {
+          report_nan(row);
+        } else if (value >= q_.threshold && !(q_.thresholds && value < q_.thresholds[category])) {
+          best.merge({value, category});
+        }
+      }
+    }
+  }
+
+  void collect(int64_t split, int64_t row, int64_t category, const float* values, uint32_t mask) {
+    const size_t at = slot(split, row);
+    for (; mask != 0; mask &= mask - 1) {
+      const int lane = lowest_bit(mask);
+      if (std::isnan(values[lane])) {
+        report_nan(row);
+        return;
+      }
+      if (states_[at].push({values[lane], category + lane})) {
+        const float worst = states_[at].heap[0].value;
+        raise_cut(at, row, worst, std::nextafter(worst, kInfinity));
+      }
+    }
+  }
+
+  // k values of the row reach `worst`, so a value below cannot enter in any split; nor can one below
+  // `own` in this split. The splits tell each other the former: a lost update costs nothing but time.
+  void raise_cut(size_t at, int64_t row, float worst, float own) {
+    std::atomic<float>& shared = shared_cuts_[static_cast<size_t>(row)];
+    const float seen = shared.load(std::memory_order_relaxed);
+    if (worst > seen) shared.store(worst, std::memory_order_relaxed);
+    cuts_[at] = std::max(cuts_[at], std::max(own, seen));
+  }
+
+  void report_nan(int64_t row) {
+    int64_t seen = first_nan_.load();
+    while (row < seen && !first_nan_.compare_exchange_weak(seen, row)) {
+    }
+  }
+
+  // Merges the splits of a row into split 0 and writes the row's result.
+  void finish(int64_t row) {
+    row_state& best = states_[slot(0, row)];
+    for (int64_t split = 1; split < plan_.splits; ++split) {
+      const row_state& other = states_[slot(split, row)];
+      for (int64_t i = 0; i < other.count; ++i) best.merge(other.heap[i]);
+    }
+    if (q_.type == scalar::int8) finish_short_lists(row, best);
+    std::sort(best.heap, best.heap + best.count, better);
+    const int64_t at = plan_.first + row;
+    float* scores = out_.scores + at * q_.k;
+    int64_t* indices = out_.indices + at * q_.k;
+    for (int64_t i = 0; i < best.count; ++i) {
+      scores[i] = best.heap[i].value;
+      indices[i] = best.heap[i].category;
+    }
+    std::fill(scores + best.count, scores + q_.k, -kInfinity);
+    std::fill(indices + best.count, indices + q_.k, int64_t{-1});
+    out_.counts[at] = best.count;
+  }
+
+  // The cut of all splits together is higher than that of each.
+  void finish_short_lists(int64_t row, row_state& best) {
+    short_list& all = lists_[slot(0, row)];
+    for (int64_t split = 1; split < plan_.splits; ++split) {
+      const short_list& other = lists_[slot(split, row)];
+      for (int64_t i = 0; i < other.low_count; ++i) all.add_low(other.lows[i]);
+    }
+    float cut = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
+    if (all.low_count == all.capacity) cut = std::max(cut, all.lows[0]);
+    std::vector<candidate> left;
+    for (int64_t split = 0; split < plan_.splits; ++split) {
+      const short_list& list = lists_[slot(split, row)];
+      std::copy_if(list.waiting, list.waiting + list.count, std::back_inserter(left),
+                   [cut](const candidate& c) { return !(c.bound < cut); });
+    }
+    rescore(row, left.data(), static_cast<int64_t>(left.size()), best);
+  }
+
+  const topk_query& q_;
+  const topk_result& out_;
+  const chosen_path path_;
+  const int64_t steps_;
+  const int64_t panel_words_;
+  const wave_plan plan_;
+  std::vector<uint32_t> packed_x_;  // tiles of [steps][rows]
+  std::vector<entry> heaps_;       // [splits][rows][capacity]
+  std::vector<row_state> states_;  // [splits][rows]
+  std::vector<float> cuts_;        // [splits][rows]: values below are not wanted
+  std::vector<std::atomic<float>> shared_cuts_;  // [rows]: nor are those, by all splits
+  std::atomic<int64_t> first_nan_{0};
+  std::atomic<bool> out_of_memory_{false};
+  // int8 alone:
+  std::vector<float> rows_;  // the queries, [rows][width]
+  row_bounds bounds_;
+  std::vector<short_list> lists_;   // [splits][rows]
+  std::vector<float> lows_;         // [splits][rows][capacity]
+  std::vector<candidate> waiting_;  // [splits][rows][most_waiting]
+  int64_t most_waiting_ = 0;
+  float no_bias_[kLanes];
+  float no_threshold_[kLanes];
+  float tail_bias_[kLanes];
+  float tail_threshold_[kLanes];
+};
+
+}  // namespace
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  for (const isa_entry& candidate : kIsas) {
+    if (candidate.runs_here()) names.insert(names.begin(), candidate.name);
+  }
+  return names;
+}
+
+void pack_cpu(const matrix& w, float* packed) {
+  for (int64_t p = 0; p < panel_count(w.rows); ++p) {
+    float* panel = packed + p * w.columns * kLanes;
+    const int64_t lanes = std::min(kLanes, w.rows - p * kLanes);
+    for (int64_t d = 0; d < w.columns; ++d) {
+      const float* from = w.data + p * kLanes * w.row_stride + d * w.column_stride;
+      float* to = panel + d * kLanes;
+      for (int64_t lane = 0; lane < lanes; ++lane) to[lane] = from[lane * w.row_stride];
+      std::fill(to + lanes, to + kLanes, 0.0f);
+    }
+  }
+}
+
+int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa) {
+  const chosen_path path = choose_path(query.type, isa);
+  for (int64_t first = 0; first < query.x.rows;) {
+    wave next(query, result, path, first);
+    const int64_t nan = next.run();
+    if (nan >= 0) return nan;
+    first += next.rows();
+  }
+  return -1;
+}
+
+}  // namespace pvp_fast

@@ -1,0 +1,182 @@
+"""Embeddings on disk: resumed, whole or absent, and the same tags as from the pixels."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.image_files import encoded, scene
+
+from pvp_fast.cli import run
+from pvp_fast.clip.backbone import Backbone
+from pvp_fast.demo import demo_set
+from pvp_fast.errors import ArtifactError, InputError
+from pvp_fast.loaders import ItemSource
+from pvp_fast.tagging.embeddings import MANIFEST, EmbeddingStore, embed_images
+from pvp_fast.tagging.tagger import Tagger
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.load("pocket")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(20):
+        data = encoded(scene(80, 70, number))
+        (folder / f"{number:02d}.jpg").write_bytes(data[:500] if number in (0, 7, 19) else data)
+    return folder
+
+
+def test_a_stopped_run_goes_on_and_nothing_is_twice(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    class Stopped(Exception):
+        pass
+
+    done = []
+
+    def stop_after(limit: int):
+        def progress(listed: int) -> None:
+            done.append(listed)
+            if listed >= limit:
+                raise Stopped
+
+        return progress
+
+    options = {"batch_size": 3, "shard_rows": 4, "regions": True}
+    out = tmp_path / "out"
+    for limit in (9, 15):
+        with pytest.raises(Stopped):
+            embed_images(backbone, pictures, out, progress=stop_after(limit), **options)
+        assert not EmbeddingStore(out).complete
+    store = embed_images(backbone, pictures, out, progress=done.append, **options)
+    whole = embed_images(backbone, pictures, tmp_path / "whole", batch_size=3, regions=True)
+    assert store.complete
+    assert len(store) == 17
+    assert [Path(f.key).stem for f in store.failures] == ["00", "07", "19"]
+    rows = [
+        row for batch in store.batches(2) for row in zip(batch.keys, batch.indices, strict=True)
+    ]
+    assert rows == [row for b in whole.batches() for row in zip(b.keys, b.indices, strict=True)]
+    assert [index for _, index in rows] == [n for n in range(20) if n not in (0, 7, 19)]
+    for one, other in zip(store.batches(99), whole.batches(99), strict=False):
+        assert torch.equal(one.z, other.z[: len(one.z)])
+        assert one.regions is not None
+    assert embed_images(backbone, pictures, out, **options).complete
+    with pytest.raises(ArtifactError, match="regions"):
+        embed_images(backbone, pictures, out)
+
+
+def test_another_source_cannot_finish_the_folder(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    def items(name: str, broken: bool) -> Iterator[tuple[str, bytes]]:
+        data = encoded(scene(40, 40))
+        for number in range(8):
+            if broken and number == 6:
+                raise ConnectionError("gone")
+            yield f"{name}{number}", data
+
+    out = tmp_path / "out"
+    with pytest.raises(ConnectionError):
+        embed_images(backbone, items("a", True), out, batch_size=2, shard_rows=2)
+    with pytest.raises(InputError, match="unchanged"):
+        embed_images(backbone, items("b", False), out, batch_size=2, shard_rows=2)
+    store = embed_images(backbone, items("a", False), out, batch_size=2, shard_rows=2)
+    assert [k for b in store.batches() for k in b.keys] == [f"a{n}" for n in range(8)]
+
+
+def test_a_full_disk_leaves_what_was_whole(backbone: Backbone, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False).returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        data = encoded(scene(30, 30))
+        items = [(str(n), data) for n in range(200)]
+        options = {"batch_size": 20, "shard_rows": 20}
+        with pytest.raises(OSError, match="space"):
+            embed_images(backbone, ItemSource(items), disk, **options)
+        store = EmbeddingStore(disk)
+        assert not store.complete
+        assert 0 < sum(len(b.keys) for b in store.batches()) == len(store) < 200
+        assert not list(disk.glob("*.tmp"))
+        subprocess.run(["mount", "-o", "remount,size=4m", str(disk)], check=True)
+        store = embed_images(backbone, ItemSource(items), disk, **options)
+        assert [k for b in store.batches() for k in b.keys] == [k for k, _ in items]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_tags_from_embeddings_are_those_of_the_pixels(
+    local: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "in"
+    pictures.mkdir()
+    for path in sorted(demo_set().glob("*.jpg"))[:6]:
+        shutil.copy(path, pictures)
+    (pictures / "0.jpg").write_bytes(b"")
+    (tmp_path / "words.txt").write_text("dog\ncat\ncar\n", encoding="utf-8")
+    line = ["train", "--vocabulary", str(tmp_path / "words.txt"), "--grammar", "30", "--quiet"]
+    line += ["--steps", "2", "--out", str(tmp_path / "run"), *["--local"] * local]
+    assert run(line) == 0
+    artifact, out = str(tmp_path / "run" / "artifact"), str(tmp_path / "out")
+    assert run(["embed", str(pictures), "--out", out, *["--regions"] * local]) == 3
+    assert "0.jpg: empty" in capsys.readouterr().err
+    rows = []
+    for source in (["--embeddings", out], [str(pictures)]):
+        assert run(["tag", artifact, *source, "--threshold", "0"]) == 3
+        rows.append([json.loads(text) for text in capsys.readouterr().out.splitlines()])
+    for one, other in zip(*rows, strict=True):
+        assert one["image"] == other["image"]
+        assert one.get("error") == other.get("error")
+        scores = {tag["name"]: tag["score"] for tag in one["tags"]}
+        assert scores == pytest.approx({t["name"]: t["score"] for t in other["tags"]}, abs=0.01)
+    assert run(["tag", artifact, str(pictures), "--embeddings", out]) == 2
+    if local:
+        bare = str(tmp_path / "bare")
+        assert run(["embed", str(pictures), "--out", bare]) == 3
+        with pytest.raises(ArtifactError, match="--regions"):
+            list(Tagger.load(artifact).tag_embeddings(EmbeddingStore(bare)))
+
+
+def read_all(folder: Path, backbone: Backbone) -> None:
+    store = EmbeddingStore(folder)
+    store.check_backbone(backbone.fingerprint)
+    list(store.batches())
+
+
+@pytest.mark.parametrize("damage", ["shard gone", "shard cut", "manifest cut", "other model"])
+def test_a_damaged_folder_is_named(
+    backbone: Backbone, pictures: Path, tmp_path: Path, damage: str
+) -> None:
+    out = tmp_path / "out"
+    embed_images(backbone, pictures, out)
+    (shard,) = out.glob("*.safetensors")
+    manifest = out / MANIFEST
+    if damage == "shard gone":
+        shard.unlink()
+    elif damage == "shard cut":
+        os.truncate(shard, 2000)
+    elif damage == "manifest cut":
+        os.truncate(manifest, 50)
+    else:
+        found = json.loads(manifest.read_text())
+        found["backbone"]["fingerprint"] = "0" * 64
+        manifest.write_text(json.dumps(found))
+        with pytest.raises(ArtifactError, match="another CLIP"):
+            embed_images(backbone, pictures, out)
+    with pytest.raises(ArtifactError):
+        read_all(out, backbone)

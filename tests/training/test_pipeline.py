@@ -1,0 +1,105 @@
+"""Whole runs: interrupted anywhere and resumed, and with prompts and words learned together."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from support.training import settings, small
+from torch import Tensor
+
+from pvp_fast.artifact import Artifact
+from pvp_fast.clip.backbone import Backbone
+from pvp_fast.sentences import Corpus
+from pvp_fast.training import TrainConfig, train
+from pvp_fast.training.adapter import AdapterStage
+from pvp_fast.training.local import LocalPromptStage
+from pvp_fast.training.text import TextPromptStage
+from pvp_fast.training.visual import VisualPromptStage
+
+
+def together() -> TrainConfig:
+    config = settings()
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, co_learn=True))
+
+
+@pytest.fixture(scope="module")
+def whole(backbone: Backbone, corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return train(backbone, corpus, tmp_path_factory.mktemp("whole"), together(), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("stage", "call"),
+    [
+        (VisualPromptStage, 3),
+        (TextPromptStage, 4),  # in the prompts without transfer
+        (TextPromptStage, 7),  # in the transfer, where the pictures move too
+        (AdapterStage, 3),
+        (LocalPromptStage, 4),
+    ],
+)
+def test_a_run_cut_in_a_stage_and_resumed_gives_the_same_bits(
+    whole: Artifact,
+    backbone: Backbone,
+    corpus: Corpus,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stage: type,
+    call: int,
+) -> None:
+    calls, honest = [], stage.losses  # type: ignore[attr-defined]
+
+    def losses(self: object, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        calls.append(len(batch))
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        result: dict[str, Tensor] = honest(self, batch, generator)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "losses", losses)
+        with pytest.raises(KeyboardInterrupt):
+            train(backbone, corpus, tmp_path, together(), progress=False)
+    resumed = train(backbone, corpus, tmp_path, together(), progress=False)
+    assert set(resumed.tensors) == set(whole.tensors)
+    for name, value in whole.tensors.items():
+        assert torch.equal(resumed.tensors[name], value), name
+    assert resumed.metrics == whole.metrics
+    assert resumed.version == whole.version
+
+
+def test_co_learning_moves_the_pictures_with_the_words(
+    whole: Artifact, backbone: Backbone, corpus: Corpus, tmp_path: Path
+) -> None:
+    apart = train(backbone, corpus, tmp_path, settings(), progress=False)
+    assert torch.equal(apart.tensors["text_only"], whole.tensors["text_only"])
+    assert not torch.equal(apart.tensors["pixels"], whole.tensors["pixels"])
+    assert not torch.equal(apart.tensors["text"], whole.tensors["text"])
+    # The stored vectors are those of the stored pictures.
+    with torch.no_grad():
+        seen = backbone.encode_image(whole.tensors["pixels"].flatten(0, 1))
+    torch.testing.assert_close(whole.tensors["visual"].flatten(0, 1), seen)
+
+
+def test_the_local_branch_leaves_the_rest_as_it_was(
+    backbone: Backbone, corpus: Corpus, tmp_path: Path
+) -> None:
+    without = train(backbone, corpus, tmp_path / "a", small(), progress=False)
+    beside = train(backbone, corpus, tmp_path / "b", settings(), progress=False)
+    for name, value in without.tensors.items():
+        if name not in ("platt", "thresholds"):  # they follow the merged score
+            assert torch.equal(beside.tensors[name], value), name
+
+
+def test_a_run_from_before_a_field_existed_goes_on(
+    backbone: Backbone, corpus: Corpus, tmp_path: Path
+) -> None:
+    first = train(backbone, corpus, tmp_path, small(), progress=False)
+    path = tmp_path / "config.json"
+    run = json.loads(path.read_text())
+    del run["config"]["local"], run["config"]["local_prompts"]
+    path.write_text(json.dumps(run))
+    assert train(backbone, corpus, tmp_path, small(), progress=False).version == first.version

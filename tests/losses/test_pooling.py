@@ -10,9 +10,8 @@ from torch.utils.checkpoint import checkpoint
 from truth.pooling import pooling
 
 from pvp_fast import spatial_softmax_pool
-from pvp_fast.losses import pooling_ops
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import asl_loss_from_scores, ranking_loss_from_scores
+from pvp_fast.losses import asl_loss_from_scores, pooling_ops, ranking_loss_from_scores
 from pvp_fast.losses.pooling import plain_pool
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (5, 70, 5, 130)]

@@ -24,6 +24,8 @@ from pvp_fast.files import atomic_write
 if TYPE_CHECKING:
     import open_clip
 
+__all__ = ["load_model"]
+
 FOLDER = Path(__file__).parent / "weights"
 IMAGE_SIZE = 64
 MEAN = (0.5, 0.5, 0.5)

@@ -92,7 +92,7 @@ from pvp_fast import _C
 print(_C.__file__, _C.build_info())
 sys.exit(not _C.__file__.startswith(sys.argv[1]))' "$work/site"
 
-mapfile -t gpu_tests < <(grep -l 'mark\.gpu' tests/test_*.py)
+mapfile -t gpu_tests < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
 must "GPU tests" 150 "$python" -m pytest -q -p no:cacheprovider -m gpu "${gpu_tests[@]}"
 
 if ((!device)); then

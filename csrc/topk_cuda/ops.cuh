@@ -1,4 +1,4 @@
-// The instructions of sm_80 that C++ has no name for. A build for the CPU (tests/cuda_emulator)
+// The instructions of sm_80 that C++ has no name for. A build for the CPU (tests/native/cuda_emulator)
 // brings its own.
 #pragma once
 

@@ -1,4 +1,4 @@
-"""The public losses with backend="triton", run by test_fused_losses.py with TRITON_INTERPRET=1."""
+"""The public losses with backend="triton", run by test_kernels.py with TRITON_INTERPRET=1."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Symmetric InfoNCE by its Triton kernels, run by test_infonce_kernels.py.
+"""Symmetric InfoNCE by its Triton kernels, run by tests/kernels/test_kernels.py.
 
 The checks of test_clip_loss.py, through the public function, in both regimes.
 """

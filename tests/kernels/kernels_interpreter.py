@@ -1,4 +1,4 @@
-"""Kernels against float64 truth, run by tests/test_kernels.py with TRITON_INTERPRET=1.
+"""Kernels against float64 truth, run by tests/kernels/test_kernels.py with TRITON_INTERPRET=1.
 
 The bar for the loss and every gradient: an error at most twice that of plain PyTorch in the same
 dtype, plus 1e-4; and the same bits when run again.

@@ -1,4 +1,4 @@
-"""Pooling kernels against float64 truth, run by test_pool_kernels.py.
+"""Pooling kernels against float64 truth, run by tests/kernels/test_kernels.py.
 
 The bar for the value and every gradient: an error at most twice that of plain PyTorch in the same
 dtype, plus 1e-4; and the same bits when run again.

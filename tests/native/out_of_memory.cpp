@@ -1,5 +1,5 @@
 // Every allocation of an int8 search fails once, in whichever thread: std::bad_alloc for the caller,
-// never the end of the process. Built and run by tests/test_topk_native.py.
+// never the end of the process. Built and run by tests/native/test_topk_native.py.
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>

@@ -333,7 +333,7 @@ def test_a_failing_encoder_is_an_answer_and_not_the_end(
     asyncio.run(ask())
 
 
-def test_generated_requests_find_no_fault(server: Server) -> None:
+def test_generated_requests_find_no_fault(server: Server, tmp_path: Path) -> None:
     """Requests that schemathesis makes of the service's own description, valid and not."""
     pytest.importorskip("schemathesis")
     import subprocess
@@ -342,7 +342,10 @@ def test_generated_requests_find_no_fault(server: Server) -> None:
     checks = "not_a_server_error,status_code_conformance,response_schema_conformance"
     line = [sys.executable, "-m", "schemathesis.cli", "run", f"{server.url}/openapi.json"]
     options = ["--checks", checks, "--max-examples", "40", "--seed", "1", "--no-color"]
-    done = subprocess.run([*line, *options], capture_output=True, text=True, check=False)
+    # It keeps a cache where it stands.
+    done = subprocess.run(
+        [*line, *options], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-1000:]
     assert httpx.get(f"{server.url}/healthz").json()["status"] == "ok"
 

@@ -1,5 +1,5 @@
 // csrc/topk_cuda/topk.cu on a CPU against csrc/topk/topk.cpp: float32 bit for bit; bfloat16 on small whole
-// numbers, whose sums are exact in any order. Built and run by tests/test_topk_native.py.
+// numbers, whose sums are exact in any order. Built and run by tests/native/test_topk_native.py.
 #include "topk_cuda/topk.cu"
 
 #include <cstdio>

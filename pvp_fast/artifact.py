@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from pvp_fast.errors import ArtifactError, InputError
-from pvp_fast.files import atomic_write
+from pvp_fast.files import atomic_write, json_text
 from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.vocabulary.categories import Vocabulary
@@ -164,7 +164,7 @@ class Artifact:
         with atomic_write(folder / name) as stream:
             stream.write(payload)
         with atomic_write(folder / MANIFEST, "w") as stream:
-            json.dump(manifest, stream, indent=2)
+            stream.write(json_text(manifest, indent=2))
         for old in previous:
             old.unlink(missing_ok=True)
 

@@ -53,7 +53,7 @@ def describe_artifact(path: str | os.PathLike[str]) -> dict[str, str]:
         "local branch": "yes" if "local" in artifact.tensors else "no",
     }
     for stage, value in artifact.metrics.get("held_out_map", {}).items():
-        facts[f"held-out mAP, {stage}"] = f"{value:.1f}"
+        facts[f"held-out mAP, {stage}"] = "none" if value is None else f"{value:.1f}"
     return facts
 
 

@@ -9,10 +9,14 @@ Labels (N, C) come in one of two conventions, told apart by their dtype:
 
 A signed tensor with zeros but not one −1 is most likely plain 0/1 in the wrong dtype; read as VOC's
 it would lose every absent entry. It is refused unless ``difficult`` is given.
+
+Equal scores are one threshold: no order among them can be told, and none is made up. A NaN has no
+rank at all and is refused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +27,33 @@ from pvp_fast.errors import InputError
 DIFFICULT = ("ignore", "negative", "positive")
 
 
+def check_scores(scores: Tensor, names: Sequence[str] | None = None) -> None:
+    """Refuse scores (N, C) that hold a NaN, which no sort and no threshold can place.
+
+    Args:
+        names: C category names, for the message; without them it gives the column.
+
+    Raises:
+        InputError: naming the row and the category of the first NaN, both counted from 0.
+    """
+    missing = scores.isnan()
+    if not bool(missing.any()):
+        return
+    row, column = missing.nonzero()[0].tolist()
+    category = repr(names[column]) if names is not None else str(column)
+    raise InputError(
+        f"scores: row {row}, category {category} is NaN ({int(missing.sum())} of "
+        f"{scores.numel()} are); give finite scores, or leave those rows out"
+    )
+
+
 def _split(scores: Tensor, labels: Tensor, difficult: str | None) -> tuple[Tensor, Tensor]:
     """Positives and counted entries, both (N, C) bool, by the rules at the top of this file."""
     if scores.shape != labels.shape or scores.ndim != 2:
         raise InputError(
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (N, C)"
         )
+    check_scores(scores)
     if difficult is not None and difficult not in DIFFICULT:
         raise InputError(f"difficult={difficult!r}: use one of {', '.join(DIFFICULT)}")
     if labels.dtype in (torch.bool, torch.uint8):
@@ -49,7 +74,9 @@ def _split(scores: Tensor, labels: Tensor, difficult: str | None) -> tuple[Tenso
 def average_precision(scores: Tensor, labels: Tensor, *, difficult: str | None = None) -> Tensor:
     """Average precision over all points for each category.
 
-    Ties are ordered by the sample's position, so the value is deterministic.
+    The sum over thresholds of (recall gained) · (precision there), where equal scores are one
+    threshold, as in scikit-learn: the order of the samples cannot matter, and a category whose
+    scores are all equal gets its prevalence.
 
     Args:
         scores: (N, C). labels: (N, C) bool or uint8 0/1, or signed −1/0/1 with 0 = difficult.
@@ -59,23 +86,32 @@ def average_precision(scores: Tensor, labels: Tensor, *, difficult: str | None =
         (C,) float64 in [0, 1]; NaN for a category without positives.
 
     Raises:
-        InputError: shapes that differ, other label values, or signed labels with zeros and no −1
-            while ``difficult`` is not given.
+        InputError: shapes that differ, a NaN score, other label values, or signed labels with
+            zeros and no −1 while ``difficult`` is not given.
     """
     positive, counted = _split(scores, labels, difficult)
+    if not len(scores):
+        return torch.full((scores.shape[1],), torch.nan, dtype=torch.double, device=scores.device)
     # Entries that do not count sink to the end, where they are no positives.
-    ranked = scores.double().masked_fill(~counted, -torch.inf)
-    order = ranked.argsort(dim=0, descending=True, stable=True)
+    ranked, order = scores.double().masked_fill(~counted, -torch.inf).sort(dim=0, descending=True)
     hits = (positive & counted).gather(0, order).double()
-    rank = torch.arange(1, len(scores) + 1, dtype=torch.double, device=scores.device)[:, None]
-    precision = hits.cumsum(0) / rank
+    rank = counted.gather(0, order).double().cumsum(0).clamp(min=1)
+    # Every entry has the precision at the last entry of its score.
+    rows = torch.arange(len(scores), device=scores.device)[:, None].expand_as(ranked)
+    ends = torch.ones_like(counted)
+    ends[:-1] = ranked[:-1] != ranked[1:]
+    last = rows.masked_fill(~ends, len(scores)).flip(0).cummin(0).values.flip(0)
+    precision = (hits.cumsum(0) / rank).gather(0, last)
     return (precision * hits).sum(0) / hits.sum(0)
 
 
 def mean_average_precision(
     scores: Tensor, labels: Tensor, *, difficult: str | None = None
 ) -> float:
-    """Mean of :func:`average_precision` over categories with positives, in [0, 1]."""
+    """Mean of :func:`average_precision` over categories with positives, in [0, 1].
+
+    NaN where no category has a positive.
+    """
     per_category = average_precision(scores, labels, difficult=difficult)
     return float(per_category[~per_category.isnan()].mean())
 
@@ -104,16 +140,24 @@ def f1_at_threshold(
     scores: Tensor, labels: Tensor, threshold: float | Tensor, *, difficult: str | None = None
 ) -> F1:
     """CF1 and OF1 of the entries with score ≥ ``threshold`` (a number or (C,))."""
-    return _f1(scores >= threshold, *_split(scores, labels, difficult))
+    split = _split(scores, labels, difficult)
+    return _f1(scores >= _threshold(threshold), *split)
+
+
+def _threshold(threshold: float | Tensor) -> float | Tensor:
+    if bool(torch.as_tensor(threshold).isnan().any()):
+        raise InputError("threshold: NaN is no threshold; give numbers, inf to keep nothing")
+    return threshold
 
 
 def f1_at_topk(scores: Tensor, labels: Tensor, k: int = 3, *, difficult: str | None = None) -> F1:
-    """CF1 and OF1 of the k best categories of every sample."""
+    """CF1 and OF1 of the k best categories of every sample; of equal scores the first win."""
     if k < 1:
         raise InputError(f"k is {k}; give at least 1")
-    best = scores.topk(min(k, scores.shape[1]), dim=1).indices
+    split = _split(scores, labels, difficult)
+    best = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
     chosen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, best, True)
-    return _f1(chosen, *_split(scores, labels, difficult))
+    return _f1(chosen, *split)
 
 
 @dataclass(frozen=True)
@@ -154,7 +198,7 @@ def counts_at_threshold(
         threshold: a number, (C,) or (N, C).
     """
     positive, counted = _split(scores, labels, difficult)
-    kept, present = (scores >= threshold) & counted, positive & counted
+    kept, present = (scores >= _threshold(threshold)) & counted, positive & counted
     return Counts(kept.sum(0), (kept & present).sum(0), present.sum(0))
 
 

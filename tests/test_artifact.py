@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from torch.nn import functional as F
 
 from pvp_fast.artifact import MANIFEST, TENSORS, Artifact, probability
 from pvp_fast.errors import ArtifactError
+from pvp_fast.info import describe_artifact
 
 
 def test_a_saved_artifact_loads_with_the_same_bits(tmp_path: Path) -> None:
@@ -77,3 +80,11 @@ def test_another_backbone_is_refused() -> None:
 def test_probability_is_the_logistic_of_the_line() -> None:
     p = probability(torch.tensor([[0.5, 0.0]]), torch.tensor([[2.0, -1.0], [3.0, 0.0]]))
     torch.testing.assert_close(p, torch.tensor([[0.5, 0.5]]))
+
+
+def test_a_metric_without_a_value_is_null_in_the_manifest(tmp_path: Path) -> None:
+    artifact = dataclasses.replace(make(), metrics={"held_out_map": {"text": math.nan}})
+    artifact.save(tmp_path)
+    assert "NaN" not in (tmp_path / "artifact.json").read_text(encoding="utf-8")
+    assert Artifact.load(tmp_path).metrics == {"held_out_map": {"text": None}}
+    assert describe_artifact(tmp_path)["held-out mAP, text"] == "none"

@@ -12,20 +12,23 @@ from hypothesis import strategies as st
 from pvp_fast.errors import InputError
 from pvp_fast.metrics import (
     average_precision,
+    check_scores,
+    counts_at_threshold,
     f1_at_threshold,
     f1_at_topk,
     mean_average_precision,
+    reliability,
 )
 
 
 def ap_by_hand(scores: list[float], labels: list[bool]) -> float:
-    order = sorted(range(len(scores)), key=lambda i: -scores[i])
-    hits, total = 0, 0.0
-    for rank, i in enumerate(order, 1):
-        if labels[i]:
-            hits += 1
-            total += hits / rank
-    return total / hits if hits else math.nan
+    """Σ over distinct thresholds of (recall gained) · (precision of all that reach it)."""
+    total, before, positives = 0.0, 0, sum(labels)
+    for threshold in sorted(set(scores), reverse=True):
+        chosen = [label for score, label in zip(scores, labels, strict=True) if score >= threshold]
+        total += (sum(chosen) - before) * sum(chosen) / len(chosen)
+        before = sum(chosen)
+    return total / positives if positives else math.nan
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,6 +41,75 @@ def test_average_precision_is_the_loop(n: int, c: int, seed: int) -> None:
     for column in range(c):
         expected = ap_by_hand(scores[:, column].tolist(), labels[:, column].tolist())
         assert found[column].item() == pytest.approx(expected, nan_ok=True)
+    # The order of the samples cannot matter.
+    mixed = torch.randperm(n, generator=generator)
+    assert torch.allclose(average_precision(scores[mixed], labels[mixed]), found, equal_nan=True)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["positives first", "positives last"])
+@pytest.mark.parametrize("value", [0.25, 0.0, -math.inf, math.inf])
+def test_equal_scores_give_the_prevalence(first: bool, value: float) -> None:
+    labels = torch.zeros(1000, 1, dtype=torch.bool)
+    labels[: 100 if first else None] = True
+    labels[: 0 if first else 900] = False
+    assert mean_average_precision(torch.full((1000, 1), value), labels) == pytest.approx(0.1)
+
+
+def test_half_precision_ties_do_not_depend_on_the_order_of_a_sorted_file() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(20000, 1, generator=generator) < 0.1).sort(dim=0, descending=True).values
+    logits = torch.randn(20000, 1, generator=generator) + 9  # sigmoids near 1: few halves left
+    halves = logits.sigmoid().half()
+    assert len(halves.unique()) < 40
+    expected = ap_by_hand(halves[:, 0].tolist(), labels[:, 0].tolist())
+    assert mean_average_precision(halves, labels) == pytest.approx(expected, abs=1e-12)
+    assert mean_average_precision(halves.flip(0), labels.flip(0)) == pytest.approx(expected)
+    assert expected < 0.12
+
+
+def test_difficult_entries_stand_in_no_tie() -> None:
+    # Ignored: what is left of the tie is one present and one absent.
+    labels = torch.tensor([[0], [1], [0], [-1]], dtype=torch.int8)
+    for value in (0.5, -math.inf):
+        assert mean_average_precision(torch.full((4, 1), value), labels) == 0.5
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_average_precision_is_scikit_learns(dtype: torch.dtype) -> None:
+    sklearn = pytest.importorskip("sklearn.metrics")
+    generator = torch.Generator().manual_seed(1)
+    scores = (torch.randn(500, 20, generator=generator) * 3).sigmoid().mul(64).round().div(64)
+    labels = torch.rand(500, 20, generator=generator) < 0.15
+    found = average_precision(scores.to(dtype), labels)
+    for column in range(20):
+        expected = sklearn.average_precision_score(labels[:, column], scores[:, column])
+        assert found[column].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_nan_score_names_its_row_and_category() -> None:
+    scores = torch.rand(4, 3)
+    scores[2, 1] = math.nan
+    labels = torch.rand(4, 3) < 0.5
+    for measure in (average_precision, mean_average_precision, f1_at_topk, reliability):
+        with pytest.raises(InputError, match=r"row 2, category 1 is NaN \(1 of 12"):
+            measure(scores, labels)
+    for measure in (f1_at_threshold, counts_at_threshold):
+        with pytest.raises(InputError, match="row 2, category 1 is NaN"):
+            measure(scores, labels, 0.5)
+        with pytest.raises(InputError, match="threshold: NaN"):
+            measure(labels.float(), labels, math.nan)
+    with pytest.raises(InputError, match="row 2, category 'dog'"):
+        check_scores(scores, ["cat", "dog", "cow"])
+
+
+def test_no_sample_and_no_positive_are_nan() -> None:
+    assert average_precision(torch.zeros(0, 2), torch.zeros(0, 2, dtype=torch.bool)).isnan().all()
+    assert math.isnan(mean_average_precision(torch.rand(3, 2), torch.zeros(3, 2, dtype=torch.bool)))
+
+
+def test_of_equal_scores_the_first_categories_are_the_best() -> None:
+    labels = torch.tensor([[True, True, False, False]])
+    assert f1_at_topk(torch.zeros(1, 4), labels, 2).of1 == 1
 
 
 def test_difficult_labels_follow_the_convention() -> None:

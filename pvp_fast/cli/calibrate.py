@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -74,7 +73,7 @@ def calibrate(
     from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
-    from pvp_fast.files import atomic_write
+    from pvp_fast.files import atomic_write, json_text
     from pvp_fast.report.plots import require_matplotlib, write_plots
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training.thresholds import Target
@@ -87,8 +86,10 @@ def calibrate(
     old = Artifact.load(artifact)
     console = progress_console()
     failures: tuple[tuple[Path, str], ...] = ()
+    notes: tuple[str, ...] = ()
     if images is not None:
         evalset = read_dataset(dataset, images, split)
+        notes = evalset.notes
         with console.status("encoding images"):
             backbone = backbone_for(old, pick_device(device))
             old.check_backbone(backbone.fingerprint)
@@ -115,9 +116,11 @@ def calibrate(
         write_plots(result, plots)
     if json_out is not None:
         with atomic_write(json_out, "w") as stream:
-            json.dump(result.to_dict(), stream, indent=2)
+            stream.write(json_text(result.to_dict(), indent=2))
     typer.echo(f"{result.rows} {what}; target {aim}")
     typer.echo(_table(result))
+    for note in notes:
+        print(note, file=sys.stderr)
     for path, reason in failures:
         print(f"{path}: {reason}", file=sys.stderr)
     typer.echo(str(out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -41,7 +40,7 @@ def evaluate(
     from pvp_fast.artifact import Artifact
     from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, ladder, read_dataset
-    from pvp_fast.files import atomic_write
+    from pvp_fast.files import atomic_write, json_text
 
     loaded = [Artifact.load(folder) for folder in artifacts]
     evalset = read_dataset(dataset, path, split)
@@ -57,6 +56,8 @@ def evaluate(
         )
     result = ladder(loaded, features, difficult=difficult)
     typer.echo(result.table())
+    for note in evalset.notes:
+        print(note, file=sys.stderr)
     if result.unmatched:
         print(f"not in the vocabulary: {', '.join(result.unmatched)}", file=sys.stderr)
     typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)")
@@ -64,6 +65,6 @@ def evaluate(
         print(f"{image}: {reason}", file=sys.stderr)
     if json_out is not None:
         with atomic_write(json_out, "w") as stream:
-            json.dump(result.to_dict(), stream, indent=2)
+            stream.write(json_text(result.to_dict(), indent=2))
     if features.failures:
         raise typer.Exit(3)

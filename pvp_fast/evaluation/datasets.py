@@ -6,6 +6,7 @@ Paths that come out of a data file never leave their root.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 from pvp_fast.files import safe_join
 
+SHOWN = 5  # names in a note
+
 
 @dataclass(frozen=True)
 class EvalSet:
@@ -25,11 +28,13 @@ class EvalSet:
     Attributes:
         paths: N files. names: C category names as the data set spells them.
         labels: (N, C) int8, 1 present, −1 absent, 0 difficult (only VOC has it).
+        notes: what of the data set's files could not be used, one sentence a kind.
     """
 
     paths: tuple[Path, ...]
     names: tuple[str, ...]
     labels: Tensor
+    notes: tuple[str, ...] = ()
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -49,6 +54,24 @@ def _json(path: Path) -> Any:
         raise InputError(f"{path} is no readable JSON: {error}") from error
 
 
+class _Unused:
+    """Entries that refer to what the data set does not list, counted by kind and named."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Counter[str]] = {}
+
+    def add(self, kind: str, name: object) -> None:
+        """``kind`` is a sentence's beginning, such as "annotations of unlisted images"."""
+        self._found.setdefault(kind, Counter())[str(name)] += 1
+
+    def notes(self) -> tuple[str, ...]:
+        return tuple(
+            f"{names.total()} {kind}: {', '.join(list(names)[:SHOWN])}"
+            + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+            for kind, names in self._found.items()
+        )
+
+
 def _positives(rows: list[set[int]], count: int) -> Tensor:
     labels = torch.full((len(rows), count), -1, dtype=torch.int8)
     for row, present in zip(labels, rows, strict=True):
@@ -59,17 +82,23 @@ def _positives(rows: list[set[int]], count: int) -> Tensor:
 def read_folder(root: Path, split: str = "") -> EvalSet:
     """``root/labels.json``: ``{"categories": [...], "photos": {file: {"labels": [...]}}}``."""
     data = _json(root / "labels.json")
+    unused = _Unused()
     try:
         names = tuple(data["categories"])
         index = {name: i for i, name in enumerate(names)}
         photos = sorted(data["photos"].items())
-        rows = [{index[label] for label in entry["labels"]} for _, entry in photos]
+        rows: list[set[int]] = []
+        for _, entry in photos:
+            rows.append({index[label] for label in entry["labels"] if label in index})
+            for label in entry["labels"]:
+                if label not in index:
+                    unused.add("labels of unknown categories, left out", label)
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{root / 'labels.json'} is not of the labels format: {error!r}"
         ) from error
     paths = tuple(safe_join(root, name) for name, _ in photos)
-    return EvalSet(paths, names, _positives(rows, len(names)))
+    return EvalSet(paths, names, _positives(rows, len(names)), unused.notes())
 
 
 def read_voc(root: Path, split: str = "test") -> EvalSet:
@@ -80,20 +109,32 @@ def read_voc(root: Path, split: str = "test") -> EvalSet:
             f"path: {root} has no ImageSets/Main/*_{split}.txt; give VOCdevkit/VOC2007"
         )
     names = tuple(path.name.removesuffix(f"_{split}.txt") for path in lists)
-    rows: dict[str, list[int]] = {}
-    for column, path in enumerate(lists):
+    columns: list[dict[str, int]] = []
+    for path in lists:
+        column: dict[str, int] = {}
         for line in _lines(path):
             image, _, value = line.partition(" ")
             if value.strip() not in ("-1", "0", "1"):
                 raise InputError(f"{path} has the line {line!r}; give an image and -1, 0 or 1")
-            rows.setdefault(image, [0] * len(names))[column] = int(value)
-    images = sorted(rows)
+            column[image] = int(value)
+        columns.append(column)
+    images = sorted({image for column in columns for image in column})
+    unused = _Unused()
+    for name, column in zip(names, columns, strict=True):
+        for image in images:
+            if image not in column:
+                unused.add(f"images without a line for {name!r}, difficult there", image)
+    rows = [[column.get(image, 0) for column in columns] for image in images]
     paths = tuple(safe_join(root / "JPEGImages", f"{image}.jpg") for image in images)
-    return EvalSet(paths, names, torch.tensor([rows[i] for i in images], dtype=torch.int8))
+    return EvalSet(paths, names, torch.tensor(rows, dtype=torch.int8), unused.notes())
 
 
 def read_coco(root: Path, split: str = "val2014") -> EvalSet:
-    """``annotations/instances_SPLIT.json`` and the images in ``SPLIT``."""
+    """``annotations/instances_SPLIT.json`` and the images in ``SPLIT``.
+
+    Annotations of images or categories that the file does not list are counted in the notes.
+    """
+    unused = _Unused()
     data = _json(root / "annotations" / f"instances_{split}.json")
     try:
         categories = sorted(data["categories"], key=lambda c: c["id"])
@@ -101,14 +142,22 @@ def read_coco(root: Path, split: str = "val2014") -> EvalSet:
         images = sorted(data["images"], key=lambda i: i["id"])
         present: dict[int, set[int]] = {image["id"]: set() for image in images}
         for annotation in data["annotations"]:
-            present[annotation["image_id"]].add(index[annotation["category_id"]])
+            image, category = annotation["image_id"], annotation["category_id"]
+            if image not in present:
+                unused.add(
+                    "annotations of images that are not listed, left out", f"image_id {image}"
+                )
+            elif category not in index:
+                unused.add("annotations of unknown categories, left out", f"category_id {category}")
+            else:
+                present[image].add(index[category])
         paths = tuple(safe_join(root / split, image["file_name"]) for image in images)
         rows = [present[image["id"]] for image in images]
         names = tuple(c["name"] for c in categories)
     except (KeyError, TypeError, AttributeError) as error:
         file = root / "annotations" / f"instances_{split}.json"
         raise InputError(f"{file} is not of COCO's instances format: {error!r}") from error
-    return EvalSet(paths, names, _positives(rows, len(categories)))
+    return EvalSet(paths, names, _positives(rows, len(categories)), unused.notes())
 
 
 def read_nuswide(root: Path, split: str = "Test") -> EvalSet:

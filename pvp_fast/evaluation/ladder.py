@@ -18,7 +18,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
 from pvp_fast.loaders import ImageStream, ItemSource
-from pvp_fast.metrics import average_precision, f1_at_threshold, f1_at_topk
+from pvp_fast.metrics import average_precision, check_scores, f1_at_threshold, f1_at_topk
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Ladder:
     """The rungs from zero-shot to the full method.
 
     ``tagging`` holds CF1 and OF1 in percent of the full method at the artifact's own thresholds.
+    ``counted`` of ``categories`` have a positive: the means are over those.
     """
 
     rungs: list[Rung]
@@ -106,9 +107,11 @@ class Ladder:
     failures: int
     unmatched: tuple[str, ...]
     difficult: str
+    categories: int
+    counted: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain values; a category without a positive has NaN (null in a JSON file)."""
         return {
             "rungs": [vars(rung) for rung in self.rungs],
             "tagging": self.tagging,
@@ -116,6 +119,8 @@ class Ladder:
             "failures": self.failures,
             "unmatched": list(self.unmatched),
             "difficult": self.difficult,
+            "categories": self.categories,
+            "counted": self.counted,
         }
 
     def table(self) -> str:
@@ -124,7 +129,11 @@ class Ladder:
         for rung in self.rungs:
             cells = "".join(f"{_spread(v):>14}" for v in (rung.map, rung.cf1, rung.of1))
             lines.append(f"{rung.name:26}{cells}")
-        lines.append(f"{self.images} images, {self.failures} unreadable")
+        lines.append(
+            f"{self.images} images, {self.failures} unreadable; over {self.counted} of "
+            f"{self.categories} categories"
+            + (", the others have no positive" if self.counted < self.categories else "")
+        )
         return "\n".join(lines)
 
 
@@ -175,6 +184,12 @@ def ladder(
     rows = torch.tensor([a for a, _ in pairs])
     columns = [c for _, c in pairs]
     labels = features.labels[:, columns]
+    present = (labels >= 0 if difficult == "positive" else labels > 0).any(0)
+    if not bool(present.any()):
+        raise InputError(
+            f"dataset: none of its {len(features.z)} images shows one of the {len(pairs)} "
+            "categories it shares with the artifact; nothing can be measured"
+        )
     matched = {features.names[c] for c in columns}
 
     rungs: dict[str, Rung] = {}
@@ -183,6 +198,7 @@ def ladder(
         steps = _scores(artifact, features)
         for name, scores in steps.items():
             rung = rungs.setdefault(name, Rung(name))
+            check_scores(scores[:, rows], [features.names[c] for c in columns])
             precision = average_precision(scores[:, rows], labels, difficult=difficult)
             f1 = f1_at_topk(scores[:, rows], labels, 3, difficult=difficult)
             rung.map.append(100 * float(precision[~precision.isnan()].mean()))
@@ -205,6 +221,8 @@ def ladder(
         failures=len(features.failures),
         unmatched=tuple(n for n in features.names if n not in matched),
         difficult=difficult,
+        categories=len(pairs),
+        counted=int(present.sum()),
     )
 
 

@@ -84,7 +84,7 @@ def test_counts_and_their_ratios() -> None:
 
 @pytest.mark.parametrize("bad", [-0.1, 1.5, float("nan")])
 def test_only_probabilities_have_a_reliability(bad: float) -> None:
-    with pytest.raises(InputError, match="between 0 and 1"):
+    with pytest.raises(InputError, match=r"between 0 and 1|is NaN"):
         reliability(torch.tensor([[bad]]), torch.tensor([[True]]))
     with pytest.raises(InputError, match="bins"):
         reliability(torch.tensor([[0.5]]), torch.tensor([[True]]), bins=0)

@@ -67,7 +67,7 @@ class AdapterStage:
         return len(self.train)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x, y = self.train.batch(batch)
+        x, y = self.train.draw(batch, generator, self.config.loop.batch_size)
         # Two banks of width D are one of width 2D, whose scores need not be in memory.
         queries, banks = self.module.queries(x), self.module.class_vectors()
         name, scale = self.config.loss, self.config.scale

@@ -78,7 +78,7 @@ class LocalPromptStage:
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        tokens, mask, y = self.train.batch(batch)
+        tokens, mask, y = self.train.draw(batch, generator, config.loop.batch_size)
         scores = spatial_softmax_pool(
             tokens,
             self._encode(),

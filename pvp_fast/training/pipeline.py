@@ -22,6 +22,7 @@ from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, TokenSentences
+from pvp_fast.training.gap import CLEAN, GapConfig
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
@@ -40,7 +41,8 @@ _SECTIONS: dict[str, Any] = {
 class TrainConfig:
     """Settings of a whole run; ``held_out`` is the share of sentences kept for judging.
 
-    ``local`` trains the local branch too, with the settings ``local_prompts``.
+    ``local`` trains the local branch too, with the settings ``local_prompts``. ``gap`` perturbs the
+    sentences of every stage, and those that judge it.
     """
 
     visual: VisualPromptConfig = field(default_factory=VisualPromptConfig)
@@ -50,6 +52,7 @@ class TrainConfig:
     local: bool = False
     held_out: float = 0.1
     seed: int = 0
+    gap: GapConfig = CLEAN
 
     @classmethod
     def demo(cls, seed: int = 0) -> TrainConfig:
@@ -89,6 +92,8 @@ class TrainConfig:
                 if "loop" in inner:
                     inner["loop"] = _build(LoopConfig, inner["loop"], f"{name}.loop")
                 values[name] = _build(section, inner, name)
+        if "gap" in values:
+            values["gap"] = _build(GapConfig, values["gap"], "gap")
         built: TrainConfig = _build(cls, values, "config")
         return built
 
@@ -147,10 +152,11 @@ def train(
         unseen = seen  # too few sentences to hold any out: judge on what is there
     cache = FeatureCache(folder / "features")
     with ranks.in_turn():
-        data, judge = (
-            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
+        data, clean = (
+            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device, config.gap)
             for part in (seen, unseen)
         )
+    judge = clean.perturbed(config.seed)
     names = corpus.vocabulary.names
     metrics: dict[str, float] = {}
 
@@ -175,13 +181,13 @@ def train(
         adapter, config.adapter.loop, folder / "adapter", progress=progress
     )
 
-    x, y = judge.all()
+    x, y = clean.all()
     with torch.no_grad():
         scores = adapter.module(x)
     extra: dict[str, Tensor] = {}
     if config.local:
         with ranks.in_turn():
-            tokens, token_judge = _token_sentences(cache, backbone, seen, unseen)
+            tokens, token_judge = _token_sentences(cache, backbone, config.gap, seen, unseen)
         local = LocalPromptStage(backbone, names, tokens, token_judge, config.local_prompts)
         metrics["local"] = run_stage(
             local, config.local_prompts.loop, folder / "local", progress=progress
@@ -234,14 +240,14 @@ def train(
 
 
 def _token_sentences(
-    cache: FeatureCache, backbone: Backbone, *parts: Corpus
+    cache: FeatureCache, backbone: Backbone, gap: GapConfig, *parts: Corpus
 ) -> list[TokenSentences]:
     """Token features of each part; positions that are padding in all its sentences are not kept."""
     found = []
     for part in parts:
         ends = backbone.text_end(backbone.tokenize(part.sentences))
         tokens, mask = cache.token_features(backbone, part, max_tokens=int(ends.max()) + 1)
-        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device))
+        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device, gap))
     return found
 
 
@@ -263,7 +269,9 @@ def _claim(
         raise InputError(f"out: {folder} already holds a run; give another folder or resume")
     found = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(found.get("config"), dict):
-        found["config"] = _settings(TrainConfig.from_dict(found["config"]))
+        # A run from before there was a gap trained on the sentences as they are.
+        stored = {"gap": dataclasses.asdict(CLEAN), **found["config"]}
+        found["config"] = _settings(TrainConfig.from_dict(stored))
     run["config"] = _settings(config)
     for part, value in run.items():
         if found.get(part) != value:

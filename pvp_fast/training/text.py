@@ -91,7 +91,7 @@ class TextPromptStage:
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        x, y = self.train.batch(batch)
+        x, y = self.train.draw(batch, generator, config.loop.batch_size)
         text = self._encode(self.module.prompts)
         terms = {config.loss: classification_loss(config.loss, x, text, y, config.scale)}
         visual = self.visual

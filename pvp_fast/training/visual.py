@@ -79,7 +79,7 @@ class VisualPromptStage:
         return len(self.train)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x, y = self.train.batch(batch)
+        x, y = self.train.draw(batch, generator, self.config.loop.batch_size)
         prompts, bank = self.module.prompts, self.module.bank
         count, width = prompts.n_categories, self.config.categories_per_step
         if 0 < width < count:

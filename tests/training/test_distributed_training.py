@@ -21,7 +21,7 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import InputError, TrainingDiverged
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
-from pvp_fast.training import TrainConfig, train
+from pvp_fast.training import GapConfig, TrainConfig, train
 from pvp_fast.training.distributed import Ranks, process_group
 from pvp_fast.training.loop import run_stage
 from pvp_fast.training.visual import VisualPromptStage
@@ -56,6 +56,7 @@ CASES = {
     "ranking": settings(),
     "subset": settings(categories_per_step=3, prompts_per_category=2),
     "adamw": settings("adamw", loss="asl"),
+    "gap": dataclasses.replace(settings(), gap=GapConfig(0.5, 0.5)),
 }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.sentences import Corpus
-from pvp_fast.training import TrainConfig, train
+from pvp_fast.training import GapConfig, TrainConfig, train
 from pvp_fast.training.adapter import AdapterStage
 from pvp_fast.training.local import LocalPromptStage
 from pvp_fast.training.text import TextPromptStage
@@ -22,8 +22,10 @@ from pvp_fast.training.visual import VisualPromptStage
 
 
 def together() -> TrainConfig:
+    """Everything that draws: pictures that move with the words, sentences that are perturbed."""
     config = settings()
-    return dataclasses.replace(config, text=dataclasses.replace(config.text, co_learn=True))
+    text = dataclasses.replace(config.text, co_learn=True)
+    return dataclasses.replace(config, text=text, gap=GapConfig(0.5, 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,8 @@ def test_a_run_cut_in_a_stage_and_resumed_gives_the_same_bits(
 def test_co_learning_moves_the_pictures_with_the_words(
     whole: Artifact, backbone: Backbone, corpus: Corpus, tmp_path: Path
 ) -> None:
-    apart = train(backbone, corpus, tmp_path, settings(), progress=False)
+    config = dataclasses.replace(settings(), gap=together().gap)
+    apart = train(backbone, corpus, tmp_path, config, progress=False)
     assert torch.equal(apart.tensors["text_only"], whole.tensors["text_only"])
     assert not torch.equal(apart.tensors["pixels"], whole.tensors["pixels"])
     assert not torch.equal(apart.tensors["text"], whole.tensors["text"])

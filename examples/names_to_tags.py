@@ -91,7 +91,7 @@ figure, axes = plt.subplots(2, 4, figsize=(9.5, 5.6), layout="constrained")
 for axis, result, row in zip(axes.flat, results, busy.tolist(), strict=True):
     shown = [vocabulary.names[c] for c in range(len(ours)) if dataset.labels[row, ours[c]] > 0]
     tags = [f"{tag.name} {tag.score:.2f}" for tag in result.tags]
-    axis.imshow(Image.open(result.key))
+    axis.imshow(Image.open(result.image))
     axis.set_title("\n".join([f"shows {', '.join(shown)}", *tags]), fontsize=8, loc="left")
     axis.axis("off")
 plt.show()

@@ -66,7 +66,7 @@ def report(
         entries = []
         with console.status("tagging"):
             for found in tagger.tag(find_images([root]), top_k=None, threshold=LEAST):
-                name = os.path.relpath(found.key, root)
+                name = os.path.relpath(found.image, root)
                 tags = tuple((t.name, t.score) for t in found.tags)
                 entries.append(Entry(name, tags, found.error))
         if not entries:

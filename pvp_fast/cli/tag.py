@@ -153,14 +153,14 @@ def tag(
         show = output is not None or not sys.stdout.isatty()
         with image_progress(count, show) as advance_to:
             for result in results:
-                if embeddings is not None and resumes and sink.has(result.key):
+                if embeddings is not None and resumes and sink.has(result.image):
                     skipped += 1
                 else:
                     done += 1
                     reason = sink.write(result) or result.error
                     if reason is not None:
                         bad += 1
-                        print(f"pvp-fast: {result.key}: {reason}", file=sys.stderr)
+                        print(f"pvp-fast: {result.image}: {reason}", file=sys.stderr)
                 advance_to(done + skipped + wanted.skipped)
         skipped += wanted.skipped
         if not done + skipped:

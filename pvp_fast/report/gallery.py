@@ -66,7 +66,7 @@ def read_tags(path: Path) -> list[Entry]:
 def _entry(line: str, where: str) -> Entry:
     try:
         found = json.loads(line)
-        name = found["image"] if "image" in found else found["key"]
+        name = found["image"] if "image" in found else found["key"]  # the older name
         tags = tuple((t["name"], float(t["score"])) for t in found["tags"])
         error = found.get("error")
         if not all(isinstance(text, str) for text in (name, *(t for t, _ in tags))):

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.serve.batching import Batcher, Closed, QueueFull
 from pvp_fast.serve.config import ServeConfig
-from pvp_fast.tagging.tagger import Tag, Tagger
+from pvp_fast.tagging.tagger import Tag, Tagger, TagResult
 
 try:
     from fastapi import FastAPI, HTTPException, Query, Request, Response
@@ -34,9 +34,9 @@ _TAG = {
 }
 _RESULT = {
     "type": "object",
-    "required": ["key", "tags", "error"],
+    "required": ["image", "tags", "error"],
     "properties": {
-        "key": {"type": "string", "description": "The image's file name, or its number."},
+        "image": {"type": "string", "description": "The image's name in the request."},
         "tags": {"type": "array", "items": _TAG, "description": "Best first."},
         "error": {"type": ["string", "null"], "description": "Why there are no tags."},
     },
@@ -61,7 +61,8 @@ _JSON_BODY = _body_of(
         "type": "object",
         "required": ["data"],
         "properties": {
-            "key": {"type": "string"},
+            "image": {"type": "string", "description": "A name; by default its number."},
+            "key": {"type": "string", "deprecated": True, "description": "As image."},
             "data": {"type": "string", "format": "byte", "description": "Base64."},
         },
     }
@@ -197,7 +198,7 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
             raise QueueFull
         images = await _images(request, config.max_images)
         found = await running.tag([data for _, data in images], top_k, threshold)
-        results = [_result(key, tags) for (key, _), tags in zip(images, found, strict=True)]
+        results = [_result(name, tags) for (name, _), tags in zip(images, found, strict=True)]
         for result in results:
             metrics.images.labels("tagged" if result["error"] is None else "failed").inc()
         return results
@@ -329,19 +330,21 @@ def _from_json(body: bytes) -> list[tuple[str, bytes]]:
         return [_from_entry(number, entry) for number, entry in enumerate(images)]
     except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
         raise HTTPException(
-            400, f'send {{"images": [{{"key": …, "data": BASE64}}, …]}} ({error})'
+            400, f'send {{"images": [{{"image": …, "data": BASE64}}, …]}} ({error})'
         ) from error
 
 
 def _from_entry(number: int, entry: Any) -> tuple[str, bytes]:
-    key = entry.get("key", str(number)) if isinstance(entry, dict) else None
-    if not isinstance(key, str) or not isinstance(entry.get("data"), str):
-        raise InputError(f"image {number} has no string 'data', or a 'key' that is no string")
-    return key, base64.b64decode(entry["data"], validate=True)
+    if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
+        raise InputError(f"image {number} has no string 'data'")
+    names = [entry[field] for field in ("image", "key") if field in entry]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(f"image {number} has a name that is no string")
+    return (names or [str(number)])[0], base64.b64decode(entry["data"], validate=True)
 
 
-def _result(key: str, found: tuple[Tag, ...] | str) -> dict[str, Any]:
+def _result(name: str, found: tuple[Tag, ...] | str) -> dict[str, Any]:
+    """``found``: its tags, or why it has none."""
     if isinstance(found, str):
-        return {"key": key, "tags": [], "error": found}
-    tags = [{"name": tag.name, "score": round(tag.score, 6)} for tag in found]
-    return {"key": key, "tags": tags, "error": None}
+        return TagResult(name, (), found).to_dict()
+    return TagResult(name, found).to_dict()

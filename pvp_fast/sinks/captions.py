@@ -26,7 +26,7 @@ class CaptionSink(Sink):
         self.dry_run = dry_run
 
     def write(self, result: TagResult) -> str | None:
-        image = Path(result.key)
+        image = Path(result.image)
         path = image.with_suffix(".txt")
         if not result.tags:
             return None

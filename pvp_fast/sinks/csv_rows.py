@@ -36,7 +36,7 @@ class CsvRows:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for row in rows or [("", "", result.error or "")]:
-            cells = (result.key, *row, str(len(rows)), self.artifact)
+            cells = (result.image, *row, str(len(rows)), self.artifact)
             writer.writerow([plain(cell, self.encoding) for cell in cells])
         return text.getvalue()
 

@@ -29,7 +29,7 @@ class JsonLines:
 
     def block(self, result: TagResult) -> str:
         line: dict[str, object] = {
-            "image": result.key,
+            "image": result.image,
             "tags": [{"name": t.name, "score": round(t.score, 6)} for t in result.tags],
             "artifact": self.artifact,
         }

@@ -128,9 +128,9 @@ class AppendSink(Sink):
         return self.lines.key(key) in self._keys
 
     def write(self, result: TagResult) -> None:
-        if self.has(result.key):
+        if self.has(result.image):
             return
-        self._keys.add(self.lines.key(result.key))
+        self._keys.add(self.lines.key(result.image))
         self._waiting.append(self.lines.block(result).encode())
         if len(self._waiting) >= _FLUSH_EVERY:
             self._flush()

@@ -151,9 +151,9 @@ class ParquetFolderSink(Sink):
         return plain(key) in self._keys
 
     def write(self, result: TagResult) -> None:
-        if self.has(result.key):
+        if self.has(result.image):
             return
-        self._keys.add(plain(result.key))
+        self._keys.add(plain(result.image))
         self._waiting.append(result)
         if len(self._waiting) >= _GROUP:
             self._flush()
@@ -191,7 +191,7 @@ def read_keys(path: str | os.PathLike[str], artifact: str) -> set[str]:
 
 def _row(result: TagResult, artifact: str) -> dict[str, Any]:
     return {
-        "image": plain(result.key),
+        "image": plain(result.image),
         "tags": [{"name": plain(t.name), "score": t.score} for t in result.tags],
         "error": None if result.error is None else plain(result.error),
         "artifact": artifact,

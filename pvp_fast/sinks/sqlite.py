@@ -131,7 +131,7 @@ class SqliteSink(Sink):
             return
         with self._errors(), self._transaction() as database:
             for result in self._waiting:
-                image = plain(result.key)
+                image = plain(result.image)
                 error = None if result.error is None else plain(result.error)
                 database.execute(
                     "INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (image, self.artifact, error)

@@ -34,7 +34,7 @@ class TableSink(Sink):
         tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
         text, style = (f"cannot be read: {result.error}", "red") if result.error else (tags, "")
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        self._table.add_row(Text(plain(result.key, encoding)), Text(plain(text, encoding), style))
+        self._table.add_row(Text(plain(result.image, encoding)), Text(plain(text, encoding), style))
 
     def __exit__(
         self,

@@ -39,7 +39,7 @@ class XmpSink(Sink):
         return False
 
     def write(self, result: TagResult) -> str | None:
-        path = Path(f"{result.key}.xmp")
+        path = Path(f"{result.image}.xmp")
         if not result.tags:
             return None
         if path.is_symlink():

@@ -37,16 +37,19 @@ class Tag:
 
 @dataclass(frozen=True)
 class TagResult:
-    """The tags of one image, best first; or, when it could not be read, why."""
+    """The tags of one image, best first; or, when it could not be read, why.
 
-    key: str
+    ``image`` is its path, its name in a shard, or its number among the images given.
+    """
+
+    image: str
     tags: tuple[Tag, ...]
     error: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, one line of a JSONL file."""
         tags = [{"name": t.name, "score": round(t.score, 6)} for t in self.tags]
-        return {"key": self.key, "tags": tags, "error": self.error}
+        return {"image": self.image, "tags": tags, "error": self.error}
 
 
 class Tagger:

@@ -26,6 +26,7 @@ from pvp_fast.report.gallery import (
     with_labels,
     with_thumbnails,
 )
+from pvp_fast.tagging import Tag, TagResult
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror='alert(2)'>{{ data }}"
 NAMES = ("dog", "cat", "teddy bear", EVIL)
@@ -216,6 +217,14 @@ def test_images_stay_inside_their_root(tmp_path: Path, monkeypatch: pytest.Monke
     os.symlink(tmp_path / "secret.jpg", root / "link.jpg")
     with pytest.raises(InputError, match="outside"):
         locate("link.jpg", root)
+
+
+def test_lines_with_the_old_name_of_an_image_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "t.jsonl"
+    result = TagResult("a.jpg", (Tag("dog", 0.5, 0),)).to_dict()
+    old = {"key": "b.jpg", "tags": result["tags"], "error": None}
+    path.write_text("".join(json.dumps(line) + "\n" for line in (result, old)))
+    assert read_tags(path) == [Entry(n, (("dog", 0.5),)) for n in ("a.jpg", "b.jpg")]
 
 
 @pytest.mark.parametrize(

@@ -113,14 +113,15 @@ def test_every_form_of_request(server: Server, tagger: Tagger, photos: dict[str,
     coded = base64.b64encode(data).decode()
     answers = [
         httpx.post(**where, files=[("images", (name, data)), ("images", ("b", data))]),
-        httpx.post(**where, json={"images": [{"key": name, "data": coded}, {"data": coded}]}),
+        httpx.post(**where, json={"images": [{"image": name, "data": coded}, {"data": coded}]}),
+        httpx.post(**where, json={"images": [{"key": name, "data": coded}]}),  # its old name
         httpx.post(**where, content=data, headers={"content-type": "image/jpeg"}),
     ]
-    for answer, keys in zip(answers, ([name, "b"], [name, "1"], ["0"]), strict=True):
+    for answer, names in zip(answers, ([name, "b"], [name, "1"], [name], ["0"]), strict=True):
         assert answer.status_code == 200, answer.text
         body = answer.json()
         assert body["artifact"] == tagger.artifact.version
-        assert [result["key"] for result in body["results"]] == keys
+        assert [result["image"] for result in body["results"]] == names
         for result in body["results"]:
             check(result, right)
 
@@ -159,7 +160,7 @@ def test_no_answer_is_lost_or_mixed_up(
             timeout=60,
         )
         (result,) = answer.json()["results"]
-        assert result["key"] == name
+        assert result["image"] == name
         check(result, right[name])
 
     with ThreadPoolExecutor(16) as pool:
@@ -198,6 +199,7 @@ def test_a_bad_image_harms_no_other(
         ({"json": {"images": []}}, 400),
         ({"json": {"images": ["AAAA"]}}, 400),
         ({"json": {"images": [{"data": "no base64!"}]}}, 400),
+        ({"json": {"images": [{"data": "AAAA", "image": 3}]}}, 400),
         ({"json": {"images": [{"data": "AAAA", "key": 3}]}}, 400),
         ({"json": {"images": [{"data": ""}] * 65}}, 400),
         ({"files": [("pictures", ("a", b"x"))]}, 400),

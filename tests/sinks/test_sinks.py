@@ -33,7 +33,7 @@ def images(count: int, start: int = 0) -> list[TagResult]:
 def put(format: str, path: Path, results: list[TagResult], version: str = V1, **options) -> None:
     with open_sink(format, path, version, **options) as sink:
         for result in results:
-            if not sink.has(result.key):
+            if not sink.has(result.image):
                 assert sink.write(result) is None
 
 
@@ -72,7 +72,7 @@ def test_what_is_there_is_skipped_and_nothing_is_there_twice(tmp_path: Path, for
     assert len(keys(format, path)) == 84
     with open_sink(format, path, V1, append=True, dry_run=True) as sink:
         assert sink.has("00079.jpg")
-        assert sink.has(bad.key)
+        assert sink.has(bad.image)
         assert not sink.has("new.jpg")
         sink.write(image("new.jpg", "dog"))
     assert len(keys(format, path)) == 84
@@ -232,11 +232,11 @@ def test_a_full_disk_is_one_error_and_the_output_stays_whole(full_disk: Path, fo
     assert not list(full_disk.rglob("*.tmp"))
     filler.unlink()  # SQLite needs a little room to read, too
     there = keys(format, path)
-    assert {(r.key, V1) for r in images(70)} <= set(there)
+    assert {(r.image, V1) for r in images(70)} <= set(there)
     assert len(there) == len(set(there))
     put(format, path, many[:200], append=True)  # goes on as if nothing had been
     now = keys(format, path)
-    assert {(r.key, V1) for r in many[:200]} <= set(now)
+    assert {(r.image, V1) for r in many[:200]} <= set(now)
     assert len(now) == len(set(now))
 
 

@@ -85,8 +85,8 @@ def test_bad_images_are_reported_in_place(tagger: Tagger, images: list[Path]) ->
     mixed = [images[0], "missing.jpg", b"", images[1]]
     results = tagger.tag(mixed, threshold=0.0, batch_size=2)
     assert [r.error is None for r in results] == [True, False, False, True]
-    assert results[1].key == "missing.jpg"
-    assert results[2].to_dict() == {"key": "2", "tags": [], "error": results[2].error}
+    assert results[1].image == "missing.jpg"
+    assert results[2].to_dict() == {"image": "2", "tags": [], "error": results[2].error}
     with pytest.raises(ImageError):
         tagger.tag(mixed, errors="raise")
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
+import re
+import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,25 +19,41 @@ from typing import IO, Any
 
 from pvp_fast.errors import InputError
 
+STDOUT = "-"
+# What file systems without fsync, extended attributes or locks answer.
+_NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_MAX_LINKS = 40  # as Linux
+
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file that replaces ``path`` only when the block ends without an error.
 
+    A symbolic link stays one: the file it leads to is replaced. Owner, mode and extended
+    attributes of a replaced file are kept where the file system allows it. What is no regular file
+    (a device, a FIFO, ``/dev/stdout``) is written directly, as ``open`` would.
+
     Args:
         path: the file to write; its folder is created.
         mode: "wb" for bytes or "w" for UTF-8 text.
     """
-    target = Path(path)
+    target, descriptor = _destination(path)
+    if descriptor is not None or _is_special(target):
+        with _open_special(target, descriptor, mode) as stream:
+            yield stream
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+    # A short prefix: with the whole name, a long one would be too long.
+    handle, name = tempfile.mkstemp(
+        dir=target.parent, prefix=f".{target.name[:32]}.", suffix=".tmp"
+    )
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        os.chmod(name, _mode(target))
-        os.replace(name, target)
+            sync_file(stream.fileno())
+        _make_like(name, target)
+        _replace(name, target)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
@@ -60,13 +80,114 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _mode(target: Path) -> int:
-    """What a plain open() would leave: mkstemp is private to the user."""
+@contextlib.contextmanager
+def open_output(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+    """:func:`atomic_write` for a path that a command line names, where ``-`` is stdout."""
+    if os.fspath(path) != STDOUT:
+        with atomic_write(path, mode) as stream:
+            yield stream
+        return
+    stdout: Any = sys.stdout if "b" not in mode else sys.stdout.buffer
+    yield stdout
+    stdout.flush()
+
+
+def is_stdout(path: str | os.PathLike[str] | None) -> bool:
+    """Whether a path that a command line names is stdout: nothing else may be printed there."""
+    return path is not None and os.fspath(path) in (STDOUT, "/dev/stdout")
+
+
+def _destination(path: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    """Where a path leads through symbolic links, and this process's descriptor if it is one.
+
+    ``/dev/stdout`` and the shell's ``>(…)`` are links to descriptors: what they are open on must
+    be written where the shell's redirection stands, not opened again or replaced.
+    """
+    place = Path(path)
+    for _ in range(_MAX_LINKS):
+        place = Path(os.path.realpath(place.parent)) / place.name
+        if place.name == "..":
+            place = Path(os.path.realpath(place))
+        found = re.fullmatch(rf"(?:/dev|/proc/{os.getpid()})/fd/(\d+)", str(place))
+        if found is not None:
+            return place, int(found.group(1))
+        try:
+            place = place.parent / os.readlink(place)
+        except OSError:  # no link
+            return place, None
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), os.fspath(path))
+
+
+def _is_special(target: Path) -> bool:
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(target))
+    return not stat.S_ISREG(mode)
+
+
+def _open_special(target: Path, descriptor: int | None, mode: str) -> IO[Any]:
+    encoding = None if "b" in mode else "utf-8"
+    if descriptor is None:
+        return open(target, mode, encoding=encoding)
+    for stream in (sys.stdout, sys.stderr):  # what was printed before comes first
+        stream.flush()
+    return os.fdopen(os.dup(descriptor), mode, encoding=encoding)
+
+
+def _make_like(name: str, target: Path) -> None:
+    """Give a new file what the one it replaces has; none of it is worth failing for."""
+    try:
+        old = target.stat()
+    except OSError:
+        old = None
+    if old is not None:
+        with contextlib.suppress(OSError, AttributeError):  # no chown on Windows
+            os.chown(name, -1, old.st_gid)
+        with contextlib.suppress(OSError, AttributeError):
+            os.chown(name, old.st_uid, -1)
+        with contextlib.suppress(OSError, AttributeError):  # no xattr but on Linux
+            for key in os.listxattr(target):
+                if key.startswith("user.") or key == "system.posix_acl_access":
+                    os.setxattr(name, key, os.getxattr(target, key))
     with contextlib.suppress(OSError):
-        return stat.S_IMODE(target.stat().st_mode)
+        os.chmod(name, _plain_mode() if old is None else stat.S_IMODE(old.st_mode))
+
+
+def _plain_mode() -> int:
+    """What a plain open() would leave: mkstemp is private to the user."""
     umask = os.umask(0)
     os.umask(umask)
     return 0o666 & ~umask
+
+
+def _replace(name: str, target: Path) -> None:
+    try:
+        os.replace(name, target)
+    except OSError as error:
+        # A file that is a mount of its own, as containers have them, can only be filled anew.
+        if error.errno != errno.EBUSY:
+            raise
+        with open(name, "rb") as new, open(target, "wb") as old:
+            shutil.copyfileobj(new, old)
+            old.flush()
+            sync_file(old.fileno())
+        os.unlink(name)
+
+
+def sync_file(descriptor: int) -> None:
+    """Flush an open file to its disk, on file systems that know how.
+
+    Raises:
+        OSError: it could not be written, as on a full disk.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_OFFERED:
+            raise
 
 
 def sync_folder(folder: Path) -> None:

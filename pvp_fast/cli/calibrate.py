@@ -73,7 +73,7 @@ def calibrate(
     from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
-    from pvp_fast.files import atomic_write, json_text
+    from pvp_fast.files import is_stdout, json_text, open_output
     from pvp_fast.report.plots import require_matplotlib, write_plots
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training.thresholds import Target
@@ -115,15 +115,16 @@ def calibrate(
     if plots is not None:
         write_plots(result, plots)
     if json_out is not None:
-        with atomic_write(json_out, "w") as stream:
+        with open_output(json_out, "w") as stream:
             stream.write(json_text(result.to_dict(), indent=2))
-    typer.echo(f"{result.rows} {what}; target {aim}")
-    typer.echo(_table(result))
+    aside = is_stdout(json_out)
+    typer.echo(f"{result.rows} {what}; target {aim}", err=aside)
+    typer.echo(_table(result), err=aside)
     for note in notes:
         print(note, file=sys.stderr)
     for path, reason in failures:
         print(f"{path}: {reason}", file=sys.stderr)
-    typer.echo(str(out))
+    typer.echo(str(out), err=aside)
     if failures:
         raise typer.Exit(3)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
@@ -53,7 +53,7 @@ def discover(
       pvp-fast discover runs/coco/artifact embeddings/ --names nouns.txt
       --json found.json --report found.html --root photos/
     """
-    from pvp_fast.files import atomic_write
+    from pvp_fast.files import is_stdout, open_output
     from pvp_fast.tagging.discover import discover as find
     from pvp_fast.tagging.embeddings import EmbeddingStore
     from pvp_fast.tagging.tagger import Tagger
@@ -76,16 +76,16 @@ def discover(
         f"{found.images} images, {found.names} new names; {len(found.known)} repeat a category; "
         f"{found.chance:.1f} images a name by accident, {found.least} needed"
     )
-    _print(found, top)
+    _print(found, top, sys.stderr if is_stdout(json_out) or is_stdout(report) else sys.stdout)
     if json_out is not None:
-        with atomic_write(json_out, "w") as stream:
+        with open_output(json_out, "w") as stream:
             json.dump(found.to_dict(), stream, ensure_ascii=False, indent=1)
     if report is not None and root is not None:
         from pvp_fast.report.gallery import build_discovery
 
         with console.status("making thumbnails"):
             page = build_discovery(found, root, limit=top)
-        with atomic_write(report, "w") as stream:
+        with open_output(report, "w") as stream:
             stream.write(page)
 
 
@@ -103,7 +103,7 @@ def _read_names(value: str) -> list[str]:
     return [word for word in words if word]
 
 
-def _print(found: Discovery, top: int) -> None:
+def _print(found: Discovery, top: int, stream: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -118,5 +118,5 @@ def _print(found: Discovery, top: int) -> None:
         near = f"{proposal.nearest} {proposal.similarity:.2f}"
         cells = (proposal.name, str(proposal.images), near, ", ".join(proposal.also), example)
         table.add_row(*(Text(cell) for cell in cells))
-    width = None if sys.stdout.isatty() else 4000
-    Console(file=sys.stdout, highlight=False, width=width).print(table)
+    width = None if stream.isatty() else 4000
+    Console(file=stream, highlight=False, width=width).print(table)

@@ -40,7 +40,7 @@ def evaluate(
     from pvp_fast.artifact import Artifact
     from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, ladder, read_dataset
-    from pvp_fast.files import atomic_write, json_text
+    from pvp_fast.files import is_stdout, json_text, open_output
 
     loaded = [Artifact.load(folder) for folder in artifacts]
     evalset = read_dataset(dataset, path, split)
@@ -55,16 +55,17 @@ def evaluate(
             progress=lambda n, of: status.update(f"encoding images {n}/{of}"),
         )
     result = ladder(loaded, features, difficult=difficult)
-    typer.echo(result.table())
+    aside = is_stdout(json_out)
+    typer.echo(result.table(), err=aside)
     for note in evalset.notes:
         print(note, file=sys.stderr)
     if result.unmatched:
         print(f"not in the vocabulary: {', '.join(result.unmatched)}", file=sys.stderr)
-    typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)")
+    typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)", err=aside)
     for image, reason in features.failures:
         print(f"{image}: {reason}", file=sys.stderr)
     if json_out is not None:
-        with atomic_write(json_out, "w") as stream:
+        with open_output(json_out, "w") as stream:
             stream.write(json_text(result.to_dict(), indent=2))
     if features.failures:
         raise typer.Exit(3)

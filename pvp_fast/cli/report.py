@@ -41,7 +41,7 @@ def report(
       pvp-fast report runs/coco/artifact photos/ --labels photos/ --title 'Holiday'
     """
     from pvp_fast.evaluation import read_dataset
-    from pvp_fast.files import atomic_write
+    from pvp_fast.files import is_stdout, open_output
     from pvp_fast.loaders.images import find_images
     from pvp_fast.report.gallery import (
         Entry,
@@ -78,6 +78,7 @@ def report(
     with console.status("making thumbnails"):
         entries = with_thumbnails(entries, root, size=size)
     page = build_gallery(entries, title=title, threshold=threshold, names=names)
-    with atomic_write(out, "w") as stream:
+    with open_output(out, "w") as stream:
         stream.write(page)
-    typer.echo(str(out))
+    if not is_stdout(out):
+        typer.echo(str(out))

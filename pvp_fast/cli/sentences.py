@@ -80,9 +80,9 @@ def sentences(
         for line in lines:
             sys.stdout.write(line + "\n")
     else:
-        from pvp_fast.files import atomic_write
+        from pvp_fast.files import open_output
 
-        with atomic_write(output, "w") as stream:
+        with open_output(output, "w") as stream:
             stream.writelines(line + "\n" for line in lines)
     console = progress_console()
     console.print(f"{len(texts)} sentences, {len(corpus)} different ones mention a category")

@@ -13,6 +13,7 @@ import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.errors import InputError
+from pvp_fast.files import is_stdout
 
 if TYPE_CHECKING:
     from pvp_fast.loaders.samples import Sample, Source
@@ -53,10 +54,14 @@ def tag(
         typer.Option(help="Probability a tag needs (default: each category's calibrated one)."),
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="Output format; xmp and txt are written beside the images.")
-    ] = Format.jsonl,
+        Format | None,
+        typer.Option(
+            help="Output format; xmp and txt are written beside the images. "
+            "(default: what OUTPUT's ending says, else jsonl)"
+        ),
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write here instead of stdout.")
+        Path | None, typer.Option("--output", "-o", help="Write here instead of stdout (-).")
     ] = None,
     append: Annotated[
         bool,
@@ -102,6 +107,11 @@ def tag(
     if bool(images) == (embeddings is not None):
         raise typer.BadParameter("give images, or --embeddings DIR")
     names = images or []
+    from pvp_fast.sinks import BESIDE, format_for, open_sink
+
+    if is_stdout(output):
+        output = None
+    kind = format_for(output, format and format.value)
     if engine is Engine.ray:
         if output is None or append or dry_run or embeddings is not None:
             raise InputError(
@@ -111,7 +121,7 @@ def tag(
             names,
             artifact,
             output,
-            format=format.value,
+            format=kind,
             top_k=top_k,
             threshold=threshold,
             batch_size=batch_size,
@@ -121,21 +131,18 @@ def tag(
         )
         return
     from pvp_fast.loaders.shards import is_shard
-    from pvp_fast.sinks import BESIDE, open_sink
     from pvp_fast.tagging.tagger import Tagger
 
-    if format.value in BESIDE and any(map(is_shard, names)):
-        raise InputError(
-            f"--format {format.value}: images in .tar shards have no files beside them"
-        )
-    if output is not None and format.value in BESIDE:
-        raise InputError(f"--output: {format.value} files lie beside their images; leave it out")
+    if kind in BESIDE and any(map(is_shard, names)):
+        raise InputError(f"--format {kind}: images in .tar shards have no files beside them")
+    if output is not None and kind in BESIDE:
+        raise InputError(f"--output: {kind} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
     bad = done = skipped = 0
     with open_sink(
-        format.value, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run
+        kind, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run
     ) as sink:
-        resumes = append or format is Format.sqlite
+        resumes = append or kind == "sqlite"
 
         count: Callable[[], int | None]
         wanted = _Wanted(names, sink.has if resumes else lambda key: False)

@@ -3,16 +3,67 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import IO
 
 from pvp_fast.errors import InputError
 from pvp_fast.sinks.base import DrySink, Sink, plain
 
-__all__ = ["FORMATS", "DrySink", "Sink", "open_sink"]
+__all__ = ["FORMATS", "DrySink", "Sink", "format_for", "open_sink"]
 
 FORMATS = ("jsonl", "csv", "table", "parquet", "sqlite", "xmp", "txt")
 BESIDE = ("xmp", "txt")  # written beside each image, not to one output
+
+_ENDINGS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".db": "sqlite",
+    ".sqlite": "sqlite",
+    ".sqlite3": "sqlite",
+    ".xmp": "xmp",
+}
+# Names of what none of the formats is: tabs, spreadsheets, pages, archives.
+_FOREIGN = re.compile(
+    r"\.(tsv|xlsx?|ods|html?|xml|ya?ml|feather|arrow|orc|avro|pt|safetensors|npy|npz"
+    r"|gz|bz2|xz|zst|zip|tar|tgz|7z)"
+)
+
+
+def format_for(output: str | os.PathLike[str] | None, format: str | None) -> str:
+    """The format that an output's ending and the user's own choice come to.
+
+    Args:
+        output: a file or folder name, or None for stdout.
+        format: one of `FORMATS`, or None: the ending decides, and without one it is "jsonl".
+
+    Raises:
+        InputError: the two contradict each other, or the ending is that of an image or of a kind
+            of file that is not written here.
+    """
+    from pvp_fast.loaders.images import SUFFIXES
+
+    name = "" if output is None else Path(output).name
+    ending = Path(name).suffix.lower()
+    if ending in SUFFIXES:
+        raise InputError(f"output: {output} has the name of an image; give the tags another")
+    if _FOREIGN.fullmatch(ending):
+        raise InputError(
+            f"output: {output} ends in {ending}, which none of {', '.join(FORMATS)} is; rename it"
+        )
+    named = _ENDINGS.get(ending)
+    if format is None:
+        return named or "jsonl"
+    if named is not None and named != format:
+        raise InputError(
+            f"format: {output} is named as {named} and the format is {format}; leave out the "
+            "format or rename the output"
+        )
+    return format
 
 
 def open_sink(

@@ -82,6 +82,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 def lock(stream: Any, path: str | os.PathLike[str]) -> None:
     """Keep other processes from appending to an open file (or folder) until it is closed.
 
+    On a file system without locks two writers of one file are not noticed.
+
     Raises:
         SinkError: another process does so now.
     """
@@ -94,6 +96,8 @@ def lock(stream: Any, path: str | os.PathLike[str]) -> None:
             f"another process is appending to {os.fspath(path)}; wait for it, give another file, "
             "or use SQLite, which takes several writers"
         ) from None
+    except OSError:  # a share that has no locks
+        return
 
 
 def plain(key: object, encoding: str = "utf-8") -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Protocol
 
-from pvp_fast.errors import SinkError
-from pvp_fast.files import atomic_write, sync_folder
+from pvp_fast.errors import InputError, SinkError
+from pvp_fast.files import atomic_write, sync_file, sync_folder
 from pvp_fast.sinks.base import Sink, lock, writing
 
 if TYPE_CHECKING:
@@ -93,6 +93,10 @@ class AppendSink(Sink):
         self._waiting: list[bytes] = []
 
     def __enter__(self) -> AppendSink:
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(
+                f"append: {self.path} is no regular file, which alone can be gone on with"
+            )
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # Unbuffered, so that a full disk is noticed where the write can be taken back.
@@ -145,7 +149,7 @@ class AppendSink(Sink):
                 done = 0
                 while done < len(data):
                     done += self._file.write(data[done:]) or 0
-                os.fsync(self._file.fileno())
+                sync_file(self._file.fileno())
         except SinkError:
             with contextlib.suppress(OSError):
                 self._file.truncate(self._end)

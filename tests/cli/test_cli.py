@@ -483,3 +483,40 @@ def test_evaluate_reads_every_data_set(artifact, tmp_path, capsys, kind, build):
     assert "Traceback" not in err
     assert "zero bytes" in err
     assert "none of the 6 images" in err
+
+
+def test_the_output_of_tag_is_named_by_its_ending_and_may_be_stdout(
+    artifact, pictures, tmp_path, capsys
+):
+    line = ["tag", str(artifact), str(pictures), "--threshold", "0"]
+    assert run([*line, "-o", str(tmp_path / "tags.csv")]) == 0
+    assert (tmp_path / "tags.csv").read_text(encoding="utf-8").startswith("image,tag,score")
+    assert run([*line, "-o", str(tmp_path / "tags.csv"), "--format", "jsonl"]) == 1
+    assert "named as csv" in capsys.readouterr().err
+    photo = pictures / "été.jpg"
+    before = photo.read_bytes()
+    assert run([*line, "-o", str(photo)]) == 1
+    assert photo.read_bytes() == before
+    for stdout in ("-", "/dev/stdout"):
+        assert run([*line, "-o", stdout]) == 0
+        assert json.loads(capsys.readouterr().out)["tags"]
+
+
+def test_json_on_stdout_is_nothing_but_json(artifact, pictures, tmp_path, capsys):
+    labels = {"categories": ["dog", "cat"], "photos": {"été.jpg": {"labels": ["dog"]}}}
+    (pictures / "labels.json").write_text(json.dumps(labels), encoding="utf-8")
+    line = ["evaluate", str(artifact), "--dataset", "folder", "--path", str(pictures)]
+    assert run([*line, "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["images"] == 1
+    assert "zero-shot" in captured.err
+    line = ["calibrate", str(artifact), "--grammar", "20", "--out", str(tmp_path / "tuned")]
+    assert run([*line, "--json", "-"]) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["categories"]
+    assert "threshold" in captured.err
+    (tmp_path / "link.json").symlink_to("real.json")
+    line = ["evaluate", str(artifact), "--dataset", "folder", "--path", str(pictures)]
+    assert run([*line, "--json", str(tmp_path / "link.json")]) == 0
+    assert (tmp_path / "link.json").is_symlink()
+    assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))

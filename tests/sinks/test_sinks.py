@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import json
 import os
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from pvp_fast.errors import InputError, SinkError
-from pvp_fast.sinks import open_sink
+from pvp_fast.sinks import format_for, open_sink
 from pvp_fast.sinks.captions import caption
 from pvp_fast.tagging.tagger import Tag, TagResult
 
@@ -165,7 +167,7 @@ def test_one_process_at_a_time_appends(tmp_path: Path, format: str) -> None:
 
 WRITER = """
 import sys
-from pvp_fast.sinks import open_sink
+from pvp_fast.sinks import format_for, open_sink
 from pvp_fast.tagging.tagger import Tag, TagResult
 with open_sink("sqlite", sys.argv[1], "0123456789ab") as sink:
     for number in range(int(sys.argv[2]), int(sys.argv[3])):
@@ -341,3 +343,75 @@ def test_parquet_reads_back_with_its_types(tmp_path: Path) -> None:
         {"image": "1.jpg", "tags": [{"name": "dog", "score": 0.75}], "error": None, "artifact": V1},
         {"image": "2.jpg", "tags": [], "error": "damaged", "artifact": V1},
     ]
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "expected"),
+    [
+        (None, None, "jsonl"),
+        ("tags", None, "jsonl"),
+        ("tags.txt", None, "jsonl"),
+        ("tags.csv", None, "csv"),
+        ("Tags.CSV", None, "csv"),
+        ("a.b/tags.ndjson", None, "jsonl"),
+        ("tags.sqlite3", None, "sqlite"),
+        ("folder.parquet/", None, "parquet"),
+        ("tags.txt", "table", "table"),
+        ("tags.csv", "csv", "csv"),
+        ("tags", "parquet", "parquet"),
+    ],
+)
+def test_the_ending_decides(output: str | None, format: str | None, expected: str) -> None:
+    assert format_for(output, format) == expected
+
+
+@pytest.mark.parametrize(
+    ("output", "format", "what"),
+    [
+        ("tags.csv", "jsonl", "named as csv"),
+        ("tags.db", "table", "named as sqlite"),
+        ("tags.parquet", "csv", "named as parquet"),
+        ("tags.JSONL", "parquet", "named as jsonl"),
+        ("tags.tsv", None, r"\.tsv"),
+        ("tags.csv.gz", "csv", r"\.gz"),
+        ("tags.XLSX", None, r"\.xlsx"),
+        ("photo.JPG", None, "name of an image"),
+        ("photo.png", "jsonl", "name of an image"),
+    ],
+)
+def test_an_ending_that_contradicts_is_refused(output: str, format: str | None, what: str) -> None:
+    with pytest.raises(InputError, match=what):
+        format_for(output, format)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+@pytest.mark.parametrize("format", ["jsonl", "csv", "table", "parquet"])
+def test_a_fifo_is_written_and_stays_one(tmp_path: Path, format: str) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as reader:
+        found = reader.submit(fifo.read_bytes)
+        put(format, fifo, images(3))
+        data = found.result(60)
+    assert b"00002.jpg" in data
+    assert fifo.is_fifo()
+    if format != "table":
+        (tmp_path / "copy").write_bytes(data)
+        assert [key for key, _ in keys(format, tmp_path / "copy")] == [i.key for i in images(3)]
+        with pytest.raises((InputError, SinkError), match="fifo"):
+            put(format, fifo, images(3), append=True)
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("format", ["jsonl", "csv", "parquet"])
+def test_a_share_without_locks_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, code: int
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+
+    def refuse(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    put(format, tmp_path / "out", images(3), append=True)
+    assert len(keys(format, tmp_path / "out")) == 3

@@ -295,7 +295,7 @@ def _known(folder: Path, settings: dict[str, Any]) -> frozenset[str]:
 def _partitions(
     source: Source, settings: dict[str, Any], size: int, without: frozenset[str]
 ) -> Iterator[_Partition]:
-    from pvp_fast.loaders.images import find_images
+    from pvp_fast.loaders.walk import find_images
 
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]

@@ -107,7 +107,7 @@ def bad() -> dict[str, tuple[bytes, str]]:
         "cut.tif": (whole["TIFF"][: len(whole["TIFF"]) // 2], ""),
         "flipped.png": (bytes(flipped), "damaged"),
         "bomb.png": (bomb(100_000, 100_000), "too large"),
-        "over the limit.png": (bomb(60_000, 1_500), "too large: 60000x1500"),
+        "over the limit.png": (bomb(60_000, 1_700), "too large: 60000x1700"),
         "bomb.gif": (huge_gif, "too large"),
         "drawing.png": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
         "böse 図.png": (b"\0" * 100, "not an image"),

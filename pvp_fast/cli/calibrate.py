@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pvp_fast.cli.common import gather_sentences, pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,6 +57,9 @@ def calibrate(
         Path | None, typer.Option("--json", help="Also write all numbers here.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Set thresholds and probabilities for a target, from sentences or a few labelled images.
 
@@ -74,6 +79,7 @@ def calibrate(
     from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
     from pvp_fast.files import is_stdout, json_text, open_output
+    from pvp_fast.pictures.settings import pictures_of
     from pvp_fast.report.plots import require_matplotlib, write_plots
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training.thresholds import Target
@@ -90,10 +96,12 @@ def calibrate(
     if images is not None:
         evalset = read_dataset(dataset, images, split)
         notes = evalset.notes
+        pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
         with console.status("encoding images"):
             backbone = backbone_for(old, pick_device(device))
             old.check_backbone(backbone.fingerprint)
-            features = encode_set(backbone, evalset, artifacts=[old])
+            features = encode_set(backbone, evalset, artifacts=[old], pictures=pictures)
+        old = replace(old, config={**old.config, "pictures": pictures.to_dict()})
         data = recalibrate.score_images(old, features)
         failures, what = features.failures, f"images of {images}"
     else:

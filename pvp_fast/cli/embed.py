@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pvp_fast.cli.common import image_progress, load_backbone, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 
 
 def embed(
@@ -26,6 +27,9 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     shard_rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 16_384,
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Encode images once; tag them later with any vocabulary by ``tag --embeddings``.
 
@@ -52,6 +56,7 @@ def embed(
             batch_size=batch_size,
             shard_rows=shard_rows,
             progress=advance_to,
+            pictures=picture_settings(upright, background, max_megapixels),
         )
     for failure in store.failures:
         print(f"pvp-fast: {failure.key}: {failure.reason}", file=sys.stderr)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 
 
 def evaluate(
@@ -25,6 +26,9 @@ def evaluate(
         Path | None, typer.Option("--json", help="Also write all numbers here.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Print the ladder: zero-shot, text prompts, + transfer, + dual adapter, + local if trained.
 
@@ -41,6 +45,7 @@ def evaluate(
     from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, ladder, read_dataset
     from pvp_fast.files import is_stdout, json_text, open_output
+    from pvp_fast.pictures.settings import pictures_of
 
     loaded = [Artifact.load(folder) for folder in artifacts]
     evalset = read_dataset(dataset, path, split)
@@ -52,6 +57,9 @@ def evaluate(
             backbone,
             evalset,
             artifacts=loaded,
+            pictures=picture_settings(
+                upright, background, max_megapixels, pictures_of(loaded[0].config)
+            ),
             progress=lambda n, of: status.update(f"encoding images {n}/{of}"),
         )
     result = ladder(loaded, features, difficult=difficult)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import InputError
 
 LEAST = 0.02  # less probable tags would fill the page and say nothing
@@ -28,6 +29,9 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Tagged images",
     size: Annotated[int, typer.Option(help="Longer side of the thumbnails, in pixels.")] = 220,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Write a gallery of tagged images as one HTML file: search, threshold, histograms, failures.
 
@@ -42,7 +46,7 @@ def report(
     """
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.files import is_stdout, open_output
-    from pvp_fast.loaders.images import find_images
+    from pvp_fast.loaders.walk import find_images
     from pvp_fast.report.gallery import (
         Entry,
         build_gallery,
@@ -57,10 +61,13 @@ def report(
     threshold = 0.0
     names: tuple[str, ...] = ()
     console = progress_console()
+    pictures = picture_settings(upright, background, max_megapixels)
     if source.is_dir():
         from pvp_fast.tagging.tagger import Tagger
 
         tagger = Tagger.load(source, device=pick_device(device))
+        pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
+        tagger.pictures = pictures
         names = tagger.artifact.vocabulary.names
         threshold = float(tagger.artifact.tensors["thresholds"].median())
         entries = []
@@ -76,7 +83,7 @@ def report(
     if evalset is not None:
         entries = with_labels(entries, root, evalset)
     with console.status("making thumbnails"):
-        entries = with_thumbnails(entries, root, size=size)
+        entries = with_thumbnails(entries, root, size=size, pictures=pictures)
     page = build_gallery(entries, title=title, threshold=threshold, names=names)
     with open_output(out, "w") as stream:
         stream.write(page)

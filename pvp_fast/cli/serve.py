@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import BackendError, InputError
 
 TOKEN = "PVP_FAST_TOKEN"
@@ -35,6 +36,9 @@ def serve(
         Path | None,
         typer.Option(help=f"File with a bearer token clients must send (or set {TOKEN})."),
     ] = None,
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Tag images over HTTP: POST /tag, GET /healthz, GET /metrics, GET /docs.
 
@@ -70,7 +74,9 @@ def serve(
         progress_console().print(
             f"[yellow]{host} can be reached from elsewhere and no token is set ({TOKEN})[/]"
         )
-    app = create_app(Tagger.load(artifact, device=pick_device(device)), config)
+    tagger = Tagger.load(artifact, device=pick_device(device))
+    tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
+    app = create_app(tagger, config)
     uvicorn.run(
         app,
         host=host,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import InputError
 from pvp_fast.files import is_stdout
 
@@ -82,6 +83,9 @@ def tag(
         str | None, typer.Option(help="ray: a cluster's address (default: this machine).")
     ] = None,
     partition_size: Annotated[int, typer.Option(min=1, help="ray: images written at once.")] = 1024,
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Tag images: one JSON line an image, in the order given.
 
@@ -138,6 +142,7 @@ def tag(
     if output is not None and kind in BESIDE:
         raise InputError(f"--output: {kind} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
+    tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     bad = done = skipped = 0
     with open_sink(
         kind, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pvp_fast.errors import InputError
+from pvp_fast.pictures import PictureSettings, open_image
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -66,14 +67,22 @@ class Preprocess:
         if min(self.std) <= 0:
             raise InputError(f"std={self.std!r}: every channel's spread must be above 0")
 
-    def __call__(self, image: Image.Image) -> torch.Tensor:
-        """One PIL image of any mode -> (3, size, size) float32, normalised."""
-        pixels = np.array(self.crop(image), dtype=np.uint8, copy=True)  # (S, S, 3)
+    def __call__(self, image: Image.Image, pictures: PictureSettings | None = None) -> torch.Tensor:
+        """One PIL image of any mode -> (3, size, size) float32, normalised.
+
+        Args:
+            pictures: how it is opened, as for :class:`~pvp_fast.loaders.ImageStream`.
+
+        Raises:
+            ImageError: it is damaged or too large.
+        """
+        rgb = open_image(image, pictures or PictureSettings())
+        pixels = np.array(self.crop(rgb), dtype=np.uint8, copy=True)  # (S, S, 3)
         x = torch.from_numpy(pixels).permute(2, 0, 1).contiguous().to(torch.float32).div_(255)
         return x.sub_(self._channel(self.mean, x)).div_(self._channel(self.std, x))
 
     def crop(self, image: Image.Image) -> Image.Image:
-        """The RGB square of side ``size`` that the network will see."""
+        """The square of side ``size`` that the network will see, of an RGB image."""
         from PIL import Image
 
         method = {
@@ -88,7 +97,7 @@ class Preprocess:
         if plan.resized != (self.size, self.size):
             right, bottom = plan.left + self.size, plan.top + self.size
             image = image.crop((plan.left, plan.top, right, bottom))
-        return image.convert("RGB")
+        return image
 
     def plan(self, width: int, height: int) -> Plan:
         """How an image of this size becomes the square; every loader follows it."""

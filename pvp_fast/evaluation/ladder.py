@@ -19,6 +19,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
 from pvp_fast.loaders import ImageStream, ItemSource
 from pvp_fast.metrics import average_precision, check_scores, f1_at_threshold, f1_at_topk
+from pvp_fast.pictures import PictureSettings
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def encode_set(
     *,
     artifacts: Sequence[Artifact] = (),
     batch_size: int = 64,
+    pictures: PictureSettings | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """Encode every image of a set once.
@@ -51,6 +53,7 @@ def encode_set(
     Args:
         artifacts: those with a local branch get their local scores on the way; region features
             of a whole set are too many to keep.
+        pictures: how images are opened.
 
     Raises:
         InputError: no image could be read.
@@ -60,7 +63,9 @@ def encode_set(
     near: dict[str, list[Tensor]] = {a.version: [] for a in artifacts if a.has_local}
     kept: list[int] = []
     items = [(os.fspath(path), path) for path in dataset.paths]
-    stream = ImageStream(ItemSource(items), backbone.preprocess, batch_size, backbone.device)
+    stream = ImageStream(
+        ItemSource(items), backbone.preprocess, batch_size, backbone.device, pictures=pictures
+    )
     with stream, torch.no_grad():
         for batch in stream:
             kept += batch.indices

@@ -9,8 +9,10 @@ from pvp_fast.loaders.shards import TarSource
 from pvp_fast.loaders.sources import FileSource, ItemSource, ListSource
 from pvp_fast.loaders.stream import ImageStream
 from pvp_fast.loaders.windows import Batch, Failure
+from pvp_fast.pictures import OPEN_CLIP, PictureSettings
 
 __all__ = [
+    "OPEN_CLIP",
     "Augment",
     "Batch",
     "Failure",
@@ -18,6 +20,7 @@ __all__ = [
     "ImageStream",
     "ItemSource",
     "ListSource",
+    "PictureSettings",
     "Sample",
     "Source",
     "TarSource",

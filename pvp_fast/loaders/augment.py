@@ -19,6 +19,11 @@ class View:
     height: int
     flip: bool
 
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom)."""
+        return self.left, self.top, self.left + self.width, self.top + self.height
+
 
 @dataclass(frozen=True)
 class Augment:

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from pvp_fast.errors import BackendError
 from pvp_fast.loaders.decode import Jpeg, check_body, fetch, have_simplejpeg
-from pvp_fast.loaders.images import open_image
 from pvp_fast.loaders.threads import (
     Settings,
     empty_pixels,
@@ -31,6 +30,8 @@ from pvp_fast.loaders.threads import (
     to_device,
 )
 from pvp_fast.loaders.windows import Listed, Loaded
+from pvp_fast.pictures import open_image
+from pvp_fast.pictures.turn import AS_STORED, Turn
 
 
 def _probe() -> Jpeg:
@@ -85,10 +86,11 @@ class DaliLoader:
         """A checked JPEG for DALI, or a finished square (3, S, S), or why there is none."""
         try:
             settings = self._settings
-            found = fetch(listed.sample, settings.max_pixels)
+            found = fetch(listed.sample, settings.pictures)
             metadata = metadata_of(listed.sample)
             if isinstance(found, Jpeg):
-                plan = settings.square.preprocess.plan(found.width, found.height)
+                upright = found.turn.size(found.width, found.height)
+                plan = settings.square.preprocess.plan(*upright)
                 if plan.trim is None or settings.square.augment is not None:
                     check_body(found)
                     return found, metadata
@@ -152,7 +154,7 @@ class DaliLoader:
             (row,) = rows
             jpeg, index = jpegs[row]
             try:
-                image = np.asarray(open_image(jpeg.data, max_pixels=self._settings.max_pixels))
+                image = np.asarray(open_image(jpeg.data, self._settings.pictures))
                 squares[row] = self._settings.square(image, self._settings.chance(index))
             except Exception as error:
                 outcomes[row] = reason_of(error)
@@ -171,7 +173,7 @@ class DaliLoader:
             RuntimeError: from DALI.
         """
         square = self._settings.square
-        places = [self._place(jpeg, index) for jpeg, index in jpegs]
+        places, turns = zip(*(self._place(jpeg, index) for jpeg, index in jpegs), strict=True)
         self._pipeline.feed_input("jpeg", [np.frombuffer(j.data, np.uint8) for j, _ in jpegs])
         if square.augment is not None:
             self._pipeline.feed_input("start", [p[0] for p in places])
@@ -182,30 +184,43 @@ class DaliLoader:
                 self._pipeline.feed_input(name, [place[number] for place in places])
         (made,) = self._pipeline.run()
         if self._settings.device.type == "cpu":
-            return torch.from_numpy(made.as_array())
-        from nvidia.dali.plugin.pytorch import feed_ndarray
+            pixels = torch.from_numpy(made.as_array())
+        else:
+            from nvidia.dali.plugin.pytorch import feed_ndarray
 
-        size = square.preprocess.size
-        pixels = torch.empty(len(jpegs), 3, size, size, device=self._settings.device)
-        stream = torch.cuda.current_stream(self._settings.device)
-        feed_ndarray(made.as_tensor(), pixels, cuda_stream=stream)
-        return pixels
+            size = square.preprocess.size
+            pixels = torch.empty(len(jpegs), 3, size, size, device=self._settings.device)
+            stream = torch.cuda.current_stream(self._settings.device)
+            feed_ndarray(made.as_tensor(), pixels, cuda_stream=stream)
+        if all(turn == AS_STORED for turn in turns):
+            return pixels
+        return torch.stack([turn.tensor(row) for turn, row in zip(turns, pixels, strict=True)])
 
-    def _place(self, jpeg: Jpeg, index: int) -> tuple[np.ndarray, ...]:
-        """What the graph needs to know of one image, (height, width) order."""
-        settings = self._settings
+    def _place(self, jpeg: Jpeg, index: int) -> tuple[tuple[np.ndarray, ...], Turn]:
+        """What the graph needs to know of one image as stored, (height, width) order, and the turn
+        that its square needs afterwards."""
+        settings, turn = self._settings, jpeg.turn
+        width, height = turn.size(jpeg.width, jpeg.height)
         chance = settings.chance(index)
         if chance is not None and settings.square.augment is not None:
-            view = settings.square.augment.view(jpeg.width, jpeg.height, chance)
-            start = np.array([view.top, view.left], np.float32)
-            extent = np.array([view.height, view.width], np.float32)
-            return start, start + extent, np.array(view.flip, np.int32)
-        plan = settings.square.preprocess.plan(jpeg.width, jpeg.height)
-        return (
-            np.array([jpeg.height, plan.resized[0]], np.float32),
-            np.array(plan.resized[::-1], np.float32),
-            np.array([plan.top, plan.left], np.int32),
+            view = settings.square.augment.view(width, height, chance)
+            left, top, right, bottom = turn.box(view.box, width, height)
+            # Mirrored by the graph where nothing else is to be turned.
+            flip = view.flip and turn == AS_STORED
+            ends = (np.array(end, np.float32) for end in ((top, left), (bottom, right)))
+            place = (*ends, np.array(flip, np.int32))
+            return place, turn.mirrored() if view.flip and not flip else turn
+        plan = settings.square.preprocess.plan(width, height)
+        size = settings.square.preprocess.size
+        square = (plan.left, plan.top, plan.left + size, plan.top + size)
+        left, top, _, _ = turn.box(square, *plan.resized)
+        resized = turn.size(*plan.resized)
+        place = (
+            np.array([jpeg.height, resized[0]], np.float32),
+            np.array(resized[::-1], np.float32),
+            np.array([top, left], np.int32),
         )
+        return place, turn
 
     def _build(self) -> Any:
         try:
@@ -241,7 +256,7 @@ class DaliLoader:
                     jpeg,
                     device="mixed" if cuda else "cpu",
                     output_type=types.RGB,
-                    adjust_orientation=False,  # open_clip leaves EXIF rotation alone
+                    adjust_orientation=False,  # the squares are turned afterwards
                 )
                 mirror: Any = 0
                 if square.augment is not None:

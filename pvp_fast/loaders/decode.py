@@ -20,8 +20,10 @@ from torch.nn import functional as F
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders.augment import Augment, View
-from pvp_fast.loaders.images import MAX_PIXELS, open_image
 from pvp_fast.loaders.samples import Sample
+from pvp_fast.pictures import PictureSettings, open_image
+from pvp_fast.pictures.reader import DEFAULT, too_large
+from pvp_fast.pictures.turn import AS_STORED, Turn, jpeg_turn
 
 try:
     import simplejpeg
@@ -32,16 +34,21 @@ _JPEG = b"\xff\xd8\xff"
 _MAX_BYTES = 1 << 29  # a JPEG file over half a GiB is left to Pillow, which reads it by pieces
 _PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 # What libjpeg warns of when pixels are missing or wrong; its other warnings are about oddities.
+_AS_STORED = PictureSettings(upright=False, max_megapixels=1e6)  # its header was checked
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG")
 
 
 @dataclass(frozen=True)
 class Jpeg:
-    """An encoded JPEG of a plain kind (8 bits, gray or YCbCr), its header read and bounded."""
+    """An encoded JPEG of a plain kind (8 bits, gray or YCbCr), its header read and bounded.
+
+    ``width`` and ``height`` are as stored; ``turn`` is still to be done.
+    """
 
     data: bytes
     width: int
     height: int
+    turn: Turn = AS_STORED
 
 
 def have_simplejpeg() -> bool:
@@ -49,11 +56,11 @@ def have_simplejpeg() -> bool:
     return simplejpeg is not None
 
 
-def fetch(sample: Sample, max_pixels: int = MAX_PIXELS) -> Jpeg | np.ndarray:
+def fetch(sample: Sample, pictures: PictureSettings = DEFAULT) -> Jpeg | np.ndarray:
     """Read a sample: a plain JPEG still encoded, or anything else decoded, (H, W, 3) uint8.
 
     Raises:
-        ImageError: it cannot be read, or is larger than ``max_pixels``.
+        ImageError: it cannot be read, or is larger than ``pictures`` allow.
     """
     image = sample.image
     if isinstance(image, ImageError):
@@ -63,10 +70,10 @@ def fetch(sample: Sample, max_pixels: int = MAX_PIXELS) -> Jpeg | np.ndarray:
     if isinstance(image, str | os.PathLike):
         image = _jpeg_bytes(os.fspath(image)) or image
     if isinstance(image, bytes) and image.startswith(_JPEG):
-        plain = _plain(image, max_pixels)
+        plain = _plain(image, pictures)
         if plain is not None:
             return plain
-    return np.asarray(open_image(image, max_pixels=max_pixels))
+    return np.asarray(open_image(image, pictures))
 
 
 def _jpeg_bytes(path: str) -> bytes | None:
@@ -81,16 +88,18 @@ def _jpeg_bytes(path: str) -> bytes | None:
         return None
 
 
-def _plain(data: bytes, max_pixels: int) -> Jpeg | None:
+def _plain(data: bytes, pictures: PictureSettings) -> Jpeg | None:
     if simplejpeg is None:
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if width * height > max_pixels:
-        raise ImageError(f"too large: {width}x{height} is over {max_pixels} pixels")
-    return Jpeg(data, width, height) if colours in ("YCbCr", "Gray") else None
+    if width * height > pictures.max_pixels:
+        raise too_large(width, height, pictures)
+    if colours not in ("YCbCr", "Gray"):
+        return None
+    return Jpeg(data, width, height, jpeg_turn(data) if pictures.upright else AS_STORED)
 
 
 def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -126,7 +135,7 @@ def check_body(jpeg: Jpeg) -> None:
 
 def _second_opinion(data: bytes, warning: str) -> np.ndarray:
     """Pillow's pixels, unless it finds an error or the warning means damage."""
-    pixels = np.asarray(open_image(data))
+    pixels = np.asarray(open_image(data, _AS_STORED))
     if _DAMAGE.match(warning) and not _is_padding(data, warning):
         raise ImageError(f"damaged: {warning}")
     return pixels
@@ -165,30 +174,36 @@ class Square:
         Raises:
             ImageError: a JPEG's body is damaged.
         """
+        turn = AS_STORED
         if isinstance(found, Jpeg):
+            turn = found.turn
             found = decode(found, self._least(found) if self.fast else (0, 0))
+        # Planned for the picture upright, cut and resized as stored, and turned when it is small.
         height, width = found.shape[:2]
+        width, height = turn.size(width, height)
         if self.augment is not None:
             if chance is None:
                 raise InputError("chance: augmentation needs a random.Random")
-            return self._view(found, self.augment.view(width, height, chance))
+            return self._view(found, self.augment.view(width, height, chance), turn)
         plan = self.preprocess.plan(width, height)
         if plan.trim is not None:
-            left, top, right, bottom = plan.trim
+            left, top, right, bottom = turn.box(plan.trim, width, height)
             found = found[top:bottom, left:right]
-        resized = self._resize(found, plan.resized)
+        resized = turn.array(self._resize(found, turn.size(*plan.resized)))
         size = self._size
         return resized[:, plan.top : plan.top + size, plan.left : plan.left + size]
 
-    def _view(self, pixels: np.ndarray, view: View) -> np.ndarray:
-        part = pixels[view.top : view.top + view.height, view.left : view.left + view.width]
-        square = self._resize(part, (self._size, self._size))
-        return square[:, :, ::-1] if view.flip else square
+    def _view(self, pixels: np.ndarray, view: View, turn: Turn) -> np.ndarray:
+        width, height = turn.size(pixels.shape[1], pixels.shape[0])
+        left, top, right, bottom = turn.box(view.box, width, height)
+        square = self._resize(pixels[top:bottom, left:right], (self._size, self._size))
+        return (turn.mirrored() if view.flip else turn).array(square)
 
     def _least(self, jpeg: Jpeg) -> tuple[int, int]:
         if self.augment is not None or self.preprocess.resize_mode == "squash":
             return self._size, self._size
-        return self.preprocess.plan(jpeg.width, jpeg.height).resized
+        upright = jpeg.turn.size(jpeg.width, jpeg.height)
+        return jpeg.turn.size(*self.preprocess.plan(*upright).resized)
 
     def _resize(self, pixels: np.ndarray, target: tuple[int, int]) -> np.ndarray:
         """(H, W, 3) -> (3, height, width) of ``target`` (width, height); a view is fine."""

@@ -16,7 +16,7 @@ class Sample:
 
     Attributes:
         key: how results and failures name it.
-        image: what :func:`pvp_fast.loaders.images.open_image` takes (path, bytes, PIL image, …), or
+        image: what :func:`pvp_fast.pictures.open_image` takes (path, bytes, PIL image, …), or
             a function that returns such a thing and is called by a worker, or the ImageError that
             says why it was lost before it could be read.
         metadata: labels and the like, or a function that returns them, called by a worker.

@@ -19,8 +19,8 @@ from functools import partial
 from typing import Any
 
 from pvp_fast.errors import ImageError, InputError
-from pvp_fast.loaders.images import SUFFIXES
 from pvp_fast.loaders.samples import Sample
+from pvp_fast.pictures.kinds import SUFFIXES
 
 _BLOCK = 512
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from PIL import Image
 
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import safe_join
-from pvp_fast.loaders.images import find_images, open_image
 from pvp_fast.loaders.samples import Sample, Source
 from pvp_fast.loaders.shards import TarSource, is_shard
+from pvp_fast.loaders.walk import find_images
 
 
 class FileSource:
@@ -108,7 +110,7 @@ class ItemSource:
 
     Args:
         items: ``image`` is encoded bytes or whatever else
-            :func:`pvp_fast.loaders.images.open_image` takes.
+            :func:`pvp_fast.pictures.open_image` takes.
     """
 
     def __init__(self, items: Iterable[Any]) -> None:
@@ -138,13 +140,20 @@ def _item(number: int, item: Any) -> Sample:
         raise InputError(f"source: the metadata of item {number} is no mapping (a dict)")
     key, image, *metadata = item
     if not isinstance(image, str | os.PathLike | bytes):
-        # Objects may be changed by their owner, and two threads must not load one PIL image:
-        # they are copied here, by the thread that takes them.
-        try:
-            image = np.asarray(open_image(image))
-        except ImageError as error:
-            image = error
+        image = _own(image)
     return Sample(key, image, *metadata)
+
+
+def _own(image: Any) -> Any:
+    """A copy: its owner may change it, and two threads must not load one PIL image."""
+    try:
+        if isinstance(image, bytearray | memoryview):
+            return bytes(image)
+        if isinstance(image, Image.Image | np.ndarray):
+            return image.copy()
+        return image.detach().clone() if isinstance(image, torch.Tensor) else image
+    except Exception as error:  # a PIL image of a damaged file that nobody had loaded
+        return ImageError(f"damaged: {error}")
 
 
 def open_source(source: Any) -> Source:

@@ -16,10 +16,10 @@ from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.loaders.augment import Augment
 from pvp_fast.loaders.decode import Square
-from pvp_fast.loaders.images import MAX_PIXELS
 from pvp_fast.loaders.sources import open_source
 from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
+from pvp_fast.pictures import PictureSettings
 
 BACKENDS = ("auto", "dali", "torch")
 MODES = ("exact", "fast")
@@ -56,7 +56,7 @@ class ImageStream:
         augment: random crops and flips in place of the evaluation crop.
         workers: threads; one for each core this process may use by default.
         prefetch: windows read ahead of the consumer.
-        max_pixels: larger images are refused from their header.
+        pictures: how each is opened: turn, background, largest size.
         on_failure: called with each :class:`Failure`, by the thread that iterates.
 
     Attributes:
@@ -64,6 +64,7 @@ class ImageStream:
         listed, read, failed: how many of this epoch's samples were handed out; always
             ``read + failed == listed``.
         epoch: the epoch being read.
+        pictures: how pictures are opened.
 
     Raises:
         InputError: an argument that cannot be used, or a source that lists nothing.
@@ -87,7 +88,7 @@ class ImageStream:
         augment: Augment | None = None,
         workers: int | None = None,
         prefetch: int = 2,
-        max_pixels: int = MAX_PIXELS,
+        pictures: PictureSettings | None = None,
         on_failure: Callable[[Failure], None] | None = None,
     ) -> None:
         for name, value, least in (
@@ -96,7 +97,6 @@ class ImageStream:
             ("world", world, 1),
             ("workers", 1 if workers is None else workers, 1),
             ("prefetch", prefetch, 0),
-            ("max_pixels", max_pixels, 1),
         ):
             if value < least:
                 raise InputError(f"{name} is {value}; give at least {least}")
@@ -108,7 +108,8 @@ class ImageStream:
         self._square = Square(preprocess, augment, fast=mode == "fast")
         self._device = torch.device(device)
         self.backend = _pick_backend(backend, self._device)
-        self._batch_size, self._prefetch, self._max_pixels = batch_size, prefetch, max_pixels
+        self._batch_size, self._prefetch = batch_size, prefetch
+        self.pictures = pictures or PictureSettings()
         self._shuffle, self._seed = shuffle, seed
         self._rank, self._world = rank, world
         self._workers = workers or available_cores()
@@ -223,7 +224,7 @@ class ImageStream:
             self._square,
             self._device,
             self._workers,
-            self._max_pixels,
+            self.pictures,
             f"{self._seed}/{self.epoch}",
         )
         if self.backend == "torch":

@@ -16,6 +16,7 @@ from pvp_fast.errors import ImageError
 from pvp_fast.loaders.decode import Normalise, Square, fetch
 from pvp_fast.loaders.samples import Sample
 from pvp_fast.loaders.windows import Listed, Loaded
+from pvp_fast.pictures import PictureSettings
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Settings:
     square: Square
     device: torch.device
     workers: int
-    max_pixels: int
+    pictures: PictureSettings
     seed: str
 
     def chance(self, index: int) -> random.Random | None:
@@ -82,7 +83,7 @@ class TorchLoader:
     def _load(self, listed: Listed, out: np.ndarray) -> Mapping[str, Any] | str:
         try:
             settings = self._settings
-            found = fetch(listed.sample, settings.max_pixels)
+            found = fetch(listed.sample, settings.pictures)
             square = settings.square(found, settings.chance(listed.index))
             if out.dtype == np.uint8:
                 out[...] = square

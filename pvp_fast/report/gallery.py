@@ -18,8 +18,8 @@ from pvp_fast.errors import ImageError, InputError
 from pvp_fast.evaluation import EvalSet
 from pvp_fast.evaluation.ladder import plain_name
 from pvp_fast.files import safe_join
-from pvp_fast.loaders.images import open_image
 from pvp_fast.metrics import reliability
+from pvp_fast.pictures import PictureSettings, open_image
 from pvp_fast.report.page import data_uri, fill, script_json
 from pvp_fast.report.svg import diagonal
 
@@ -93,8 +93,17 @@ def locate(name: str, root: Path) -> Path:
     return safe_join(base, name)
 
 
-def with_thumbnails(entries: Iterable[Entry], root: Path, *, size: int = 220) -> list[Entry]:
+def with_thumbnails(
+    entries: Iterable[Entry],
+    root: Path,
+    *,
+    size: int = 220,
+    pictures: PictureSettings | None = None,
+) -> list[Entry]:
     """Entries with small JPEG pictures; one that cannot be read gets its reason as ``error``.
+
+    Args:
+        size: the longer side in pixels. pictures: how they are opened, as when they were tagged.
 
     Raises:
         InputError: an image lies outside ``root``.
@@ -107,7 +116,7 @@ def with_thumbnails(entries: Iterable[Entry], root: Path, *, size: int = 220) ->
     for entry in entries:
         if entry.error is None:
             try:
-                image = open_image(locate(entry.name, root), exif_transpose=True)
+                image = open_image(locate(entry.name, root), pictures or PictureSettings())
                 image.thumbnail((size, size), Image.Resampling.LANCZOS)
                 stream = io.BytesIO()
                 image.save(stream, "JPEG", quality=QUALITY, optimize=True)

@@ -45,7 +45,7 @@ class Batcher:
 
     Args:
         tagger: shared with nobody else while this runs, for the sake of speed only.
-        config: ``max_batch``, ``max_wait_ms``, ``workers``, ``queue`` and ``max_pixels`` count.
+        config: ``max_batch``, ``max_wait_ms``, ``workers`` and ``queue`` count.
         observe: told the size of every batch.
     """
 
@@ -59,7 +59,7 @@ class Batcher:
         square = Square(tagger.backbone.preprocess)
         device = torch.device(tagger.backbone.device)
         self._loader = TorchLoader(
-            Settings(square, device, config.workers, config.max_pixels, seed="")
+            Settings(square, device, config.workers, tagger.pictures, seed="")
         )
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="pvp-fast-serve")
         self._queue: asyncio.Queue[_Job] = asyncio.Queue()

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from pvp_fast.errors import InputError
-from pvp_fast.loaders.images import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,6 @@ class ServeConfig:
         queue: most images accepted and not yet answered; requests beyond it get 503.
         max_body: most bytes of a request's body.
         max_images: most images of a request.
-        max_pixels: largest image, width times height, judged by its header.
         timeout: seconds from a request's first byte to its answer; then it gets 504.
         token: what clients must send as ``Authorization: Bearer TOKEN``; None asks for nothing.
 
@@ -34,12 +32,11 @@ class ServeConfig:
     queue: int = 256
     max_body: int = 32 << 20
     max_images: int = 64
-    max_pixels: int = MAX_PIXELS
     timeout: float = 30.0
     token: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_batch", "workers", "queue", "max_body", "max_images", "max_pixels"):
+        for name in ("max_batch", "workers", "queue", "max_body", "max_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
         if not (math.isfinite(self.max_wait_ms) and self.max_wait_ms >= 0):

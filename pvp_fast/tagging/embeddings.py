@@ -23,6 +23,7 @@ from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.loaders import Failure, ImageStream
+from pvp_fast.pictures import PictureSettings
 
 MANIFEST = "embeddings.json"
 _VERSION = 1
@@ -50,6 +51,7 @@ class EmbeddingStore:
     Attributes:
         backbone: name, pretrained and fingerprint of the CLIP that made them.
         complete: whether every image of the source is in it.
+        pictures: how the images were opened.
         has_regions: whether region features are there for the local branch.
         failures: the images that could not be read.
 
@@ -66,6 +68,7 @@ class EmbeddingStore:
             self.backbone: dict[str, Any] = dict(manifest["backbone"])
             self.complete = bool(manifest["complete"])
             self.has_regions = bool(manifest["regions"])
+            self.pictures = PictureSettings.from_dict(manifest.get("pictures", {}))
             self._rows = [int(rows) for rows in manifest["rows"]]
             self.failures = tuple(
                 Failure(str(k), str(r), int(i)) for k, r, i in manifest["state"]["failures"]
@@ -140,6 +143,7 @@ def embed_images(
     batch_size: int = 64,
     shard_rows: int = 16_384,
     progress: Callable[[int], None] | None = None,
+    pictures: PictureSettings | None = None,
     **options: Any,
 ) -> EmbeddingStore:
     """Encode the images of a source into a folder; goes on where an earlier run stopped.
@@ -153,6 +157,7 @@ def embed_images(
         batch_size: images encoded at once.
         shard_rows: images of a shard; what a killed run repeats at most.
         progress: called with the number of images listed so far.
+        pictures: how images are opened; kept in the manifest.
         options: for the stream (backend, workers, rank, world, …).
 
     Raises:
@@ -173,10 +178,13 @@ def embed_images(
             "fingerprint": backbone.fingerprint,
         },
         "regions": regions,
+        "pictures": (pictures or PictureSettings()).to_dict(),
     }
     manifest = _manifest(folder)
     rows: list[int] = []
-    with ImageStream(source, backbone.preprocess, batch_size, backbone.device, **options) as stream:
+    with ImageStream(
+        source, backbone.preprocess, batch_size, backbone.device, pictures=pictures, **options
+    ) as stream:
         if manifest is not None:
             _check_same(folder, manifest, identity)
             rows = list(manifest["rows"])
@@ -211,6 +219,12 @@ def _check_same(folder: Path, manifest: dict[str, Any], identity: dict[str, Any]
     if manifest.get("regions") != identity["regions"]:
         raise ArtifactError(
             f"{folder} was begun with regions={manifest.get('regions')}; give another folder"
+        )
+    opened = PictureSettings.from_dict(manifest.get("pictures", {}))
+    if opened != PictureSettings.from_dict(identity["pictures"]):
+        raise ArtifactError(
+            f"{folder} was begun with images opened as {opened}; give the same settings, or "
+            "another folder"
         )
 
 

@@ -20,6 +20,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Failure, ImageStream, ItemSource
+from pvp_fast.pictures.settings import pictures_of
 from pvp_fast.topk.index import TagIndex
 
 if TYPE_CHECKING:
@@ -59,6 +60,9 @@ class Tagger:
         artifact: the trained vocabulary.
         backbone: the CLIP that trained it.
 
+    Attributes:
+        pictures: how images are opened; the artifact's own settings until another is assigned.
+
     Raises:
         ArtifactError: another backbone.
         BackboneError: the artifact has a local branch and the backbone has no region features.
@@ -69,6 +73,7 @@ class Tagger:
         if artifact.has_local:
             require_regions(backbone.model, "the artifact has a local branch")
         self.artifact, self.backbone = artifact, backbone
+        self.pictures = pictures_of(artifact.config)
         self._adapter = artifact.adapter().to(backbone.device)
         platt = artifact.tensors["platt"]
         # The calibration is linear in the mixed cosine, so it folds into the class vectors: the
@@ -188,6 +193,7 @@ class Tagger:
             batch_size,
             self.backbone.device,
             prefetch=prefetch,
+            pictures=self.pictures,
         )
         reported = 0
         with stream:

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 
 from pvp_fast.clip.backbone import Backbone, Preprocess
 from pvp_fast.errors import BackboneError, InputError
+from pvp_fast.pictures import OPEN_CLIP
 
 CONTEXT = 24
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 2, "head_width": 16}
@@ -331,6 +332,8 @@ def test_preprocess_is_open_clips_bit_for_bit(
         width = height  # those are trimmed first, see the next test
     noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
+    # RGB first and then resized, in every mode: a palette cannot be resized smoothly.
+    rgb = image.convert("RGB")
     ours = Preprocess(size, interpolation=interpolation, resize_mode=resize_mode)
     theirs = open_clip.image_transform(
         size,
@@ -340,7 +343,8 @@ def test_preprocess_is_open_clips_bit_for_bit(
         interpolation=interpolation,
         resize_mode=resize_mode,
     )
-    assert torch.equal(ours(image), theirs(image))
+    assert torch.equal(ours(image), theirs(rgb))
+    assert torch.equal(ours(image, OPEN_CLIP), theirs(rgb))
 
 
 def test_a_ribbon_of_an_image_stays_small() -> None:

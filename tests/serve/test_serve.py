@@ -27,6 +27,7 @@ pytest.importorskip("prometheus_client")
 
 import uvicorn
 
+from pvp_fast.pictures import PictureSettings
 from pvp_fast.serve import ServeConfig, create_app
 from pvp_fast.serve.batching import Batcher, QueueFull
 
@@ -227,7 +228,9 @@ def test_health_and_documentation(server: Server) -> None:
 
 def test_large_bodies_and_large_images(tagger: Tagger, photos: dict[str, bytes]) -> None:
     data = next(iter(photos.values()))
-    with serving(tagger, max_body=16_384, max_pixels=100) as server:
+    small = Tagger(tagger.artifact, tagger.backbone)
+    small.pictures = PictureSettings(max_megapixels=0.0001)
+    with serving(small, max_body=16_384) as server:
         url, head = f"{server.url}/tag", {"content-type": "image/jpeg"}
         assert httpx.post(url, content=b"x" * 20_000, headers=head).status_code == 413
 
@@ -238,7 +241,7 @@ def test_large_bodies_and_large_images(tagger: Tagger, photos: dict[str, bytes])
         assert httpx.post(url, content=pieces(), headers=head).status_code == 413
         assert len(data) < 16_384
         (result,) = httpx.post(url, content=data, headers=head).json()["results"]
-        assert "pixels" in result["error"]
+        assert "max_megapixels" in result["error"]
         assert (
             'pvp_fast_requests_total{status="413"} 2.0' in httpx.get(f"{server.url}/metrics").text
         )

@@ -30,6 +30,36 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     return stream.getvalue()
 
 
+# What turns the picture upright into the one stored: the inverse of what a viewer does.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def stored(picture: Image.Image, number: int) -> Image.Image:
+    """The pixels that a file with this EXIF orientation holds of a picture that is upright."""
+    return picture.transpose(STORED[number]) if number in STORED else picture
+
+
+def exif_block(number: int, order: str = "<", kind: int = 3) -> bytes:
+    """The least EXIF: one directory with the orientation, in either byte order."""
+    value = struct.pack(order + {3: "Hxx", 4: "I"}[kind], number)
+    directory = struct.pack(order + "HHHI", 1, 0x0112, kind, 1) + value + bytes(4)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    return b"Exif\x00\x00" + head + directory
+
+
+def photo_turned(picture: Image.Image, number: int, order: str = "<") -> bytes:
+    """A JPEG that shows ``picture`` where EXIF is heeded."""
+    return encoded(stored(picture, number), quality=95, exif=exif_block(number, order))
+
+
 def unusual(picture: Image.Image) -> dict[str, bytes]:
     """The same picture in every format and mode, turned by EXIF, and in extreme shapes."""
     files = {

@@ -13,7 +13,7 @@ from pvp_fast import Tagger
 from pvp_fast.cli import run
 from pvp_fast.demo import demo_set
 from pvp_fast.errors import ImageError, InputError
-from pvp_fast.loaders.images import open_image
+from pvp_fast.pictures import open_image
 from pvp_fast.tagging.export import TaggerModule, export
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
-from pvp_fast.errors import ImageError, InputError
-from pvp_fast.loaders.images import find_images, open_image
+from pvp_fast.errors import ImageError
+from pvp_fast.pictures import open_image
 
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (12, 8)) -> Image.Image:
@@ -39,15 +39,6 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     wide = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     shown = np.asarray(open_image(encoded(Image.fromarray(wide), "PNG")))[..., 0]
     assert np.array_equal(shown, np.round(wide / 65535 * 255).astype(np.uint8))
-
-
-def test_exif_rotation_is_left_unless_asked_for() -> None:
-    image = picture(size=(20, 10))
-    exif = image.getexif()
-    exif[0x0112] = 6
-    data = encoded(image, "JPEG", exif=exif)
-    assert open_image(data).size == (20, 10)
-    assert open_image(data, exif_transpose=True).size == (10, 20)
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP"])
@@ -107,21 +98,3 @@ def test_arrays_and_tensors() -> None:
     for bad in (array.astype(np.float32), torch.full((3, 4, 4), 2.0), torch.zeros(5, 4, 4), 7):
         with pytest.raises(ImageError):
             open_image(bad)
-
-
-def test_find_images_walks_in_order_and_does_not_follow_links(tmp_path: Path) -> None:
-    root = tmp_path / "in"
-    (root / "b").mkdir(parents=True)
-    outside = tmp_path / "out.png"
-    for path in (root / "b" / "2.PNG", root / "1.jpg", root / "\u00fc.webp", outside):
-        path.write_bytes(b"x")
-    (root / "notes.txt").write_text("no image")
-    (root / "link.png").symlink_to(outside)
-    found = [p.relative_to(root).as_posix() for p in find_images([root])]
-    assert found == ["1.jpg", "\u00fc.webp", "b/2.PNG"]
-    assert [p.name for p in find_images([str(root / "*.jpg"), root / "notes.txt"])] == [
-        "1.jpg",
-        "notes.txt",
-    ]
-    with pytest.raises(InputError, match=r"none\.jpg"):
-        list(find_images([root / "none.jpg"]))

@@ -1,0 +1,9 @@
+"""A picture opened one way: turned upright, transparency laid on a colour, its size bounded.
+
+Loaders, backbones, reports and the service all open pictures here.
+"""
+
+from pvp_fast.pictures.reader import open_image
+from pvp_fast.pictures.settings import OPEN_CLIP, PictureSettings
+
+__all__ = ["OPEN_CLIP", "PictureSettings", "open_image"]

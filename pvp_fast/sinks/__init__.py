@@ -45,7 +45,7 @@ def format_for(output: str | os.PathLike[str] | None, format: str | None) -> str
         InputError: the two contradict each other, or the ending is that of an image or of a kind
             of file that is not written here.
     """
-    from pvp_fast.loaders.images import SUFFIXES
+    from pvp_fast.pictures.kinds import SUFFIXES
 
     name = "" if output is None else Path(output).name
     ending = Path(name).suffix.lower()

@@ -1,38 +1,79 @@
-"""The only rule that picks between Triton kernels and plain PyTorch."""
+"""The one rule that picks an engine, and the reasons why one cannot run.
+
+An operation says which engines it has, each with a function that returns the reason why it cannot
+run here, or None: ``choose(backend, device, {"triton": ..., "native": ...})``. Plain PyTorch runs
+everywhere and is never in the list. Top-k is one more caller: its engines are "native" and "cuda".
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError, InputError
 
+WhyNot = Callable[[], str | None]
 
-def use_triton(backend: str, *tensors: Tensor, also: tuple[str, ...] = ()) -> bool:
-    """Whether the kernels run: with "auto", where every tensor is on a CUDA device.
+# What the engines take; any other float type is for the definition in plain PyTorch.
+FUSED = (torch.float32, torch.float16, torch.bfloat16)
+# The engine that "auto" tries before plain PyTorch.
+_AT_HOME = {"cuda": "triton", "cpu": "native"}
 
-    ``also`` are further words that the caller takes, none of which means Triton. An explicit
-    "triton" runs on a CPU only by Triton's interpreter (TRITON_INTERPRET=1).
+
+def choose(backend: str, device: torch.device, engines: Mapping[str, WhyNot]) -> str:
+    """The engine that runs: a name of ``engines``, or "torch".
+
+    "auto" takes the engine at home on ``device`` ("triton" on CUDA, "native" on a CPU) if the
+    operation has it and it can run, else "torch". An engine asked for by name runs or raises; one
+    that is at home nowhere, such as top-k's "cuda", runs only when asked for.
+
+    Args:
+        engines: name -> a function that returns why it cannot run, or None. Called only when that
+            engine is to be taken.
 
     Raises:
-        InputError: another word. BackendError: "triton" where it cannot run.
+        InputError: a word that names no engine. BackendError: an explicit engine that cannot run.
     """
-    words = ("auto", "torch", "triton", *also)
+    words = ("auto", *engines, "torch")
     if backend not in words:
         raise InputError(f"backend={backend!r}: use one of {', '.join(map(repr, words))}")
-    if backend == "torch" or backend in also:
-        return False
-    installed = importlib.util.find_spec("triton") is not None
-    on_gpu = all(t.is_cuda for t in tensors)
+    if backend == "torch":
+        return backend
     if backend == "auto":
-        return installed and on_gpu
-    if not installed:
-        raise BackendError("backend='triton': Triton is not installed, pip install triton")
-    if not on_gpu and os.environ.get("TRITON_INTERPRET") != "1":
-        raise BackendError(
-            "backend='triton' needs CUDA tensors (or TRITON_INTERPRET=1 for its interpreter); use "
-            "'auto' or 'torch'"
-        )
-    return True
+        own = _AT_HOME.get(device.type, "")
+        return own if own in engines and engines[own]() is None else "torch"
+    reason = engines[backend]()
+    if reason is not None:
+        raise BackendError(f"backend={backend!r}: {reason}; use 'auto' or 'torch'")
+    return backend
+
+
+def fuses(backend: str, dtype: torch.dtype) -> bool:
+    """Whether an engine takes this dtype; what none takes is for the definition in plain PyTorch.
+
+    Raises:
+        InputError: an engine asked for by name and a dtype that it does not take.
+    """
+    if dtype in FUSED:
+        return True
+    if backend not in ("auto", "torch"):
+        raise InputError(f"backend={backend!r} takes float32, float16 and bfloat16, not {dtype}")
+    return False
+
+
+def why_not_triton(*tensors: Tensor) -> str | None:
+    """Triton's kernels take CUDA tensors; others by its interpreter (TRITON_INTERPRET=1) alone."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed, pip install triton"
+    if all(t.is_cuda for t in tensors) or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return "it needs CUDA tensors (or TRITON_INTERPRET=1 for its interpreter)"
+
+
+def why_not_native(device: torch.device) -> str | None:
+    """The compiled extension works on a CPU."""
+    return None if device.type == "cpu" else f"it works on a CPU, not on {device}"

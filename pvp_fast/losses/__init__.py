@@ -4,20 +4,13 @@ Each comes as a function, a ``*_from_scores`` function for who has scores alread
 """
 
 from pvp_fast.losses.asl import AsymmetricLoss, asl_loss, asl_loss_from_scores, asl_loss_ref
+from pvp_fast.losses.bce import BCELoss, bce_loss, bce_loss_from_scores, bce_loss_ref
 from pvp_fast.losses.clip import CLIPLoss, clip_loss, clip_loss_from_scores
-from pvp_fast.losses.elementwise import (
-    BCELoss,
+from pvp_fast.losses.focal import (
     FocalLoss,
-    SigLIPLoss,
-    bce_loss,
-    bce_loss_from_scores,
-    bce_loss_ref,
     focal_loss,
     focal_loss_from_scores,
     focal_loss_ref,
-    siglip_loss,
-    siglip_loss_from_scores,
-    siglip_loss_ref,
 )
 from pvp_fast.losses.labels import CSRLabels
 from pvp_fast.losses.ranking import (
@@ -25,6 +18,12 @@ from pvp_fast.losses.ranking import (
     ranking_loss,
     ranking_loss_from_scores,
     ranking_loss_ref,
+)
+from pvp_fast.losses.siglip import (
+    SigLIPLoss,
+    siglip_loss,
+    siglip_loss_from_scores,
+    siglip_loss_ref,
 )
 
 __all__ = [

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.losses.fused import fused_loss
-from pvp_fast.losses.labels import Labels, dense_labels
-from pvp_fast.losses.similarity import as_float, reduce, similarity
+from pvp_fast.losses.fused import entrywise, fused_loss, reference
+from pvp_fast.losses.labels import Labels
+
+
+class ASLSettings(NamedTuple):
+    """γ₊, γ₋, the probability shift ``clip``, the floor ε of both logarithms, and the convention
+    of the gradient; see :func:`asl_loss_from_scores`."""
+
+    gamma_pos: float = 1.0
+    gamma_neg: float = 4.0
+    clip: float = 0.05
+    eps: float = 1e-8
+    detach_focal_weight: bool = True
 
 
 def _power(base: Tensor, exponent: float) -> Tensor:
@@ -16,6 +28,91 @@ def _power(base: Tensor, exponent: float) -> Tensor:
         return torch.ones_like(base)
     safe = torch.where(base > 0, base, torch.ones_like(base))
     return torch.where(base > 0, safe**exponent, torch.zeros_like(base))
+
+
+def _entries(settings: ASLSettings, s: Tensor, y: Tensor) -> Tensor:
+    gamma_pos, gamma_neg, clip, eps, detach = settings
+    present = torch.sigmoid(s)
+    absent = (1 - present + clip).clamp(max=1)
+    focus_pos, focus_neg = 1 - present, 1 - absent
+    if detach:
+        focus_pos, focus_neg = focus_pos.detach(), focus_neg.detach()
+    log_pos = present.clamp(min=eps).log() * _power(focus_pos, gamma_pos)
+    log_neg = absent.clamp(min=eps).log() * _power(focus_neg, gamma_neg)
+    return -(y * log_pos + (1 - y) * log_neg)
+
+
+def _present(settings: ASLSettings, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of present categories."""
+    gamma, _, _, eps, detach = settings
+    sigma, rest = torch.sigmoid(s), torch.sigmoid(-s)
+    log, focus = sigma.clamp(min=eps).log(), _power(rest, gamma)
+    slope = torch.where(sigma >= eps, rest, 0.0) * focus
+    if not detach:
+        slope -= log * gamma * sigma * focus
+    return -log * focus, -slope
+
+
+def _absent_(settings: ASLSettings, s: Tensor, grad: bool) -> Tensor:
+    """Loss of absent categories, γ₋ > 0; with ``grad`` s is overwritten by its gradient.
+
+    −log(max(q, ε)) · p^γ with q = min(1 − σ + clip, 1) and p = 1 − q: 0 at s = −∞. Written out in
+    place, so that a tile is read from the cache a dozen times and from memory never.
+    """
+    _, gamma, clip, eps, detach = settings
+    rest = torch.neg(s).sigmoid_()
+    q = torch.add(rest, clip)
+    if clip:
+        q.clamp_(max=1.0)
+    p = torch.neg(q).add_(1.0)
+    lost = q < eps if clip < eps else None
+    if lost is not None:
+        q.clamp_(min=eps)
+    if grad:
+        # |dq/ds| = σ(1 − σ); where 1 − σ + clip > 1, p = 0 and so is every term below.
+        slope = rest.addcmul_(rest, rest, value=-1.0)
+        torch.div(slope, q, out=s)
+        if lost is not None:
+            s.masked_fill_(lost, 0.0)
+    q.log_()
+    if grad and not detach:
+        # p^γ/q − γ log q · p^(γ − 1), by |dq/ds|
+        lower = _power(p, gamma - 1) if gamma != 1 else (p > 0).to(p.dtype)
+        slope.mul_(q).mul_(lower).mul_(-gamma)
+    if gamma == 4:
+        focus = p.square_().square_()
+    elif gamma == 3:
+        focus = torch.mul(p, p * p, out=p)
+    else:
+        focus = p.pow_(gamma)
+    if grad:
+        s.mul_(focus)
+        if not detach:
+            s.add_(slope)
+    return q.mul_(focus).neg_()
+
+
+def _closed_form(
+    settings: ASLSettings, s: Tensor, y: Tensor, weight: Tensor | None, grad: bool
+) -> Tensor | None:
+    """Of hard labels: the absent categories are the many, what is present is a short list."""
+    if settings.gamma_neg <= 0 or y.is_floating_point():
+        return None
+    flat, at = s.view(-1), (y == 1).flatten().nonzero()[:, 0]
+    present, slope = _present(settings, flat[at])
+    # Present and unknown ones have no part in the loss of the absent.
+    flat.index_fill_(0, at, float("-inf"))
+    if y.dtype == torch.int8:
+        s.masked_fill_(y == 0, float("-inf"))
+    loss = _absent_(settings, s, grad)
+    flat.index_copy_(0, at, slope)
+    loss.view(-1).index_copy_(0, at, present)
+    if weight is not None:
+        s.mul_(weight)
+    return loss.sum(0)
+
+
+ASL = entrywise("asl", ASLSettings, _entries, _closed_form)
 
 
 def asl_loss_from_scores(
@@ -46,21 +143,8 @@ def asl_loss_from_scores(
     Returns:
         Scalar loss, float32 or the scores' wider dtype.
     """
-    scores = as_float(scores)
-    target, known = dense_labels(y, scores)
-    present = torch.sigmoid(scores)
-    absent = (1 - present + clip).clamp(max=1)
-    focus_pos, focus_neg = 1 - present, 1 - absent
-    if detach_focal_weight:
-        focus_pos, focus_neg = focus_pos.detach(), focus_neg.detach()
-    log_pos = present.clamp(min=eps).log() * _power(focus_pos, gamma_pos)
-    log_neg = absent.clamp(min=eps).log() * _power(focus_neg, gamma_neg)
-    loss = -(target * log_pos + (1 - target) * log_neg)
-    if known is not None:
-        loss = loss * known
-    if weight is not None:
-        loss = loss * weight
-    return reduce(loss.sum(), scores.shape, reduction)
+    settings = ASLSettings(gamma_pos, gamma_neg, clip, eps, detach_focal_weight)
+    return ASL.of_scores(settings, scores, y, weight, reduction)
 
 
 def asl_loss_ref(
@@ -80,17 +164,8 @@ def asl_loss_ref(
     reduction: str = "mean",
 ) -> Tensor:
     """:func:`asl_loss` by its definition in ordinary PyTorch, with (B, C) scores in memory."""
-    return asl_loss_from_scores(
-        similarity(x, w, scale=scale, bias=bias, normalize=normalize),
-        y,
-        weight=weight,
-        gamma_pos=gamma_pos,
-        gamma_neg=gamma_neg,
-        clip=clip,
-        eps=eps,
-        detach_focal_weight=detach_focal_weight,
-        reduction=reduction,
-    )
+    settings = ASLSettings(gamma_pos, gamma_neg, clip, eps, detach_focal_weight)
+    return reference(ASL, settings, x, w, y, scale, bias, normalize, weight, reduction)
 
 
 def asl_loss(
@@ -139,38 +214,9 @@ def asl_loss(
         InputError: arguments that do not fit each other. BackendError: an explicit backend that is
             not there.
     """
-
-    def reference() -> Tensor:
-        return asl_loss_ref(
-            x,
-            w,
-            y,
-            scale=scale,
-            bias=bias,
-            normalize=normalize,
-            weight=weight,
-            gamma_pos=gamma_pos,
-            gamma_neg=gamma_neg,
-            clip=clip,
-            eps=eps,
-            detach_focal_weight=detach_focal_weight,
-            reduction=reduction,
-        )
-
+    settings = ASLSettings(gamma_pos, gamma_neg, clip, eps, detach_focal_weight)
     return fused_loss(
-        "asl",
-        (gamma_pos, gamma_neg, clip, eps, detach_focal_weight),
-        reference,
-        x,
-        w,
-        y,
-        scale=scale,
-        bias=bias,
-        normalize=normalize,
-        weight=weight,
-        reduction=reduction,
-        backend=backend,
-        regime=regime,
+        ASL, settings, x, w, y, scale, bias, normalize, weight, reduction, backend, regime
     )
 
 
@@ -188,19 +234,8 @@ class AsymmetricLoss(nn.Module):
         reduction: str = "mean",
     ) -> None:
         super().__init__()
-        self.gamma_pos, self.gamma_neg, self.clip, self.eps = gamma_pos, gamma_neg, clip, eps
-        self.detach_focal_weight, self.reduction = detach_focal_weight, reduction
+        self.settings = ASLSettings(gamma_pos, gamma_neg, clip, eps, detach_focal_weight)
+        self.reduction = reduction
 
     def forward(self, x: Tensor, w: Tensor, y: Labels, *, scale: float | Tensor = 1.0) -> Tensor:
-        return asl_loss(
-            x,
-            w,
-            y,
-            scale=scale,
-            gamma_pos=self.gamma_pos,
-            gamma_neg=self.gamma_neg,
-            clip=self.clip,
-            eps=self.eps,
-            detach_focal_weight=self.detach_focal_weight,
-            reduction=self.reduction,
-        )
+        return asl_loss(x, w, y, scale=scale, reduction=self.reduction, **self.settings._asdict())

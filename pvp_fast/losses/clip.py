@@ -7,12 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.dispatch import use_triton
+from pvp_fast.dispatch import FUSED, choose, fuses, why_not_triton
 from pvp_fast.errors import InputError
 from pvp_fast.losses import infonce
 from pvp_fast.losses.similarity import as_float, similarity
-
-_FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def clip_loss_from_scores(scores: Tensor, y: Tensor | None = None) -> Tensor:
@@ -117,13 +115,13 @@ def clip_loss(
             raise InputError(f"{name} must be one value, not {tuple(value.shape)}")
     if regime not in ("auto", "chunked", "recompute"):
         raise InputError(f"regime={regime!r}: use 'auto', 'chunked' or 'recompute'")
-    triton = use_triton(backend, x, w)
-    if x.dtype not in _FUSED or (y is not None and y.requires_grad):
-        if backend == "triton":
-            raise InputError(
-                "backend='triton' takes float32, float16 and bfloat16 and targets without a "
-                f"gradient, not {x.dtype}: use 'auto'"
-            )
+    learns = y is not None and y.requires_grad
+
+    def why_not() -> str | None:
+        return "targets need a gradient" if learns else why_not_triton(x, w)
+
+    engine = choose(backend, x.device, {"triton": why_not})
+    if not fuses(backend, x.dtype) or learns:
         scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
         bias = bias.reshape(()) if isinstance(bias, Tensor) else bias
         return clip_loss_ref(x, w, y, scale=scale, bias=bias, normalize=normalize)
@@ -133,9 +131,11 @@ def clip_loss(
         else torch.full((), v or 0.0, dtype=torch.float32, device=x.device)
         for v in (scale, bias)
     )
-    if w.dtype not in _FUSED:
+    if w.dtype not in FUSED:
         w = w.to(x.dtype)
-    value, _, _ = infonce.loss(x, w, y, heat, shift, normalize, triton, regime == "recompute")
+    value, _, _ = infonce.loss(
+        x, w, y, heat, shift, normalize, engine == "triton", regime == "recompute"
+    )
     return value
 
 

@@ -1,4 +1,4 @@
-"""The operator under the fused losses, the choice of a regime, and its gradient.
+"""A loss of similarities: its definition, the choice of an engine and a regime, and the operator.
 
 ``pvp_fast::similarity_loss`` is a torch.library operator with shapes for torch.compile and a
 gradient for autograd. One pass makes the loss and, where asked for, every gradient; backward only
@@ -8,31 +8,84 @@ multiplies by the incoming one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvp_fast.dispatch import use_triton
+from pvp_fast.dispatch import choose, fuses, why_not_triton
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_steps
-from pvp_fast.losses.labels import CSRLabels, Labels, check_labels
-from pvp_fast.losses.similarity import reduction_factor
-from pvp_fast.losses.tiles import Gradients, Needs, Problem, Step, run
-from pvp_fast.losses.torch_steps import EntrywiseStep, RankingStep
+from pvp_fast.losses.labels import CSRLabels, Labels, check_labels, dense_labels
+from pvp_fast.losses.similarity import as_float, reduce, reduction_factor, similarity
+from pvp_fast.losses.tiles import Gradients, Loss, Needs, Problem, run
+from pvp_fast.losses.torch_steps import torch_step
 
 REGIMES = ("auto", "small", "chunked", "recompute")
-_FUSED = (torch.float32, torch.float16, torch.bfloat16)
 # Scores of one tile: 1 MiB of float32 on a CPU, 24 MiB in a GPU's L2 (not yet measured).
 _TILE = {"cpu": 1 << 18}
 _TILE_ELSEWHERE = 6 << 20
 # Rows of a tile, which share one pass over w and dw.
 _ROWS = {"cpu": 256}
 _ROWS_ELSEWHERE = 1024
+# Rows that hold all categories share it too, as long as their scores take no more than 8 MiB.
+_WHOLE_ROWS, _WHOLE_TILE = 128, 1 << 21
 # The widest vocabulary of the kernel that does all at once (MAX_C of kernels.entrywise_small).
 _SMALL = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
+# The losses that "native" and "triton" know; those in small vocabularies too.
+_SMALL_KINDS = ("asl", "bce", "focal", "siglip")
+_KINDS = (*_SMALL_KINDS, "ranking")
+
+_LOSSES: dict[str, Loss] = {}
 
 
-def choose(regime: str, kind: str, dtype: torch.dtype, n_categories: int, triton: bool) -> str:
+def register(loss: Loss) -> Loss:
+    """Makes a loss known to the operator, which is given names and numbers."""
+    _LOSSES[loss.name] = loss
+    return loss
+
+
+def entrywise(
+    name: str,
+    settings: type,
+    entries: Callable[[Any, Tensor, Tensor], Tensor],
+    closed_form: Callable[[Any, Tensor, Tensor, Tensor | None, bool], Tensor | None] | None = None,
+) -> Loss:
+    """A loss that sums ``entries(settings, scores, targets)``, (B, C) of (B, C), by category."""
+
+    def of_scores(
+        settings: Any, scores: Tensor, y: Labels, weight: Tensor | None, reduction: str
+    ) -> Tensor:
+        scores = as_float(scores)
+        target, known = dense_labels(y, scores)
+        loss = entries(settings, scores, target)
+        if known is not None:
+            loss = loss * known
+        if weight is not None:
+            loss = loss * weight
+        return reduce(loss.sum(), loss.shape, reduction)
+
+    return register(Loss(name, settings, of_scores, closed_form=closed_form))
+
+
+def reference(
+    loss: Loss,
+    settings: Any,
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    scale: float | Tensor,
+    bias: float | Tensor | None,
+    normalize: bool,
+    weight: Tensor | None,
+    reduction: str,
+) -> Tensor:
+    """The loss by its definition, with (B, C) scores in memory."""
+    scores = similarity(x, w, scale=scale, bias=bias, normalize=normalize)
+    return loss.of_scores(settings, scores, y, weight, reduction)
+
+
+def regime_of(regime: str, kind: str, dtype: torch.dtype, n_categories: int, triton: bool) -> str:
     """The regime that "auto" stands for: the one rule of it.
 
     ``small`` where one Triton kernel holds all categories (C ≤ 64 in float32, 128 in half
@@ -41,7 +94,7 @@ def choose(regime: str, kind: str, dtype: torch.dtype, n_categories: int, triton
     """
     if regime not in REGIMES:
         raise InputError(f"regime={regime!r}: use 'auto', 'small', 'chunked' or 'recompute'")
-    fits = kind != "ranking" and n_categories <= _SMALL[dtype]
+    fits = kind in _SMALL_KINDS and n_categories <= _SMALL[dtype]
     if regime == "small" and triton and not fits:
         raise InputError(
             f"regime='small': the Triton kernel takes C <= {_SMALL[dtype]} in {dtype} and every "
@@ -52,37 +105,39 @@ def choose(regime: str, kind: str, dtype: torch.dtype, n_categories: int, triton
     return "small" if triton and fits else "chunked"
 
 
-def tile_of(regime: str, device: torch.device, rows: int, n_categories: int) -> tuple[int, int]:
-    """Rows and categories of a tile."""
+def tile_of(
+    regime: str, device: torch.device, rows: int, n_categories: int, by_row: bool
+) -> tuple[int, int]:
+    """Rows and categories of a tile, all categories where ``by_row``."""
     if regime == "small":
         return max(1, rows), max(1, n_categories)
     budget = _TILE.get(device.type, _TILE_ELSEWHERE)
     height = _ROWS.get(device.type, _ROWS_ELSEWHERE)
+    whole = min(_WHOLE_ROWS, _WHOLE_TILE // max(1, n_categories))
     if regime == "recompute":
-        budget, height = budget // 4, height // 2
+        budget, height, whole = budget // 4, height // 2, whole // 4
+    if by_row:
+        return max(1, whole, budget // max(1, n_categories)), max(1, n_categories)
     tall = max(height, budget // max(1, n_categories))
     return tall, max(1, budget // max(1, min(tall, rows)))
 
 
-def _evaluate(problem: Problem, needs: Needs, backend: str, regime: str) -> Gradients:
-    x, triton = problem.x, backend == "triton"
-    rows, cols = tile_of(regime, x.device, len(x), len(problem.w))
-    if backend == "native":
-        if problem.kind == "ranking":
-            rows, cols = native_steps.rows_of_ranking(rows * cols, len(problem.w)), len(problem.w)
-        return native_steps.run(problem, needs, (rows, cols))
-    if triton:
+def _evaluate(problem: Problem, needs: Needs, engine: str, regime: str) -> Gradients:
+    x, loss = problem.x, problem.loss
+    tile = tile_of(regime, x.device, len(x), len(problem.w), loss.by_row)
+    if engine == "native":
+        if loss.by_row:
+            tile = native_steps.rows_of_ranking(tile[0] * tile[1], tile[1]), tile[1]
+        return native_steps.run(problem, needs, tile)
+    if engine == "triton":
         from pvp_fast.losses import triton_steps
 
         if regime == "small":
             return triton_steps.small(problem, needs)
-        step: Step = triton_steps.KernelStep(problem)
+        step = triton_steps.kernel_step(problem)
     else:
-        step = RankingStep(problem) if problem.kind == "ranking" else EntrywiseStep(problem)
-    if triton and problem.kind == "ranking" and cols < len(problem.w):
-        # A program of its kernel owns a row: fewer rows, all categories.
-        rows, cols = max(1, rows * cols // len(problem.w)), len(problem.w)
-    return run(problem, needs, step, (rows, cols), keep=regime != "recompute")
+        step = torch_step(problem)
+    return run(problem, needs, step, tile, keep=regime != "recompute")
 
 
 @torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
@@ -116,7 +171,9 @@ def similarity_loss(
         raise InputError("y, or offsets and indices, must be given")
     if kind == "ranking":
         bias = None  # it cancels
-    problem = Problem(kind, settings, x, w, labels, scale, bias, weight, normalize, factor)
+    loss = _LOSSES[kind]
+    of_numbers = loss.settings(*settings)
+    problem = Problem(loss, of_numbers, x, w, labels, scale, bias, weight, normalize, factor)
     with torch.autocast(x.device.type, enabled=False):
         return tuple(_evaluate(problem, Needs(*needs), backend, regime))  # type: ignore[return-value]
 
@@ -251,28 +308,7 @@ def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=x.device)
 
 
-def fused_loss(
-    kind: str,
-    settings: Sequence[float],
-    reference: Callable[[], Tensor],
-    x: Tensor,
-    w: Tensor,
-    y: Labels,
-    *,
-    scale: float | Tensor,
-    bias: float | Tensor | None,
-    normalize: bool,
-    weight: Tensor | None,
-    reduction: str,
-    backend: str,
-    regime: str,
-) -> Tensor:
-    """A loss by the fused path, or by ``reference`` for float64 x.
-
-    Raises:
-        InputError: arguments that do not fit each other. BackendError: an explicit backend that is
-            not there.
-    """
+def _check(x: Tensor, w: Tensor, y: Labels, weight: Tensor | None) -> None:
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise InputError(
             f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (B, D) and (C, D) of one width D"
@@ -287,44 +323,70 @@ def fused_loss(
             raise InputError(f"{name} is on {device}, x on {x.device}; move them to one device")
     if weight is not None and weight.shape != (n_categories,):
         raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
-    triton = use_triton(backend, x, w, also=("native",))
-    if x.dtype not in _FUSED:
-        if backend in ("triton", "native"):
-            raise InputError(f"backend={backend!r} takes float32, float16, bfloat16, not {x.dtype}")
-        return reference()
+
+
+def fused_loss(
+    loss: Loss,
+    settings: Any,
+    x: Tensor,
+    w: Tensor,
+    y: Labels,
+    scale: float | Tensor,
+    bias: float | Tensor | None,
+    normalize: bool,
+    weight: Tensor | None,
+    reduction: str,
+    backend: str,
+    regime: str,
+) -> Tensor:
+    """A loss by the fused path, or by its definition for float64 x.
+
+    Raises:
+        InputError: arguments that do not fit each other. BackendError: an explicit backend that is
+            not there.
+    """
+    _check(x, w, y, weight)
+    if not fuses(backend, x.dtype):
+        return reference(loss, settings, x, w, y, scale, bias, normalize, weight, reduction)
     if w.dtype != x.dtype:
         x, w = x.float(), w.float()
-    regime = choose(regime, kind, x.dtype, n_categories, triton)
-    factor = _scalar("scale", scale, x)
-    shift = None if bias is None else _scalar("bias", bias, x)
-    share = None if weight is None else weight.to(x.device, torch.float32).contiguous()
+    learns = weight is not None and weight.requires_grad and torch.is_grad_enabled()
+
+    unknown = None if loss.name in _KINDS else f"it has no {loss.name} loss"
+
+    def not_triton() -> str | None:
+        return unknown or why_not_triton(x, w)
+
+    def not_native() -> str | None:
+        return unknown or native_steps.why_not(loss.name, settings, x.device, len(w), y, learns)
+
+    engine = choose(backend, x.device, {"triton": not_triton, "native": not_native})
+    regime = regime_of(regime, loss.name, x.dtype, len(w), engine == "triton")
+    scale = _scalar("scale", scale, x)
+    bias = None if bias is None else _scalar("bias", bias, x)
+    weight = None if weight is None else weight.to(x.device, torch.float32).contiguous()
     grad = torch.is_grad_enabled() and regime != "recompute"
-    by = "triton" if triton else backend
-    if backend in ("auto", "native") and not triton:
-        learns = share is not None and share.requires_grad and torch.is_grad_enabled()
-        reason = native_steps.why_not(kind, settings, x.device, n_categories, y, learns)
-        if reason is not None and backend == "native":
-            raise BackendError(f"backend='native': {reason}; use 'auto' or 'torch'")
-        by = "torch" if reason is not None else "native"
-    needs = [grad and t is not None and t.requires_grad for t in (x, w, factor, shift, share)]
+    needs = [grad and t is not None and t.requires_grad for t in (x, w, scale, bias, weight)]
     dense, offsets, indices = (
         (None, y.offsets, y.indices) if isinstance(y, CSRLabels) else (y, None, None)
     )
+    if loss.by_row and reduction == "mean":
+        reduction = "batchmean"
     total, *_ = similarity_loss(
         x,
         w,
         dense,
         offsets,
         indices,
-        factor,
-        shift,
-        share,
-        kind,
+        scale,
+        bias,
+        weight,
+        loss.name,
         [float(value) for value in settings],
         normalize,
-        by,
+        engine,
         regime,
         needs,
-        reduction_factor(reduction, torch.Size((rows, n_categories))),
+        reduction_factor(reduction, torch.Size((len(x), len(w)))),
     )
     return total

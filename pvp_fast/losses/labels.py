@@ -66,12 +66,7 @@ class CSRLabels:
             InputError: an index outside [0, n_categories).
         """
         self.check(n_categories)
-        rows = torch.repeat_interleave(
-            torch.arange(len(self), device=self.indices.device), self.offsets.diff()
-        )
-        labels = torch.zeros(len(self), n_categories, dtype=torch.bool, device=self.indices.device)
-        labels[rows, self.indices.long()] = True
-        return labels
+        return label_block(self, slice(0, len(self)), slice(0, n_categories))
 
 
 Labels = Tensor | CSRLabels
@@ -94,21 +89,55 @@ def check_labels(y: Labels, rows: int, n_categories: int) -> None:
         )
 
 
+def check_values(y: Labels, n_categories: int) -> None:
+    """Raise InputError for what no label means; on a CPU only: a GPU would have to wait.
+
+    int8 holds partial labels: +1 present, −1 absent, 0 unknown (no loss). bool and uint8 hold 0/1,
+    floats 0/1 or soft targets in [0, 1].
+    """
+    if isinstance(y, CSRLabels):
+        y.check(n_categories)
+    elif y.dtype == torch.int8 and y.device.type == "cpu" and y.numel():
+        low, high = (int(value) for value in y.aminmax())
+        if low < -1 or high > 1:
+            raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
+
+
+def label_block(y: Labels, rows: slice, cols: slice) -> Tensor:
+    """Labels (rows, cols) as they are; lists as bool."""
+    if isinstance(y, Tensor):
+        return y[rows, cols]
+    offsets = y.offsets[rows.start : rows.stop + 1]
+    col = y.indices[int(offsets[0]) : int(offsets[-1])].long() - cols.start
+    row = torch.repeat_interleave(
+        torch.arange(len(offsets) - 1, device=col.device), offsets.diff(), output_size=len(col)
+    )
+    inside = (col >= 0) & (col < cols.stop - cols.start)
+    size = rows.stop - rows.start, cols.stop - cols.start
+    block = torch.zeros(size, dtype=torch.bool, device=col.device)
+    block[row[inside], col[inside]] = True
+    return block
+
+
+def unique_pairs(y: CSRLabels) -> tuple[Tensor, Tensor]:
+    """Row and category of every label, ascending, each pair once."""
+    rows = torch.repeat_interleave(torch.arange(len(y), device=y.indices.device), y.offsets.diff())
+    pairs = torch.stack([rows, y.indices.long()], 1).unique(dim=0)
+    return pairs[:, 0], pairs[:, 1]
+
+
 def dense_labels(y: Labels, scores: Tensor) -> tuple[Tensor, Tensor | None]:
     """Targets (B, C) in the dtype of ``scores``, and the mask of known entries (None = all).
 
-    int8 holds partial labels: +1 present, −1 absent, 0 unknown (no loss). bool and uint8 hold 0/1,
-    floats 0/1 or soft targets in [0, 1]. Wider integers are refused: they are most often 0/1, whose
-    zeros would then cost nothing.
+    Wider integers than int8 are refused: they are most often 0/1, whose zeros would cost nothing.
 
     Raises:
-        InputError: a shape other than that of the scores, or values outside the rules above.
+        InputError: a shape other than that of the scores, or values that :func:`check_values`
+            refuses.
     """
-    if isinstance(y, CSRLabels):
-        y = y.dense(scores.shape[1])
     check_labels(y, scores.shape[0], scores.shape[1])
+    check_values(y, scores.shape[1])
+    y = label_block(y, slice(0, scores.shape[0]), slice(0, scores.shape[1]))
     if y.dtype == torch.int8:
-        if y.device.type == "cpu" and bool((y.abs() > 1).any()):
-            raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
         return (y == 1).to(scores.dtype), y != 0
     return y.to(scores.dtype), None

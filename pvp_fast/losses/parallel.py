@@ -20,9 +20,11 @@ from torch.utils.checkpoint import checkpoint
 
 from pvp_fast.errors import InputError
 from pvp_fast.losses.asl import asl_loss
-from pvp_fast.losses.elementwise import bce_loss, focal_loss, siglip_loss
-from pvp_fast.losses.labels import CSRLabels, Labels
+from pvp_fast.losses.bce import bce_loss
+from pvp_fast.losses.focal import focal_loss
+from pvp_fast.losses.labels import CSRLabels, Labels, unique_pairs
 from pvp_fast.losses.ranking import ranking_loss_from_scores
+from pvp_fast.losses.siglip import siglip_loss
 from pvp_fast.losses.similarity import as_float, reduce
 
 # Scores of one chunk of rows, in elements: what stays in a cache between two matrix products.
@@ -85,13 +87,6 @@ def _prepare(x: Tensor, w: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
 def _again(function: Callable[..., Any], *tensors: Tensor) -> Any:
     """function(*tensors), whose inner values are computed again when the gradient needs them."""
     return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
-
-
-def _unique_pairs(y: CSRLabels) -> tuple[Tensor, Tensor]:
-    """Row and category of every label, ascending, each pair once."""
-    rows = torch.repeat_interleave(torch.arange(len(y), device=y.indices.device), y.offsets.diff())
-    pairs = torch.stack([rows, y.indices.long()], 1).unique(dim=0)
-    return pairs[:, 0], pairs[:, 1]
 
 
 class ClassShards:
@@ -186,7 +181,7 @@ class ClassShards:
             raise InputError("y: the class-parallel ranking loss needs CSRLabels of all categories")
         if reduction not in ("mean", "batchmean", "sum"):
             raise InputError(f"reduction={reduction!r}: use 'sum', 'mean' or 'batchmean'")
-        rows, columns = _unique_pairs(y)
+        rows, columns = unique_pairs(y)
         x = self._shared(x)
         scale = self._shared(scale) if isinstance(scale, Tensor) else scale
         x, w = _prepare(x, w, normalize)

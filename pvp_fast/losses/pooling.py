@@ -6,11 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.dispatch import use_triton
+from pvp_fast.dispatch import FUSED, choose, fuses, why_not_triton
 from pvp_fast.errors import InputError
 from pvp_fast.losses import pooling_ops
-
-_FUSED = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def plain_pool(
@@ -87,16 +85,14 @@ def spatial_softmax_pool(
         raise InputError(f"z and w must be floating point, not {z.dtype} and {w.dtype}")
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise InputError(f"temperature must be one value, not {tuple(temperature.shape)}")
-    triton = use_triton(backend, z, w)
-    if z.dtype not in _FUSED:
-        if backend == "triton":
-            raise InputError(f"backend='triton' takes float32, float16 and bfloat16, not {z.dtype}")
+    engine = choose(backend, z.device, {"triton": lambda: why_not_triton(z, w)})
+    if not fuses(backend, z.dtype):
         return scale * plain_pool(z, w.to(z.dtype), mask, temperature, normalize)
     if isinstance(temperature, Tensor):
         heat = temperature.to(z.device, torch.float32).reshape(())
     else:
         heat = torch.full((), temperature, dtype=torch.float32, device=z.device)
-    if w.dtype not in _FUSED:
+    if w.dtype not in FUSED:
         w = w.to(z.dtype)
-    pooled, _ = pooling_ops.pool(z, w, mask, heat, normalize, triton)
+    pooled, _ = pooling_ops.pool(z, w, mask, heat, normalize, engine == "triton")
     return scale * pooled

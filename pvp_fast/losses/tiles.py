@@ -8,17 +8,21 @@ is plain PyTorch (:mod:`pvp_fast.losses.torch_steps`) or a Triton kernel, in the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pvp_fast.losses.labels import Labels
-
-_EPS = 1e-12  # of torch.nn.functional.normalize
-_HALF = (torch.float16, torch.bfloat16)
+from pvp_fast.losses.similarity import (
+    add_product,
+    inverse_norms,
+    multiplies,
+    product,
+    through_norm,
+)
 
 
 class Needs(NamedTuple):
@@ -43,14 +47,37 @@ class Gradients(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Loss:
+    """What the engines know of a loss.
+
+    Attributes:
+        name: by which the engines "native" and "triton" know it, if they do.
+        settings: its NamedTuple of numbers; every field has a default.
+        of_scores: its definition: settings, scores (B, C), labels, weight (C,) and reduction to a
+            scalar. Differentiable.
+        by_row: whether its rows are no sum over categories, so that blocks hold all categories.
+        closed_form: None where autograd of ``of_scores`` is as fast. Settings, scores (R, C) to
+            overwrite by ∂Σ weight · loss/∂scores, labels of that block, weight, and whether that
+            gradient is wanted, to Σ over rows of the loss before its weight, (C,); or None, before
+            anything is overwritten, where it does not apply.
+    """
+
+    name: str
+    settings: type
+    of_scores: Callable[[Any, Tensor, Labels, Tensor | None, str], Tensor]
+    by_row: bool = False
+    closed_form: Callable[[Any, Tensor, Tensor, Tensor | None, bool], Tensor | None] | None = None
+
+
+@dataclass(frozen=True)
 class Problem:
     """factor · Σ loss of the scores scale · ⟨x̂, ŵ⟩ + bias.
 
     x and w have one dtype; scalars are 0-d float32.
     """
 
-    kind: str
-    settings: Sequence[float]
+    loss: Loss
+    settings: Any  # a loss.settings
     x: Tensor
     w: Tensor
     y: Labels
@@ -60,12 +87,15 @@ class Problem:
     normalize: bool
     factor: float = 1.0
 
+    @property
+    def kind(self) -> str:
+        return self.loss.name
+
 
 class Tile(NamedTuple):
-    """Scores (rows, cols) float32 to overwrite by ∂loss/∂scores, and scratch of its shape."""
+    """Scores (rows, cols) float32 to overwrite by ∂loss/∂scores."""
 
     scores: Tensor
-    scratch: Sequence[Tensor]
     rows: slice
     cols: slice
 
@@ -84,33 +114,8 @@ class Sums:
         self.needs = needs
 
 
-class Step(Protocol):
-    """Turns a tile of scores into its gradient and adds to the sums."""
-
-    def begin(self, rows: slice) -> None:
-        """Called before the tiles of some rows."""
-
-    def __call__(self, tile: Tile, sums: Sums) -> None: ...
-
-    def end(self, rows: slice, grad: Tensor, dw: Tensor) -> None:
-        """Adds what no tile holds to Σ ds · ŵ (R, D) and to dw (C, D); empty if not needed."""
-
-
-def inverse_norms(t: Tensor, normalize: bool) -> Tensor | None:
-    if not normalize:
-        return None
-    norms = torch.linalg.vector_norm(t, dim=-1, dtype=torch.float32)
-    return norms.clamp_min_(_EPS).reciprocal_()
-
-
-def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether this device multiplies matrices of this half precision natively."""
-    if dtype not in _HALF:
-        return False
-    if device.type != "cpu":
-        return True
-    supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
-    return dtype == torch.bfloat16 and supported is not None and bool(supported())
+# Turns a tile of scores into its gradient and adds to the sums.
+Step = Callable[[Tile, Sums], None]
 
 
 def blocks(count: int, size: int) -> Iterator[slice]:
@@ -141,37 +146,11 @@ class _Operand:
         return self.t[rows], None if self.factor is None else self.factor[rows]
 
 
-def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
-    """a @ b into out, float32 or of their dtype."""
-    if a.dtype == out.dtype:
-        return torch.mm(a, b, out=out)
-    if a.is_cuda:
-        return torch.mm(a, b, out_dtype=torch.float32, out=out)
-    return out.copy_(torch.mm(a, b))
-
-
-def add_product(a: Tensor, b: Tensor, out: Tensor, first: bool) -> None:
-    """out += a @ b with float32 accumulation; ``first``: out = a @ b."""
-    if first:
-        product(a, b, out)
-    elif a.dtype == torch.float32:
-        out.addmm_(a, b)
-    elif a.is_cuda:
-        out.add_(torch.mm(a, b, out_dtype=torch.float32))
-    else:
-        out.add_(torch.mm(a, b))
-
-
 def _with(tile: Tensor, factor: Tensor | None, dtype: torch.dtype, scratch: Tensor) -> Tensor:
     """tile · factor in ``dtype``."""
     if factor is not None:
         tile = torch.mul(tile, factor, out=scratch)
     return tile.to(dtype)
-
-
-def through_norm(grad: Tensor, unit: Tensor) -> Tensor:
-    """In place: the part of a unit row's gradient that is orthogonal to the row."""
-    return grad.addcmul_(unit, torch.linalg.vecdot(grad, unit)[:, None], value=-1.0)
 
 
 def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep: bool) -> Gradients:
@@ -184,14 +163,12 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
     x, w, scale = problem.x, problem.w, problem.scale
     (count, width), n_categories = x.shape, len(w)
     half = multiplies(x.dtype, x.device)
-    x_inverse = inverse_norms(x, problem.normalize)
-    w_inverse = inverse_norms(w, problem.normalize)
+    x_inverse, w_inverse = (inverse_norms(t) if problem.normalize else None for t in (x, w))
     rows_factor = scale.expand(count) if x_inverse is None else x_inverse * scale
     left = _Operand(x, rows_factor, half, False)
     right = _Operand(w, w_inverse, half, keep)
-    # Gradients are rounded to half precision for their products; dscale need not be. (The ranking
-    # hinge holds its positives outside the tiles, so it has no other way.)
-    exact_scale = half and needs.scale and problem.kind != "ranking"
+    # Gradients are rounded to half precision for their products; dscale need not be.
+    exact_scale = half and needs.scale
     along_x = needs.x or (needs.scale and not exact_scale)
     sums = Sums(problem, needs)
     new = x.new_empty
@@ -201,40 +178,37 @@ def run(problem: Problem, needs: Needs, step: Step, tile: tuple[int, int], keep:
         dw.zero_()
     dscale = torch.zeros((), dtype=torch.float32, device=x.device)
     most_rows, most_cols = min(count, tile[0]), min(n_categories, tile[1])
-    count_buffers = 5 if exact_scale else 4
-    buffers = [new(most_rows * most_cols, dtype=torch.float32) for _ in range(count_buffers)]
+    buffers = [new(most_rows * most_cols, dtype=torch.float32) for _ in range(2 + exact_scale)]
     for rows in blocks(count, tile[0]):
         a, a_factor = left.rows(rows)
         grad = new((len(a) if along_x else 0, width), dtype=torch.float32)
         if not n_categories:
             grad.zero_()
-        step.begin(rows)
         for cols in blocks(n_categories, tile[1]):
             b, b_factor = right.rows(cols)
             shape = (len(a), len(b))
-            scores, *scratch = (f[: len(a) * len(b)].view(shape) for f in buffers)
+            scores, scratch, *spare = (f[: len(a) * len(b)].view(shape) for f in buffers)
             product(a, b.T, scores)
             if half and b_factor is not None:
                 scores.mul_(b_factor)
             if exact_scale:
                 if x_inverse is not None:
                     scores.mul_(x_inverse[rows, None])
-                unscaled = scratch.pop().copy_(scores)
+                unscaled = spare[0].copy_(scores)
                 scores.mul_(scale)
             elif half and a_factor is not None:
                 scores.mul_(a_factor[:, None])
             if problem.bias is not None:
                 scores.add_(problem.bias)
-            step(Tile(scores, scratch, rows, cols), sums)
+            step(Tile(scores, rows, cols), sums)
             if exact_scale:
                 dscale += torch.dot(scores.view(-1), unscaled.view(-1))
             if along_x:
-                add_product(_with(scores, b_factor, b.dtype, scratch[0]), b, grad, not cols.start)
+                add_product(_with(scores, b_factor, b.dtype, scratch), b, grad, not cols.start)
             if needs.w:
                 column = None if a_factor is None else a_factor[:, None]
-                part = _with(scores, column, a.dtype, scratch[0])
+                part = _with(scores, column, a.dtype, scratch)
                 add_product(part.T, a, dw[cols], not rows.start)
-        step.end(rows, grad, dw)
         if along_x:
             part = x[rows].float()
             unit = part if x_inverse is None else part * x_inverse[rows, None]

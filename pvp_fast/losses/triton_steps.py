@@ -11,19 +11,14 @@ from pvp_fast.kernels.entrywise import category_sums, elementwise_loss_
 from pvp_fast.kernels.entrywise_small import small_c_loss
 from pvp_fast.kernels.ranking import ranking_category_sums, ranking_loss_
 from pvp_fast.losses.labels import CSRLabels
-from pvp_fast.losses.tiles import Gradients, Needs, Problem, Sums, Tile
+from pvp_fast.losses.tiles import Gradients, Needs, Problem, Step, Sums, Tile
 
 KernelLabels = Tensor | tuple[Tensor, Tensor]
 
 
 def _options(problem: Problem) -> dict[str, Any]:
-    names: dict[str, tuple[str, ...]] = {
-        "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach_focal_weight"),
-        "focal": ("alpha", "gamma"),
-        "ranking": ("margin",),
-    }
-    options: dict[str, Any] = dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
-    if problem.kind == "asl":
+    options: dict[str, Any] = problem.settings._asdict()
+    if "detach_focal_weight" in options:
         options["detach_focal_weight"] = bool(options["detach_focal_weight"])
     return options
 
@@ -44,48 +39,38 @@ def _once(y: CSRLabels, n_categories: int) -> CSRLabels:
     return CSRLabels(y.offsets, col.masked_fill(repeated, n_categories))
 
 
-class KernelStep:
+def kernel_step(problem: Problem) -> Step:
     """One launch a tile; one more where the weights learn."""
+    y, kind, options = problem.y, problem.kind, _options(problem)
+    if isinstance(y, CSRLabels):
+        if y.indices.device.type == "cpu":
+            y.check(len(problem.w))
+        if kind == "ranking":
+            y = _once(y, len(problem.w))
+        y = CSRLabels(y.offsets.contiguous(), y.indices.contiguous())
 
-    def __init__(self, problem: Problem) -> None:
-        y = problem.y
-        self.problem, self.options = problem, _options(problem)
+    def labels_of(tile: Tile) -> KernelLabels:
         if isinstance(y, CSRLabels):
-            if y.indices.device.type == "cpu":
-                y.check(len(problem.w))
-            if problem.kind == "ranking":
-                y = _once(y, len(problem.w))
-            y = CSRLabels(y.offsets.contiguous(), y.indices.contiguous())
-        self.y = y
+            offsets = y.offsets[tile.rows.start : tile.rows.stop + 1]
+            first = tile.cols.start
+            return offsets, y.indices - first if first else y.indices
+        return y[tile.rows, tile.cols]
 
-    def begin(self, rows: slice) -> None:
-        pass
-
-    def end(self, rows: slice, grad: Tensor, dw: Tensor) -> None:
-        pass
-
-    def _labels(self, tile: Tile) -> KernelLabels:
-        if isinstance(self.y, CSRLabels):
-            offsets = self.y.offsets[tile.rows.start : tile.rows.stop + 1]
-            shift = tile.cols.start
-            return offsets, self.y.indices - shift if shift else self.y.indices
-        return self.y[tile.rows, tile.cols]
-
-    def __call__(self, tile: Tile, sums: Sums) -> None:
-        s, labels, kind = tile.scores, self._labels(tile), self.problem.kind
-        weight = self.problem.weight
-        share = None if weight is None else weight[tile.cols].contiguous()
+    def step(tile: Tile, sums: Sums) -> None:
+        s, labels = tile.scores, labels_of(tile)
+        weight = None if problem.weight is None else problem.weight[tile.cols].contiguous()
         if kind == "ranking":
             if sums.needs.weight:
-                found = ranking_category_sums(s, labels, **self.options)
-                sums.by_category[tile.cols] += found
-            sums.loss += ranking_loss_(s, labels, weight=share, **self.options).loss.sum()
+                sums.by_category[tile.cols] += ranking_category_sums(s, labels, **options)
+            sums.loss += ranking_loss_(s, labels, weight=weight, **options).loss.sum()
             return
         if sums.needs.weight:
-            sums.by_category[tile.cols] += category_sums(s, labels, kind, **self.options)
-        sums.loss += elementwise_loss_(s, labels, kind, weight=share, **self.options).loss.sum()
+            sums.by_category[tile.cols] += category_sums(s, labels, kind, **options)
+        sums.loss += elementwise_loss_(s, labels, kind, weight=weight, **options).loss.sum()
         if sums.needs.bias:
             sums.dbias += s.sum()
+
+    return step
 
 
 def small(problem: Problem, needs: Needs) -> Gradients:

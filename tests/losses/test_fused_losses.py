@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from pvp_fast import losses
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import CSRLabels, fused
+from pvp_fast.losses.asl import ASL
+from pvp_fast.losses.ranking import RANKING
 
 SHAPES = [(1, 1, 3), (2, 20, 37), (3, 81, 70), (7, 80, 33), (130, 1000, 24)]
 REGIMES = ["small", "chunked", "recompute"]
@@ -155,16 +157,16 @@ def test_a_million_categories(kind: str, regime: str) -> None:
     x = torch.randn(rows, width, generator=generator, requires_grad=True)
     w = torch.randn(cols, width, generator=generator, requires_grad=True)
     y = CSRLabels(torch.arange(rows + 1) * 2, torch.randint(cols, (2 * rows,), generator=generator))
-    loss = getattr(losses, f"{kind}_loss")
+    loss, known = getattr(losses, f"{kind}_loss"), {"asl": ASL, "ranking": RANKING}[kind]
     with Largest() as seen:
         # The operator is one call to a dispatch mode; its inside is what is to be seen.
         value = fused._evaluate(
             fused.Problem(
-                kind, [1.0, 4.0, 0.05, 1e-8, 1.0] if kind == "asl" else [1.0],
-                x.detach(), w.detach(), y, torch.tensor(5.0), None, None, True,
+                known, known.settings(), x.detach(), w.detach(), y, torch.tensor(5.0),
+                None, None, True,
             ),
             fused.Needs(True, True, False, False, False),
-            False,
+            "torch",
             regime,
         )  # fmt: skip
     # w and its gradient; the scores would be 24 million.

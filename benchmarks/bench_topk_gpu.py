@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from common import Contender, machine, rotate, table, timings, write_results
 from peaks import Peaks, measure_gpu_peaks
 
-from pvp_fast import _C, TagIndex
+from pvp_fast import TagIndex, native
 
 WIDTH, KEPT, SETS = 512, 10, 4
 CATEGORIES, BATCHES = (1_000, 10_000, 100_000, 1_000_000), (1, 64, 1024)
@@ -50,7 +50,7 @@ def searches(w: Tensor, dtype: str) -> dict[str, Callable[[Tensor], tuple[Tensor
         return lambda x: index.topk(x, KEPT, backend=backend)[:2]
 
     found = {"torch.topk(x @ w.T)": plain, "pvp_fast torch": ours("torch")}
-    return found if _C.cuda_status() else {"pvp_fast cuda": ours("cuda"), **found}
+    return found if native.call("cuda_status") else {"pvp_fast cuda": ours("cuda"), **found}
 
 
 def worst(found: tuple[Tensor, Tensor], x: Tensor, w: Tensor) -> float:

@@ -1,45 +1,40 @@
-"""The compiled part. Addresses are integers; strides count elements. Use pvp_fast.topk and
-pvp_fast.losses instead."""
+"""The compiled part: use pvp_fast.topk and pvp_fast.losses instead.
 
+Arrays show their memory by the buffer protocol, for example NumPy arrays; None is one left out. Of
+CUDA memory an address stands for it. ValueError says what an argument must look like.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-LANES: int
-INT8_STATS: int  # rows of LANES words after the steps of an int8 panel
-INT8_WIDTH: int  # most width for int8
-CUDA_MAX_K: int  # only where build_info()["cuda"] names a compiler
+CUDA_MAX_K: int
 
-def pack(
-    w: int, categories: int, width: int, row_stride: int, column_stride: int, packed: int
-) -> None: ...
+def pack(*, w: object, panels: object) -> None: ...
 def topk(
-    x: int,
-    rows: int,
-    width: int,
-    row_stride: int,
-    column_stride: int,
-    packed: int,
+    *,
+    x: object,
+    panels: object,
     categories: int,
-    k: int,
     threshold: float,
-    thresholds: int,
-    bias: int,
+    thresholds: object | None,
+    bias: object | None,
     scale: float,
+    scores: object,
+    indices: object,
+    counts: object,
     threads: int,
-    isa: str,
-    scores: int,
-    indices: int,
-    counts: int,
-    dtype: str = "float32",
-    vectors: int = 0,
-    centre: int = 0,
+    vectors: object | None = None,
+    centre: object | None = None,
 ) -> int: ...
 def topk_cuda(
+    *,
     x: int,
     rows: int,
     width: int,
     row_stride: int,
     column_stride: int,
-    packed: int,
+    panels: int,
+    dtype: str,
     categories: int,
     k: int,
     threshold: float,
@@ -53,50 +48,29 @@ def topk_cuda(
     part_categories: int,
     device: int,
     stream: int,
-    dtype: str,
 ) -> None: ...
-def topk_cuda_parts(dtype: str, rows: int, categories: int) -> int: ...
+def topk_cuda_parts(*, dtype: str, rows: int, categories: int) -> int: ...
 def loss(
-    products: int,
-    rows: int,
-    columns: int,
-    row_factor: int,
-    column_factor: int,
+    *,
+    products: object,
+    kind: str,
+    settings: Mapping[str, float],
     scale: float,
     bias: float,
-    dense: int,
-    label_stride: int,
-    partial: bool,
-    offsets: int,
-    indices: int,
-    first: int,
-    weight: int,
-    kind: str,
-    gamma_pos: float,
-    gamma_neg: float,
-    clip: float,
-    eps: float,
-    detach: bool,
-    alpha: float,
-    gamma: float,
-    margin: float,
+    sums: object,
     threads: int,
-    isa: str,
-    sums: int,
-    scratch: int,
+    labels: object | None = None,
+    offsets: object | None = None,
+    indices: object | None = None,
+    first: int = 0,
+    x_inverse_norm: object | None = None,
+    w_inverse_norm: object | None = None,
+    weight: object | None = None,
 ) -> None: ...
 def project(
-    gradients: int,
-    gradients_half: bool,
-    rows_of: int,
-    rows_half: bool,
-    inverse: int,
-    rows: int,
-    width: int,
-    factor: float,
-    threads: int,
-    isa: str,
+    *, gradients: object, t: object, inverse_norm: object | None, factor: float, threads: int
 ) -> None: ...
 def cuda_status() -> str: ...
+def isa(dtype: str = "") -> str: ...
 def isas() -> list[str]: ...
 def build_info() -> dict[str, Any]: ...

@@ -8,6 +8,9 @@ import os
 import platform
 from pathlib import Path
 
+from pvp_fast import native
+from pvp_fast.errors import BackendError
+
 
 def environment() -> dict[str, str]:
     """Versions, devices and backends as printable facts; nothing in here raises."""
@@ -66,27 +69,22 @@ def _version(package: str) -> str:
 
 def _extension() -> str:
     try:
-        from pvp_fast import _C
-    except ImportError as error:
-        return f"not available: {error}; reinstall the package with a C++17 compiler"
-    built = _C.build_info()
-    openmp = "OpenMP" if built.get("openmp") else "no OpenMP: one thread"
-    return f"available ({built.get('compiler')}, {openmp}; CUDA: {built.get('cuda')})"
+        built = native.call("build_info")
+    except BackendError as error:
+        return f"not available: {error}"
+    openmp = "OpenMP" if built["openmp"] else "no OpenMP: one thread"
+    return f"available ({built['compiler']}, {openmp}; CUDA: {built['cuda']})"
 
 
 def _topk() -> str:
     """The instruction set of the top-k engine: the best one here, or what the user asks for."""
     try:
-        from pvp_fast import _C
-    except ImportError:
-        return "not available: it needs the C++ extension; backend='torch' works without"
-    usable = _C.isas()
-    asked = os.environ.get("PVP_FAST_ISA", "")
-    others = ", ".join(name for name in usable if name != (asked or usable[0])) or "none"
-    if asked and asked not in usable:
-        return f"not available: PVP_FAST_ISA={asked} cannot run here; use one of {others}"
-    why = "chosen by PVP_FAST_ISA" if asked else "the best of this processor and build"
-    return f"{asked or usable[0]} ({why}; also usable: {others})"
+        usable, best = native.call("isas"), native.isa()
+    except BackendError as error:
+        return f"not available: {error}"
+    others = ", ".join(name for name in usable if name != best) or "none"
+    why = "chosen by PVP_FAST_ISA" if os.environ.get("PVP_FAST_ISA") else "the best here"
+    return f"{best} ({why}; also usable: {others})"
 
 
 def _cuda() -> str:

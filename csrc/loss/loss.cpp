@@ -1,14 +1,12 @@
 // Rows of a tile over the threads, by the best instruction set there is.
 #include <algorithm>
-#include <stdexcept>
-#include <vector>
+#include <memory>
 
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
 
 #include "loss/rows.h"
-#include "topk/topk.h"
 
 namespace pvp_fast {
 
@@ -19,18 +17,12 @@ namespace {
 // Entries a thread must have before waking another pays.
 constexpr int64_t kLeastWork = 1 << 13;
 
-const row_functions& choose(const std::string& isa) {
-  const std::vector<std::string> names = available_isas();  // best first
-  const auto from = isa.empty() ? names.begin() : std::find(names.begin(), names.end(), isa);
-  if (from == names.end()) {
-    throw std::invalid_argument("instruction set '" + isa + "' is not available here");
-  }
+const row_functions* const kRows[kIsas] = {
+    &kRowsPortable,
 #if defined(PVP_FAST_X86)
-  if (std::find(from, names.end(), "avx512") != names.end()) return kRowsAvx512;
-  if (std::find(from, names.end(), "avx2") != names.end()) return kRowsAvx2;
+    &kRowsAvx2, &kRowsAvx512, nullptr, nullptr,
 #endif
-  return kRowsPortable;
-}
+};
 
 template <class Row>
 void for_rows(int64_t rows, int64_t width, int threads, const Row& row) {
@@ -51,16 +43,18 @@ void for_rows(int64_t rows, int64_t width, int threads, const Row& row) {
 
 }  // namespace
 
-void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
-              const std::string& isa, loss_sums* sums, uint32_t* scratch) {
-  const row_functions& by = choose(isa);
+void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads, isa most,
+              loss_sums* sums) {
+  const row_functions& by = *best(kRows, most).use;
+  const int64_t words = settings.kind == loss_kind::ranking ? 3 * tile.columns : 0;
+  const std::unique_ptr<uint32_t[]> scratch(new uint32_t[static_cast<size_t>(words * threads)]);
   for_rows(tile.rows, tile.columns, threads, [&](int64_t b, int thread) {
-    sums[b] = by.loss(tile, settings, b, scratch ? scratch + thread * 3 * tile.columns : nullptr);
+    sums[b] = by.loss(tile, settings, b, scratch.get() + thread * words);
   });
 }
 
-void project_cpu(const projection& task, int threads, const std::string& isa) {
-  const row_functions& by = choose(isa);
+void project_cpu(const projection& task, int threads, isa most) {
+  const row_functions& by = *best(kRows, most).use;
   for_rows(task.rows, task.width, threads, [&](int64_t b, int) { by.project(task, b); });
 }
 

@@ -2,35 +2,49 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
+
+#include "cpu.h"
 
 namespace pvp_fast {
 
-// As pvp_fast/losses/entries.py defines them; bce serves SigLIP too, whose pairs are the same.
+// What the losses are is defined in pvp_fast/losses. SigLIP's present and absent pairs are those of
+// bce.
 //
 // Ranking is sum_p sum_n weight_n max(0, margin - s_p + s_n) over a row's present p and absent n.
 enum class loss_kind { asl, bce, focal, ranking };
 
-struct loss_settings {
-  loss_kind kind;
-  float gamma_pos, gamma_neg, clip, eps;  // asl
-  bool detach;                            // asl: no gradient through the focal factors
-  float alpha, gamma;                     // focal; alpha < 0: no balance
-  float margin;                           // ranking
+struct asl_settings {
+  float gamma_pos, gamma_neg, clip, eps;
+  bool detach_focal_weight;  // no gradient through the focal factors
+};
+struct focal_settings {
+  float alpha;  // negative: no balance
+  float gamma;
+};
+struct ranking_settings {
+  float margin;
 };
 
-// Labels are either dense bytes or lists; exactly one of `dense` and `offsets` is set.
+// A loss and what it takes; the others' settings are not read.
+struct loss_settings {
+  loss_kind kind;
+  asl_settings asl;
+  focal_settings focal;
+  ranking_settings ranking;
+};
+
+// Labels are either dense bytes or lists; exactly one of `labels` and `offsets` is set.
 //
-// A product p of row b and column c stands for the cosine p * row_factor[b] * column_factor[c], and
-// scale * cosine + bias is the score. p is overwritten by dloss/dp, so that products of the tile
+// A product p of row b and column c stands for the cosine p * x_inverse_norm[b] * w_inverse_norm[c],
+// and scale * cosine + bias is the score. p is overwritten by dloss/dp, so that products of the tile
 // with the rows and columns as they came give their gradients up to project_cpu below.
 struct loss_tile {
   float* products;  // [rows][columns]
   int64_t rows, columns;
-  const float* row_factor;     // [rows], or null: 1
-  const float* column_factor;  // [columns], or null: 1
+  const float* x_inverse_norm;  // [rows], or null: 1
+  const float* w_inverse_norm;  // [columns], or null: 1
   float scale, bias;
-  const int8_t* dense;     // [rows][label_stride]: not 0 is present; partial: 1 present, 0 unknown
+  const int8_t* labels;    // [rows][label_stride]: not 0 is present; partial: 1 present, 0 unknown
   int64_t label_stride;
   bool partial;
   const int64_t* offsets;  // [rows + 1] into indices, which ascend strictly within a row
@@ -44,25 +58,25 @@ struct loss_sums {
   double loss, dbias, dscale;
 };
 
-// sums[b] for each row b, in an order that does not depend on the number of threads.
-// Throws std::invalid_argument when isa is unknown.
-//
-// Ranking needs tiles of all categories and, in `scratch`, 3 * columns words a thread.
-void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads,
-              const std::string& isa, loss_sums* sums, uint32_t* scratch);
+// sums[b] for each row b, in an order that does not depend on the number of threads. `most` bounds the
+// choice of the instruction set. Ranking needs tiles of all categories, fewer than 2^31.
+// Throws std::bad_alloc, of ranking's 3 * columns words a thread.
+void loss_cpu(const loss_tile& tile, const loss_settings& settings, int threads, isa most,
+              loss_sums* sums);
 
-// Rows of gradients (rows, width), in place: factor * (g - <g, t> inverse^2 t), which takes out what
-// is along t; inverse[b] is 1 / |t_b|. Without inverse: factor * g.
+// Gradients of products with rows t become gradients of the rows before they were normalised, in
+// place: factor * (g - <g, t> inverse_norm^2 t), which takes out what is along t; inverse_norm[b] is
+// 1 / |t_b|. Without inverse_norm: factor * g.
 struct projection {
-  void* gradients;       // float, or bfloat16 bits
+  void* gradients;       // (rows, width): float, or bfloat16 bits
   bool gradients_half;
-  const void* rows_of;   // t, (rows, width), as above
-  bool rows_half;
-  const float* inverse;  // [rows], or null
+  const void* t;         // (rows, width), as above
+  bool t_half;
+  const float* inverse_norm;  // [rows], or null
   int64_t rows, width;
   float factor;
 };
-void project_cpu(const projection& task, int threads, const std::string& isa);
+void project_cpu(const projection& task, int threads, isa most);
 
 // One row by one instruction set.
 struct row_functions {

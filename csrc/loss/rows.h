@@ -99,7 +99,7 @@ inline void power(const float* base, float exponent, float* out, int n) {
 }
 
 // -ln(max(q, eps)) p^gamma with q = min(sigmoid(-s) + clip, 1), p = max(sigmoid(s) - clip, 0).
-void absent_asl(const loss_settings& set, float* s, float* loss, int n) {
+void absent_asl(const asl_settings& set, float* s, float* loss, int n) {
   float p[kBlock], q[kBlock], slope[kBlock], focus[kBlock], lower[kBlock];
   for (int i = 0; i < n; ++i) {
     const sigmoids at = sigmoid(s[i]);
@@ -109,7 +109,7 @@ void absent_asl(const loss_settings& set, float* s, float* loss, int n) {
     slope[i] = wide <= 1.0f ? at.of * at.of_minus : 0.0f;  // -dq/ds
   }
   power(p, set.gamma_neg, focus, n);
-  if (set.detach || set.gamma_neg == 0.0f) {
+  if (set.detach_focal_weight || set.gamma_neg == 0.0f) {
     for (int i = 0; i < n; ++i) lower[i] = 0.0f;
   } else if (set.gamma_neg < 1.0f) {
     for (int i = 0; i < n; ++i) lower[i] = p[i] > 0.0f ? set.gamma_neg * focus[i] / p[i] : 0.0f;
@@ -135,7 +135,7 @@ void absent_bce(float* s, float* loss, int n) {
 }
 
 // softplus(s) sigmoid(s)^gamma (1 - alpha).
-void absent_focal(const loss_settings& set, float* s, float* loss, int n) {
+void absent_focal(const focal_settings& set, float* s, float* loss, int n) {
   float sigma[kBlock], focus[kBlock], slope[kBlock];
   const float balance = set.alpha >= 0.0f ? 1.0f - set.alpha : 1.0f;
   for (int i = 0; i < n; ++i) {
@@ -162,19 +162,33 @@ inline float power_of(float base, float exponent) {
   return out;
 }
 
-entry present(const loss_settings& set, float s) {
+entry present_asl(const asl_settings& set, float s) {
   const sigmoids at = sigmoid(s);
-  if (set.kind == loss_kind::asl) {
-    const float log_p = log_positive(max_of(at.of, set.eps)) + 0.0f * at.of;  // NaN stays NaN
-    const float focus = power_of(at.of_minus, set.gamma_pos);
-    const float direct = at.of >= set.eps ? at.of_minus * focus : 0.0f;
-    const float through = set.detach ? 0.0f : log_p * set.gamma_pos * at.of * focus;
-    return {-log_p * focus, through - direct};
-  }
+  const float log_p = log_positive(max_of(at.of, set.eps)) + 0.0f * at.of;  // NaN stays NaN
+  const float focus = power_of(at.of_minus, set.gamma_pos);
+  const float direct = at.of >= set.eps ? at.of_minus * focus : 0.0f;
+  const float through = set.detach_focal_weight ? 0.0f : log_p * set.gamma_pos * at.of * focus;
+  return {-log_p * focus, through - direct};
+}
+
+entry present_bce(float s) {
+  const sigmoids at = sigmoid(s);
+  return {softplus(-s, at.decay), -at.of_minus};
+}
+
+entry present_focal(const focal_settings& set, float s) {
+  const sigmoids at = sigmoid(s);
   const float entropy = softplus(-s, at.decay);
-  if (set.kind == loss_kind::bce) return {entropy, -at.of_minus};
   const float focus = power_of(at.of_minus, set.gamma) * (set.alpha >= 0.0f ? set.alpha : 1.0f);
   return {entropy * focus, -focus * (at.of_minus + set.gamma * entropy * at.of)};
+}
+
+entry present(const loss_settings& set, float s) {
+  switch (set.kind) {
+    case loss_kind::asl: return present_asl(set.asl, s);
+    case loss_kind::focal: return present_focal(set.focal, s);
+    default: return present_bce(s);
+  }
 }
 
 // Where the present and unknown entries of one block of a row are, and the present ones' gradients.
@@ -188,10 +202,10 @@ struct marked {
   void take(const loss_settings& set, float* s, const float* weight, int i, bool unknown) {
     entry found{0.0f, 0.0f};
     if (!unknown) found = present(set, s[i]);
-    const float share = weight ? weight[i] : 1.0f;
-    loss += static_cast<double>(found.loss) * share;
+    const float weighed = weight ? weight[i] : 1.0f;
+    loss += static_cast<double>(found.loss) * weighed;
     at[count] = i;
-    slope[count++] = found.slope * share;
+    slope[count++] = found.slope * weighed;
     s[i] = -__builtin_inff();
   }
 };
@@ -214,10 +228,10 @@ void take_dense(const loss_tile& tile, const loss_settings& set, const int8_t* l
 }
 
 // The cosines of a block, which dloss/dscale is made of, and its scores.
-void block_scores(const loss_tile& tile, float row_factor, const float* factor, const float* products,
+void block_scores(const loss_tile& tile, float x_inverse, const float* w_inverse, const float* products,
                   float* cosines, float* scores, int n) {
   for (int i = 0; i < n; ++i) {
-    const float cosine = products[i] * row_factor * (factor ? factor[i] : 1.0f);
+    const float cosine = products[i] * x_inverse * (w_inverse ? w_inverse[i] : 1.0f);
     cosines[i] = cosine;
     scores[i] = tile.scale * cosine + tile.bias;
   }
@@ -228,10 +242,10 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
   const int n = static_cast<int>(tile.columns - column < kBlock ? tile.columns - column : kBlock);
   float* products = tile.products + row * tile.columns + column;
   const float* weight = tile.weight ? tile.weight + column : nullptr;
-  const float* factor = tile.column_factor ? tile.column_factor + column : nullptr;
-  const float row_factor = tile.row_factor ? tile.row_factor[row] : 1.0f;
+  const float* w_inverse = tile.w_inverse_norm ? tile.w_inverse_norm + column : nullptr;
+  const float x_inverse = tile.x_inverse_norm ? tile.x_inverse_norm[row] : 1.0f;
   float cosines[kBlock], s[kBlock], losses[kBlock];
-  block_scores(tile, row_factor, factor, products, cosines, s, n);
+  block_scores(tile, x_inverse, w_inverse, products, cosines, s, n);
   marked found;
   if (tile.offsets) {
     const int64_t base = tile.first + column;
@@ -239,12 +253,12 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
       if (*list >= base) found.take(set, s, weight, static_cast<int>(*list - base), false);
     }
   } else {
-    take_dense(tile, set, tile.dense + row * tile.label_stride + column, s, weight, n, found);
+    take_dense(tile, set, tile.labels + row * tile.label_stride + column, s, weight, n, found);
   }
   switch (set.kind) {
-    case loss_kind::asl: absent_asl(set, s, losses, n); break;
+    case loss_kind::asl: absent_asl(set.asl, s, losses, n); break;
     case loss_kind::bce: absent_bce(s, losses, n); break;
-    case loss_kind::focal: absent_focal(set, s, losses, n); break;
+    case loss_kind::focal: absent_focal(set.focal, s, losses, n); break;
     case loss_kind::ranking: break;  // ranking_row
   }
   if (weight) {
@@ -254,14 +268,14 @@ void block_loss(const loss_tile& tile, const loss_settings& set, int64_t row, in
     }
   }
   for (int k = 0; k < found.count; ++k) s[found.at[k]] = found.slope[k];
-  const float through = tile.scale * row_factor;
+  const float through = tile.scale * x_inverse;
   float loss = 0, dbias = 0, dscale = 0;
 #pragma omp simd reduction(+ : loss, dbias, dscale)
   for (int i = 0; i < n; ++i) {
     loss += losses[i];
     dbias += s[i];
     dscale += s[i] * cosines[i];
-    products[i] = s[i] * through * (factor ? factor[i] : 1.0f);
+    products[i] = s[i] * through * (w_inverse ? w_inverse[i] : 1.0f);
   }
   sums.loss += found.loss + loss;
   sums.dbias += dbias;
@@ -289,7 +303,7 @@ void take_ranked(const loss_tile& tile, int64_t row, float* s, ranked& found) {
     for (int64_t i = tile.offsets[row]; i < tile.offsets[row + 1]; ++i) take(tile.indices[i], true);
     return;
   }
-  const int8_t* labels = tile.dense + row * tile.label_stride;
+  const int8_t* labels = tile.labels + row * tile.label_stride;
   for (int64_t c = 0; c < tile.columns; ++c) {
     if (tile.partial ? labels[c] >= 0 : labels[c] != 0) take(c, !tile.partial || labels[c] > 0);
   }
@@ -304,10 +318,10 @@ void hinge(const float* s, float scale, const float* weight, float below, float*
     float sum = 0, near = 0;
 #pragma omp simd reduction(+ : sum, near)
     for (int64_t c = start; c < stop; ++c) {
-      const float over = scale * s[c] - below, share = kWeighted ? weight[c] : 1.0f;
+      const float over = scale * s[c] - below, weighed = kWeighted ? weight[c] : 1.0f;
       const float is = over > 0.0f ? 1.0f : 0.0f;
-      sum += over > 0.0f ? over * share : 0.0f;
-      near += is * share;
+      sum += over > 0.0f ? over * weighed : 0.0f;
+      near += is * weighed;
       active[c] += is;
     }
     loss += sum;
@@ -319,12 +333,12 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
                       uint32_t* scratch) {
   const int64_t n = tile.columns;
   float* s = tile.products + row * n;
-  const float row_factor = tile.row_factor ? tile.row_factor[row] : 1.0f;
-  const float through = tile.scale * row_factor;
+  const float x_inverse = tile.x_inverse_norm ? tile.x_inverse_norm[row] : 1.0f;
+  const float through = tile.scale * x_inverse;
   float nan = 0;
 #pragma omp simd reduction(+ : nan)
   for (int64_t c = 0; c < n; ++c) {
-    s[c] *= row_factor * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    s[c] *= x_inverse * (tile.w_inverse_norm ? tile.w_inverse_norm[c] : 1.0f);
     nan += 0.0f * s[c];  // NaN stays NaN
   }
   ranked found{0, reinterpret_cast<int32_t*>(scratch), reinterpret_cast<float*>(scratch + n),
@@ -333,7 +347,7 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   take_ranked(tile, row, s, found);
   loss_sums sums{nan, 0, 0};
   for (int64_t k = 0; k < found.count; ++k) {
-    const float below = tile.scale * found.cosine[k] - set.margin;
+    const float below = tile.scale * found.cosine[k] - set.ranking.margin;
     float count = 0;
     if (tile.weight) {
       hinge<true>(s, tile.scale, tile.weight, below, found.active, n, sums.loss, count);
@@ -348,11 +362,11 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   for (int64_t c = 0; c < n; ++c) {
     const float g = found.active[c] * (tile.weight ? tile.weight[c] : 1.0f);
     along += g != 0.0f ? static_cast<double>(g) * s[c] : 0.0;
-    s[c] = g * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    s[c] = g * through * (tile.w_inverse_norm ? tile.w_inverse_norm[c] : 1.0f);
   }
   for (int64_t k = 0; k < found.count; ++k) {
     const int64_t c = found.at[k];
-    s[c] = found.cosine[k] * through * (tile.column_factor ? tile.column_factor[c] : 1.0f);
+    s[c] = found.cosine[k] * through * (tile.w_inverse_norm ? tile.w_inverse_norm[c] : 1.0f);
   }
   sums.dscale += along;
   return sums;
@@ -382,12 +396,12 @@ inline void store(uint16_t* to, float value) {  // to the nearest bfloat16, ties
 template <class G, class T>
 void project_row(const projection& task, int64_t row) {
   G* g = static_cast<G*>(task.gradients) + row * task.width;
-  const T* t = static_cast<const T*>(task.rows_of) + row * task.width;
+  const T* t = static_cast<const T*>(task.t) + row * task.width;
   float along = 0;
-  if (task.inverse) {
+  if (task.inverse_norm) {
 #pragma omp simd reduction(+ : along)
     for (int64_t d = 0; d < task.width; ++d) along += load(g + d) * load(t + d);
-    along *= task.inverse[row] * task.inverse[row];
+    along *= task.inverse_norm[row] * task.inverse_norm[row];
   }
   for (int64_t d = 0; d < task.width; ++d) {
     store(g + d, task.factor * (load(g + d) - along * load(t + d)));
@@ -396,9 +410,9 @@ void project_row(const projection& task, int64_t row) {
 
 void row_project(const projection& task, int64_t row) {
   if (task.gradients_half) {
-    task.rows_half ? project_row<uint16_t, uint16_t>(task, row) : project_row<uint16_t, float>(task, row);
+    task.t_half ? project_row<uint16_t, uint16_t>(task, row) : project_row<uint16_t, float>(task, row);
   } else {
-    task.rows_half ? project_row<float, uint16_t>(task, row) : project_row<float, float>(task, row);
+    task.t_half ? project_row<float, uint16_t>(task, row) : project_row<float, float>(task, row);
   }
 }
 

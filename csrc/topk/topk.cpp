@@ -12,7 +12,7 @@
 #include <functional>
 #include <iterator>
 #include <new>
-#include <stdexcept>
+#include <vector>
 
 #include "topk/topk.h"
 #include "topk/heap.h"
@@ -72,57 +72,43 @@ int lowest_bit(uint32_t mask) {
 #endif
 }
 
-// Worst first: a higher place can run everything before it that the processor has.
-struct isa_entry {
-  const char* name;
-  tile_function float32;   // nullptr: nothing better than the entries before
-  tile_function bfloat16;
-  tile_function int8;
-  rescore_function rescore;
-  bool (*runs_here)();
-};
-
-const isa_entry kIsas[] = {
-    {"portable", tile_portable, tile_portable_bf16, tile_portable_int8, rescore_portable,
-     [] { return true; }},
+// By instruction set; null: nothing better than the entries before.
+constexpr tile_function kFloat32Tiles[kIsas] = {
+    tile_portable,
 #if defined(PVP_FAST_X86)
-    {"avx2", tile_avx2, tile_avx2_bf16, tile_avx2_int8, rescore_avx2,
-     [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
-    {"avx512", tile_avx512, tile_avx512_bf16, nullptr, nullptr,
-     [] { return __builtin_cpu_supports("avx512f") != 0; }},
-    {"avx512vnni", nullptr, nullptr, tile_avx512vnni, nullptr,
-     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},
-    {"avx512bf16", nullptr, tile_avx512bf16, nullptr, nullptr,
-     [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0; }},
+    tile_avx2, tile_avx512, nullptr, nullptr,
+#endif
+};
+constexpr tile_function kBfloat16Tiles[kIsas] = {
+    tile_portable_bf16,
+#if defined(PVP_FAST_X86)
+    tile_avx2_bf16, tile_avx512_bf16, nullptr, tile_avx512bf16,
+#endif
+};
+constexpr tile_function kInt8Tiles[kIsas] = {
+    tile_portable_int8,
+#if defined(PVP_FAST_X86)
+    tile_avx2_int8, nullptr, tile_avx512vnni, nullptr,
+#endif
+};
+constexpr rescore_function kRescores[kIsas] = {
+    rescore_portable,
+#if defined(PVP_FAST_X86)
+    rescore_avx2, nullptr, nullptr, nullptr,
 #endif
 };
 
-struct chosen_path {
-  tile_function tile = nullptr;
-  rescore_function rescore = nullptr;
-};
-
-chosen_path choose_path(scalar type, const std::string& isa) {
-  chosen_path path;
-  bool known = isa.empty();
-  for (const isa_entry& candidate : kIsas) {
-    if (!candidate.runs_here()) continue;
-    const tile_function tile = type == scalar::float32    ? candidate.float32
-                               : type == scalar::bfloat16 ? candidate.bfloat16
-                                                          : candidate.int8;
-    if (tile) path.tile = tile;
-    if (candidate.rescore) path.rescore = candidate.rescore;
-    if (isa == candidate.name) {
-      known = true;
-      break;
-    }
-  }
-  if (known) return path;
-  std::string names;
-  for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
-  throw std::invalid_argument("instruction set '" + isa + "' is not available here; choose one of: " +
-                              names);
+isa_entry<tile_function> best_tile(scalar type, isa most) {
+  return best(type == scalar::float32    ? kFloat32Tiles
+              : type == scalar::bfloat16 ? kBfloat16Tiles
+                                         : kInt8Tiles,
+              most);
 }
+
+struct chosen_path {
+  tile_function tile;
+  rescore_function rescore;
+};
 
 uint32_t bits_of(float value) {
   uint32_t bits;
@@ -501,13 +487,7 @@ class wave {
 
 }  // namespace
 
-std::vector<std::string> available_isas() {
-  std::vector<std::string> names;
-  for (const isa_entry& candidate : kIsas) {
-    if (candidate.runs_here()) names.insert(names.begin(), candidate.name);
-  }
-  return names;
-}
+isa topk_isa(scalar type, isa most) { return best_tile(type, most).set; }
 
 void pack_cpu(const matrix& w, float* packed) {
   for (int64_t p = 0; p < panel_count(w.rows); ++p) {
@@ -522,8 +502,8 @@ void pack_cpu(const matrix& w, float* packed) {
   }
 }
 
-int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa) {
-  const chosen_path path = choose_path(query.type, isa);
+int64_t topk_cpu(const topk_query& query, const topk_result& result, isa most) {
+  const chosen_path path{best_tile(query.type, most).use, best(kRescores, most).use};
   for (int64_t first = 0; first < query.x.rows;) {
     wave next(query, result, path, first);
     const int64_t nan = next.run();

@@ -29,8 +29,8 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
-#include <vector>
+
+#include "cpu.h"
 
 namespace pvp_fast {
 
@@ -89,11 +89,10 @@ struct topk_result {
 void pack_cpu(const matrix& w, float* packed);
 
 // Returns -1, or the first row that has a NaN value; the result is then incomplete.
-// `isa` (empty: the best) bounds the choice: the best path of the query's type that is not better.
-// Throws std::bad_alloc, and std::invalid_argument when isa is unknown or cannot run here.
-int64_t topk_cpu(const topk_query& query, const topk_result& result, const std::string& isa);
+// `most` bounds the choice: the best path of the query's type that is not better. Throws std::bad_alloc.
+int64_t topk_cpu(const topk_query& query, const topk_result& result, isa most);
 
-// Instruction sets that this build has and this processor runs, best first.
-std::vector<std::string> available_isas();
+// The instruction set of that path.
+isa topk_isa(scalar type, isa most);
 
 }  // namespace pvp_fast

@@ -7,14 +7,14 @@ and dw of it, and a last pass takes out what lies along x and w. Nothing is copi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pvp_fast.errors import BackendError, InputError
+from pvp_fast import native
+from pvp_fast.errors import InputError
 from pvp_fast.losses.labels import CSRLabels, Labels
 from pvp_fast.losses.tiles import (
     Gradients,
@@ -25,7 +25,6 @@ from pvp_fast.losses.tiles import (
     multiplies,
     product,
 )
-from pvp_fast.topk.ops import extension
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
 _EPS = 1e-12  # of torch.nn.functional.normalize
@@ -61,18 +60,15 @@ def rows_of_ranking(budget: int, n_categories: int) -> int:
     return max(128, budget // max(1, n_categories))
 
 
-def _settings(problem: Problem) -> dict[str, Any]:
-    unused = {"gamma_pos": 0.0, "gamma_neg": 0.0, "clip": 0.0, "eps": 1.0, "detach": True}
-    unused |= {"alpha": -1.0, "gamma": 0.0, "margin": 0.0}
-    names: dict[str, tuple[str, ...]] = {
-        "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach"),
-        "focal": ("alpha", "gamma"),
-        "ranking": ("margin",),
-    }
-    found = unused | dict(zip(names.get(problem.kind, ()), problem.settings, strict=True))
-    # SigLIP's present and absent pairs are those of BCE.
-    kind = "bce" if problem.kind == "siglip" else problem.kind
-    return {**found, "kind": kind, "detach": bool(found["detach"])}
+_SETTINGS = {
+    "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach_focal_weight"),
+    "focal": ("alpha", "gamma"),
+    "ranking": ("margin",),
+}
+
+
+def _settings(problem: Problem) -> dict[str, float]:
+    return dict(zip(_SETTINGS.get(problem.kind, ()), problem.settings, strict=True))
 
 
 class _Labels:
@@ -90,24 +86,12 @@ class _Labels:
         self.dense = y if y.stride(1) == 1 else y.contiguous()
 
     def arguments(self, rows: slice, cols: slice) -> dict[str, Any]:
+        """Of one tile."""
         if self.offsets is not None:
-            return {
-                "dense": 0,
-                "label_stride": 0,
-                "partial": False,
-                "offsets": self.offsets[rows.start :].data_ptr(),
-                "indices": _address(self.indices),
-                "first": cols.start,
-            }
+            offsets = self.offsets[rows.start : rows.stop + 1]
+            return {"offsets": offsets, "indices": self.indices, "first": cols.start}
         assert self.dense is not None
-        return {
-            "dense": self.dense[rows, cols].data_ptr(),
-            "label_stride": self.dense.stride(0),
-            "partial": self.dense.dtype == torch.int8,
-            "offsets": 0,
-            "indices": 0,
-            "first": 0,
-        }
+        return {"labels": self.dense[rows, cols]}
 
 
 def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
@@ -120,10 +104,6 @@ def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
     key = key.unique()
     counts = torch.bincount(key // n_categories, minlength=len(y))
     return torch.cat([offsets[:1], counts.cumsum(0)]), key % n_categories
-
-
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
 
 
 class _Operand:
@@ -147,26 +127,16 @@ class _Operand:
     def project(self, gradients: Tensor, factor: float) -> None:
         """Gradients of products with these rows become those of the rows of x or w."""
         if self.inverse is not None or factor != 1:
-            _call(
+            native.call(
                 "project",
-                gradients.data_ptr(),
-                gradients.dtype == torch.bfloat16,
-                self.rows.data_ptr(),
-                self.rows.dtype == torch.bfloat16,
-                _address(self.inverse),
-                *gradients.shape,
-                factor,
+                gradients=gradients,
+                t=self.rows,
+                inverse_norm=self.inverse,
+                factor=factor,
+                threads=torch.get_num_threads(),
             )
         if self.undo is not None:
             gradients.mul_(self.undo[:, None])
-
-
-def _call(name: str, *args: Any, **kwargs: Any) -> None:
-    isa = os.environ.get("PVP_FAST_ISA", "")
-    try:
-        getattr(extension(), name)(*args, threads=torch.get_num_threads(), isa=isa, **kwargs)
-    except ValueError as error:
-        raise BackendError(f"{error} (environment variable PVP_FAST_ISA is {isa!r})") from error
 
 
 def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
@@ -189,9 +159,6 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
 
     dx = gradients(count if needs.x else 0, -(-n_categories // tile[1]))
     dw = gradients(n_categories if needs.w else 0, -(-count // tile[0]))
-    ranks = problem.kind == "ranking"
-    threads = torch.get_num_threads()
-    scratch = torch.empty(threads * 3 * n_categories if ranks else 0, dtype=torch.int32)
     total = torch.zeros(3, dtype=torch.float64)
     sums = torch.empty(min(count, tile[0]), 3, dtype=torch.float64)
     buffer = torch.empty(min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32)
@@ -201,19 +168,19 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
             b = right.rows[cols]
             products = buffer[: len(a) * len(b)].view(len(a), len(b))
             product(a, b.T, products)
-            _call(
+            native.call(
                 "loss",
-                products.data_ptr(),
-                *products.shape,
-                0 if left.inverse is None else left.inverse[rows].data_ptr(),
-                0 if right.inverse is None else right.inverse[cols].data_ptr(),
-                scale,
-                bias,
-                weight=0 if problem.weight is None else problem.weight[cols].data_ptr(),
-                sums=sums.data_ptr(),
-                scratch=scratch.data_ptr(),
+                products=products,
+                kind=problem.kind,
+                settings=settings,
+                scale=scale,
+                bias=bias,
+                sums=sums[: len(a)],
+                threads=torch.get_num_threads(),
+                x_inverse_norm=None if left.inverse is None else left.inverse[rows],
+                w_inverse_norm=None if right.inverse is None else right.inverse[cols],
+                weight=None if problem.weight is None else problem.weight[cols],
                 **labels.arguments(rows, cols),
-                **settings,
             )
             total += sums[: len(a)].sum(0)
             grad = products.to(a.dtype) if needs.x or needs.w else products

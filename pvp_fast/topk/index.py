@@ -24,34 +24,20 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pvp_fast import native
 from pvp_fast.errors import BackendError, InputError
+from pvp_fast.topk.arrays import Array, check_device, class_vectors, float32, matrix, positions
 from pvp_fast.topk.file import load_panels, save_panels
-from pvp_fast.topk.ops import bfloat16_rows, extension, pack_on_device, search_cpu
-from pvp_fast.topk.panels import DTYPES, Panels
+from pvp_fast.topk.ops import Query, TopK, search
+from pvp_fast.topk.panels import DTYPES, Panels, bfloat16_rows, pack_on_device
 
-Array: TypeAlias = Any  # a torch.Tensor, a numpy.ndarray, or anything with __dlpack__
-
-_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_UNIT_ROWS = 1 << 16  # in float64 at once
+_FLOAT32_INFINITY = 2.0**128 - 2.0**103  # the least number that rounds to it
 _BACKENDS = ("auto", "cpp", "torch", "cuda")
-
-
-class TopK(NamedTuple):
-    """What :meth:`TagIndex.topk` returns, on the device of the queries.
-
-    ``scores`` (B, k) float32, descending, -inf where absent; ``indices`` (B, k) int64, -1 where
-    absent; ``counts`` (B,) int64, how many of the k are there.
-    """
-
-    scores: Tensor
-    indices: Tensor
-    counts: Tensor
 
 
 class TagIndex:
@@ -73,13 +59,13 @@ class TagIndex:
     def __init__(self, w: Array, dtype: str = "float32", *, normalize: bool = True) -> None:
         if dtype not in DTYPES:
             raise InputError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        rows = _matrix(w, "w")
+        rows = matrix(w, "w")
         if rows.shape[0] == 0:
             raise InputError("w has no rows; give at least one class vector, shape (C, D)")
         if dtype == "int8" and rows.device.type != "cpu":
             raise BackendError(f"dtype 'int8' needs w on the CPU, it is on {rows.device}")
         self.dtype, self.normalize = dtype, normalize
-        rows = self._prepared(rows)
+        rows = class_vectors(rows, normalize)
         self.categories, self.width = int(rows.shape[0]), int(rows.shape[1])
         self.device = rows.device
         # On the CPU only the panels are kept (csrc/topk/topk.h), elsewhere the rows; the other form
@@ -92,10 +78,6 @@ class TagIndex:
         else:
             self._rows = rows.to(DTYPES[dtype]).float().contiguous().clone()
 
-    def _prepared(self, rows: Tensor) -> Tensor:
-        _check_class_vectors(rows, self.normalize)
-        return _unit_rows(rows) if self.normalize else rows
-
     def __len__(self) -> int:
         return self.categories
 
@@ -104,6 +86,17 @@ class TagIndex:
             f"TagIndex(categories={self.categories}, width={self.width}, dtype='{self.dtype}', "
             f"device='{self.device}')"
         )
+
+    @property
+    def isa(self) -> str:
+        """What answers by default: the instruction set of this CPU ("avx512"), or the device."""
+        return native.isa(self.dtype) if self._packed is not None else str(self.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that the class vectors take, in bytes, with room to grow and every packed form."""
+        packed = 0 if self._packed is None else self._packed.nbytes
+        return packed + sum(t.nbytes for t in (self._rows, self._device_panels) if t is not None)
 
     @property
     def w(self) -> Tensor:
@@ -126,13 +119,13 @@ class TagIndex:
 
     def update(self, indices: Array, w: Array) -> None:
         """Replace the categories at (n,) ``indices`` (distinct integers) by rows of w (n, D)."""
-        positions, rows = self._positions(indices), self._new_rows(w)
-        if rows.shape[0] != len(positions):
-            raise InputError(f"w has {rows.shape[0]} rows for {len(positions)} indices")
+        places, rows = positions(indices, self.categories), self._new_rows(w)
+        if rows.shape[0] != len(places):
+            raise InputError(f"w has {rows.shape[0]} rows for {len(places)} indices")
         if self._packed is not None:
-            self._packed.write(positions, rows)
+            self._packed.write(places, rows)
         else:
-            self.w[positions.to(self.device)] = rows.to(DTYPES[self.dtype]).float()
+            self.w[places.to(self.device)] = rows.to(DTYPES[self.dtype]).float()
         self._device_panels = None
 
     def remove(self, indices: Array) -> Tensor:
@@ -145,12 +138,12 @@ class TagIndex:
         Raises:
             InputError: an index is out of range or named twice, or nothing would be left.
         """
-        positions = self._positions(indices)
-        left = self.categories - len(positions)
+        places = positions(indices, self.categories)
+        left = self.categories - len(places)
         if left == 0:
             raise InputError(f"indices name all {self.categories} categories; an index keeps one")
         gone = torch.zeros(self.categories, dtype=torch.bool)
-        gone[positions] = True
+        gone[places] = True
         holes = gone[:left].nonzero()[:, 0]
         movers = left + (~gone[left:]).nonzero()[:, 0]
         order = torch.arange(left)
@@ -195,31 +188,11 @@ class TagIndex:
         return index
 
     def _new_rows(self, w: Array) -> Tensor:
-        rows = _matrix(w, "w")
+        rows = matrix(w, "w")
         if rows.shape[1] != self.width:
             raise InputError(f"w has {rows.shape[1]} columns but the index has width {self.width}")
-        _check_device(rows, "w", self.device)
-        return self._prepared(rows)
-
-    def _positions(self, indices: Array) -> Tensor:
-        positions = torch.as_tensor(indices, device="cpu")
-        if positions.ndim == 1 and positions.numel() == 0:
-            return positions.to(torch.int64)
-        if positions.ndim != 1 or positions.dtype not in _INTEGERS:
-            raise InputError(
-                f"indices have shape {tuple(positions.shape)} and {positions.dtype}; give a "
-                "sequence of integers"
-            )
-        positions = positions.to(torch.int64)
-        low, high = int(positions.min()), int(positions.max())
-        if low < 0 or high >= self.categories:
-            raise InputError(
-                f"indices reach from {low} to {high}; the index has categories 0 to "
-                f"{self.categories - 1}"
-            )
-        if len(positions.unique()) != len(positions):
-            raise InputError("indices name a category twice; name each one once")
-        return positions
+        check_device(rows, "w", self.device)
+        return class_vectors(rows, self.normalize)
 
     def topk(
         self,
@@ -258,17 +231,17 @@ class TagIndex:
             InputError: an argument cannot be used, or a row of x has a NaN score.
             BackendError: the backend cannot run on this device or in this build.
         """
-        queries = _matrix(x, "x")
+        queries = matrix(x, "x")
         if queries.shape[1] != self.width:
             raise InputError(
                 f"x has {queries.shape[1]} columns but the index has width {self.width}; "
                 "encode the queries with the backbone that made the class vectors"
             )
-        _check_device(queries, "x", self.device)
+        check_device(queries, "x", self.device)
         if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
             raise InputError(f"k is {k!r}; give an integer >= 1")
-        if not math.isfinite(scale):
-            raise InputError(f"scale is {scale!r}; give a finite number")
+        if not abs(scale) < _FLOAT32_INFINITY:
+            raise InputError(f"scale is {scale!r}: NaN, or infinite in float32; give a smaller one")
         minimum, minima = -math.inf, None
         if isinstance(threshold, (int, float, np.floating, np.integer)):
             minimum = float(threshold)
@@ -281,36 +254,31 @@ class TagIndex:
                 raise InputError("threshold is an array too; give one number beside the other")
             minima = self._per_category(per_category_threshold, "per_category_threshold")
         added = None if bias is None else self._per_category(bias, "bias")
-        chosen = _choose_backend(backend, self.device, int(k))
-        rest = (self.categories, int(k), minimum, minima, added, float(scale))
-        if chosen == "cpp" and self._packed is not None:
-            panels = self._packed
-            if _is_plain(queries):
-                return TopK(*search_cpu(queries, panels.data, panels.vectors, panels.centre, *rest))
-            if panels.vectors is not None:
-                op = torch.ops.pvp_fast.topk_cpu_int8
-                return TopK(*op(queries, panels.data, panels.vectors, panels.centre, *rest))
-            return TopK(*torch.ops.pvp_fast.topk_cpu(queries, panels.data, *rest))
-        if chosen == "cuda":
-            return TopK(*torch.ops.pvp_fast.topk_cuda(queries, self._panels(), *rest))
-        if self.dtype == "bfloat16":
+        w, vectors, centre = self._read_by(_choose_backend(backend, self.device, int(k)))
+        if w.dtype == torch.float32 and self.dtype == "bfloat16":
             queries = queries.to(torch.bfloat16).float()
-        return TopK(*torch.ops.pvp_fast.topk_torch(queries, self.w, *rest))
+        rest = (self.categories, minimum, minima, added, float(scale))
+        return search(queries, Query(w, vectors, centre, *rest), int(k))
 
-    def _panels(self) -> Tensor:
-        if self._device_panels is None:
-            pack = bfloat16_rows if self.dtype == "bfloat16" else pack_on_device
-            self._device_panels = pack(self.w)
-        return self._device_panels
+    def _read_by(self, backend: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The class vectors as a backend reads them, and int8's float32 rows and centre."""
+        if backend == "cpp" and self._packed is not None:
+            return self._packed.data, self._packed.vectors, self._packed.centre
+        if backend == "cuda":
+            if self._device_panels is None:
+                pack = bfloat16_rows if self.dtype == "bfloat16" else pack_on_device
+                self._device_panels = pack(self.w)
+            return self._device_panels, None, None
+        return self.w, None, None
 
     def _per_category(self, values: Array, name: str) -> Tensor:
-        tensor = _float32(values, name)
+        tensor = float32(values, name)
         if tuple(tensor.shape) != (self.categories,):
             raise InputError(
                 f"{name} has shape {tuple(tensor.shape)}; give one number per category, "
                 f"shape ({self.categories},)"
             )
-        _check_device(tensor, name, self.device)
+        check_device(tensor, name, self.device)
         return tensor
 
 
@@ -373,91 +341,9 @@ def _choose_backend(backend: str, device: torch.device, k: int) -> str:
     if backend == "cuda":
         if device.type != "cuda":
             raise BackendError(f"backend 'cuda' needs tensors on a GPU, the index is on {device}")
-        reason = extension().cuda_status()
+        reason = native.call("cuda_status")
         if reason:
             raise BackendError(f"backend 'cuda' cannot run: {reason}; use backend='torch'")
-        if k > extension().CUDA_MAX_K:
+        if k > native.extension().CUDA_MAX_K:
             raise BackendError(f"backend 'cuda' keeps at most 256, k is {k}; use backend='torch'")
     return backend
-
-
-def _is_plain(x: Tensor) -> bool:
-    """Nobody traces, fakes or watches this call: the operator's dispatch would only cost time."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
-
-
-class _Writable:
-    """Shows a read-only NumPy array as writable: torch warns otherwise, and we never write."""
-
-    def __init__(self, array: np.ndarray) -> None:
-        interface = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
-        self.owner = array
-
-
-def _float32(value: Array, name: str) -> Tensor:
-    """A detached float32 tensor over the memory of value, never a copy."""
-    if isinstance(value, np.ndarray):
-        if value.dtype != np.float32:
-            raise InputError(
-                f"{name} is {value.dtype}, not float32; try {name}.astype(numpy.float32)"
-            )
-        if any(stride < 0 or stride % value.itemsize for stride in value.strides):
-            raise InputError(
-                f"{name} has strides {value.strides} that torch cannot hold; "
-                f"try numpy.ascontiguousarray({name})"
-            )
-        if not value.flags.writeable:
-            value = np.asarray(_Writable(value))
-        return torch.from_numpy(value)
-    if not isinstance(value, Tensor):
-        if not hasattr(value, "__dlpack__"):
-            raise InputError(
-                f"{name} is a {type(value).__name__}; give a float32 torch tensor, NumPy array "
-                "or DLPack object"
-            )
-        value = torch.from_dlpack(value)
-    if value.dtype != torch.float32:
-        raise InputError(f"{name} is {value.dtype}, not torch.float32; try {name}.float()")
-    if value.layout != torch.strided:
-        raise InputError(f"{name} has layout {value.layout}; try {name}.to_dense()")
-    return value.detach()
-
-
-def _matrix(value: Array, name: str) -> Tensor:
-    tensor = _float32(value, name)
-    if tensor.ndim != 2 or tensor.shape[1] == 0:
-        hint = f"; for a single vector try {name}[None]" if tensor.ndim == 1 else ""
-        size = "(B, D)" if name == "x" else "(C, D)"
-        raise InputError(f"{name} has shape {tuple(tensor.shape)}; give {size} with D >= 1{hint}")
-    return tensor
-
-
-def _check_device(tensor: Tensor, name: str, device: torch.device) -> None:
-    if tensor.device != device:
-        raise InputError(
-            f"{name} is on {tensor.device} but the index is on {device}; try {name}.to('{device}')"
-        )
-
-
-def _check_class_vectors(w: Tensor, normalize: bool) -> None:
-    bad = ~torch.isfinite(w) if normalize else torch.isnan(w)
-    if bool(bad.any()):
-        row = int(bad.any(dim=1).nonzero()[0])
-        what = "a NaN or an infinity" if normalize else "a NaN"
-        raise InputError(f"w has {what} in row {row}; every class vector must be finite")
-
-
-def _unit_rows(w: Tensor) -> Tensor:
-    """Rows over their length, the length in float64 so that huge and tiny rows survive."""
-    unit = torch.empty(w.shape, dtype=torch.float32, device=w.device)
-    for rows, to in zip(w.split(_UNIT_ROWS), unit.split(_UNIT_ROWS), strict=True):
-        wide = rows.double()
-        length = wide.norm(dim=1, keepdim=True)
-        to.copy_(wide / torch.where(length > 0, length, torch.ones_like(length)))
-    return unit

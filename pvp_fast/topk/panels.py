@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pvp_fast import native
 from pvp_fast.errors import InputError
-from pvp_fast.topk.ops import extension
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
 LANES = 32
@@ -103,6 +103,17 @@ def _encode_int8(rows: Tensor, centre: Tensor) -> Tensor:
     return torch.cat([bytes_.contiguous().view(torch.int32), torch.stack(stats, dim=1)], dim=1)
 
 
+def pack_on_device(rows: Tensor) -> Tensor:
+    """(C, D) float32 to float32 panels where they are: (panels, D, 32)."""
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[0] % LANES))
+    return padded.reshape(-1, LANES, rows.shape[1]).permute(0, 2, 1).contiguous()
+
+
+def bfloat16_rows(rows: Tensor) -> Tensor:
+    """(n, D) float32 to contiguous bfloat16, D padded with zeros to a multiple of 8 (16 bytes)."""
+    return torch.nn.functional.pad(rows.to(torch.bfloat16), (0, -rows.shape[1] % 8)).contiguous()
+
+
 class Panels:
     """The packed class vectors of one index on the CPU, with room to grow.
 
@@ -132,10 +143,7 @@ class Panels:
         panels = -(-categories // LANES)
         words = torch.empty((panels, word_count(dtype, width), LANES), dtype=torch.int32)
         if dtype == "float32":
-            rows = rows.resolve_neg()
-            extension().pack(
-                rows.data_ptr(), categories, width, rows.stride(0), rows.stride(1), words.data_ptr()
-            )
+            native.call("pack", w=rows, panels=words.view(torch.float32))
             return cls(words, None, dtype, categories)
         centre = centre_of(rows) if dtype == "int8" else None
         for start in range(0, categories, _BLOCK):
@@ -155,6 +163,12 @@ class Panels:
         used = self._words[: -(-self.categories // LANES)]
         self.data = used.view(DTYPES[self.dtype])
         self.vectors = None if self._vectors is None else self._vectors[: self.categories]
+
+    @property
+    def nbytes(self) -> int:
+        """With the room to grow."""
+        parts = (self._words, self._vectors, self.centre)
+        return sum(part.nbytes for part in parts if part is not None)
 
     def rows(self, width: int) -> Tensor:
         """The class vectors as searched, (C, D) float32: a copy."""

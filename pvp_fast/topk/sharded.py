@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pvp_fast.errors import InputError, PvpFastError
-from pvp_fast.topk.index import Array, TagIndex, TopK
+from pvp_fast.topk.arrays import Array
+from pvp_fast.topk.index import TagIndex
+from pvp_fast.topk.ops import TopK
 
 T = TypeVar("T")
 

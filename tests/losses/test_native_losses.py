@@ -7,7 +7,7 @@ import torch
 from support.fused_cases import check, evaluate, leaves, make_labels
 from torch import Tensor
 
-from pvp_fast import _C, losses
+from pvp_fast import losses, native
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import CSRLabels, fused, native_steps
 
@@ -15,7 +15,9 @@ KINDS = ["asl", "bce", "focal", "siglip", "ranking"]
 NATIVE = {"backend": "native", "learn_weight": False}
 
 
-@pytest.fixture(params=[isa for isa in ("portable", "avx2", "avx512") if isa in _C.isas()])
+@pytest.fixture(
+    params=[isa for isa in ("portable", "avx2", "avx512") if isa in native.call("isas")]
+)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PVP_FAST_ISA", request.param)
     return request.param

@@ -33,7 +33,7 @@ int main() {
   for (bool done = false; !done;) {
     left.store(failures);
     try {
-      topk_cpu(query, {scores.data(), indices.data(), counts.data()}, "");
+      topk_cpu(query, {scores.data(), indices.data(), counts.data()}, most_isa());
       done = true;
     } catch (const std::bad_alloc&) {
       ++failures;

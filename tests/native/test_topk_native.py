@@ -23,7 +23,10 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 def build_and_run(folder: Path, flags: str, sources: list[Path], *arguments: str) -> str:
     program = folder / "run"
     command = ["g++", "-std=c++17", "-O2", "-w", "-ffp-contract=off", *flags.split(), "-x", "c++"]
-    sources = [*sources, CSRC / "topk" / "topk.cpp", CSRC / "topk" / "portable.cpp"]
+    sources = [
+        *sources,
+        *(CSRC / name for name in ("cpu.cpp", "topk/topk.cpp", "topk/portable.cpp")),
+    ]
     subprocess.run([*command, *map(str, sources), "-o", str(program)], check=True)
     result = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr

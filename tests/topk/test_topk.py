@@ -11,10 +11,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pvp_fast import _C
+from pvp_fast import native
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.topk.index import TagIndex, TopK, _choose_backend, topk, topk_ref
-from pvp_fast.topk.ops import pack, pack_on_device
+from pvp_fast.topk.panels import Panels, pack_on_device
 
 BACKENDS = ("cpp", "torch")
 
@@ -292,7 +292,7 @@ def test_an_explicit_backend_runs_or_raises():
 
 
 def test_the_cuda_backend_says_why_it_cannot_run():
-    reason = _C.cuda_status()
+    reason = native.call("cuda_status")
     if not reason:
         pytest.skip("CUDA works here")
     with pytest.raises(BackendError, match=re.escape(reason)):
@@ -301,21 +301,17 @@ def test_the_cuda_backend_says_why_it_cannot_run():
 
 def test_both_packings_agree():
     w = torch.randn(71, 9, generator=torch.Generator().manual_seed(9))
-    assert torch.equal(pack_on_device(w), pack(w))
+    assert torch.equal(pack_on_device(w), Panels.of(w, "float32").data)
 
 
-def operator_arguments(backend, thresholds):
-    index = TagIndex(torch.randn(37, 8, generator=torch.Generator().manual_seed(4)))
-    vectors = pack(index.w) if backend == "cpu" else index.w
-    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
-    return x, vectors, 37, 3, -1.0, thresholds, None, 2.0
-
-
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("thresholds", [None, torch.zeros(37)])
 def test_operator_is_registered_right(backend, thresholds):
-    operator = getattr(torch.ops.pvp_fast, f"topk_{backend}").default
-    torch.library.opcheck(operator, operator_arguments(backend, thresholds))
+    index = TagIndex(torch.randn(37, 8, generator=torch.Generator().manual_seed(4)))
+    x = torch.randn(5, 8, generator=torch.Generator().manual_seed(5))
+    out = torch.empty(5, 3), torch.empty(5, 3, dtype=torch.int64), torch.empty(5, dtype=torch.int64)
+    query = (*index._read_by(backend), 37, -1.0, thresholds, None, 2.0)
+    torch.library.opcheck(torch.ops.pvp_fast.topk.default, (x, *query, *out))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -335,8 +331,8 @@ def test_compiles_without_a_graph_break(backend):
 @pytest.mark.parametrize("backend", ["auto", "cuda"])
 @pytest.mark.parametrize(("rows", "categories", "k"), [(1, 5, 9), (33, 500, 20), (70, 3001, 200)])
 def test_cuda_tensors(backend, rows, categories, k):
-    if backend == "cuda" and _C.cuda_status():
-        pytest.skip(_C.cuda_status())
+    if backend == "cuda" and native.call("cuda_status"):
+        pytest.skip(native.call("cuda_status"))
     generator = torch.Generator().manual_seed(7)
     x, w = integers(generator, rows, 40), integers(generator, categories, 40)
     bias = integers(generator, 1, categories)[0]
@@ -354,8 +350,8 @@ def test_cuda_tensors(backend, rows, categories, k):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cuda_kernels_in_bfloat16_and_in_a_graph(dtype):
-    if _C.cuda_status():
-        pytest.skip(_C.cuda_status())
+    if native.call("cuda_status"):
+        pytest.skip(native.call("cuda_status"))
     generator = torch.Generator().manual_seed(8)
     x, w = integers(generator, 90, 136), integers(generator, 3001, 136)
     expected = TagIndex(w, dtype, normalize=False).topk(x, 20, -5.0)

@@ -19,13 +19,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from pvp_fast import _C
+from pvp_fast import native
 from pvp_fast.errors import ArtifactError, BackendError, InputError
 from pvp_fast.topk import panels as topk_pack
 from pvp_fast.topk.index import TagIndex, TopK, topk
 from pvp_fast.topk.panels import DTYPES
 
-ISAS = _C.isas()
+ISAS = native.call("isas")
 slow = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -422,16 +422,9 @@ def test_a_damaged_file_is_refused_or_unchanged(tmp_path):
 @pytest.mark.parametrize("thresholds", [None, torch.zeros(37)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_operator_is_registered_right(dtype, thresholds):
-    panels = TagIndex(random(4, 37, 8), dtype)._packed
-    assert panels is not None
-    rest = (37, 3, -1.0, thresholds, None, 2.0)
-    if dtype == "int8":
-        operator = torch.ops.pvp_fast.topk_cpu_int8.default
-        arguments = (random(5, 5, 8), panels.data, panels.vectors, panels.centre, *rest)
-    else:
-        operator = torch.ops.pvp_fast.topk_cpu.default
-        arguments = (random(5, 5, 8), panels.data, *rest)
-    torch.library.opcheck(operator, arguments)
+    query = (*TagIndex(random(4, 37, 8), dtype)._read_by("cpp"), 37, -1.0, thresholds, None, 2.0)
+    out = torch.empty(5, 3), torch.empty(5, 3, dtype=torch.int64), torch.empty(5, dtype=torch.int64)
+    torch.library.opcheck(torch.ops.pvp_fast.topk.default, (random(5, 5, 8), *query, *out))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast import _C, TagIndex, losses, spatial_softmax_pool
+from pvp_fast import TagIndex, losses, native, spatial_softmax_pool
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.kernels import aot
 from pvp_fast.kernels.entrywise import elementwise_loss_
@@ -96,8 +96,8 @@ def pooling() -> None:
 
 
 def topk() -> None:
-    if DEVICE == "cpu" or _C.cuda_status():
-        print(f"top-k: no CUDA kernel here: {_C.cuda_status() or 'interpreted'}")
+    if DEVICE == "cpu" or native.call("cuda_status"):
+        print(f"top-k: no CUDA kernel here: {native.call('cuda_status') or 'interpreted'}")
         return
     for rows, cols, k in ((1, 5, 9), (19, 301, 12), (3, 3001, 256)):
         for dtype in ("float32", "bfloat16"):

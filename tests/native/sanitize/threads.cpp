@@ -28,7 +28,7 @@ int main() {
                            -1e30f, nullptr, nullptr, 1.0f, 1};
     scores.assign(kRows * kTop, 0.0f);
     indices.assign(kRows * kTop, 0);
-    if (topk_cpu(query, {scores.data(), indices.data(), counts.data()}, "") != -1) std::abort();
+    if (topk_cpu(query, {scores.data(), indices.data(), counts.data()}, most_isa()) != -1) std::abort();
   };
   std::vector<float> expected_scores;
   std::vector<int64_t> expected;

@@ -86,6 +86,8 @@ def sentences(
             stream.writelines(line + "\n" for line in lines)
     console = progress_console()
     console.print(f"{len(texts)} sentences, {len(corpus)} different ones mention a category")
+    if corpus.unmentioned:
+        console.print(f"no sentence mentions {', '.join(corpus.unmentioned)}", markup=False)
     if label is not None:
         counts = corpus.counts().tolist()
         for name, count in sorted(zip(words.names, counts, strict=True), key=lambda x: -x[1]):

@@ -83,9 +83,8 @@ def train(
         ranks = Ranks()
         quiet = quiet or not ranks.first
         if not quiet:
-            console.print(
-                f"{len(corpus)} labelled sentences for {len(words)} categories (from {source})"
-            )
+            for line in corpus.summary():
+                console.print(line, markup=False)
         with ranks.in_turn():  # the weights are downloaded once
             backbone = load_backbone(model, pretrained, place)
         artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pvp_fast.errors import CorpusError, InputError
+from pvp_fast.sentences.tables import is_table, read_table
 
-FORMATS = ("auto", "coco", "flickr8k", "jsonl", "json", "text")
+FORMATS = ("auto", "coco", "flickr8k", "jsonl", "json", "table", "text")
 _WORKS = (
     "what works: COCO captions JSON, a Flickr8k token file, JSON lines with a caption, text or "
-    "sentence field, a JSON list of sentences, or plain text with one sentence a line, in UTF-8"
+    "sentence field, a JSON list of sentences, a table (CSV, TSV) with a caption, text or sentence "
+    "column, or plain text with one sentence a line, in UTF-8"
 )
 _FIELDS = ("caption", "text", "sentence", "captions", "sentences")
 _FLICKR_LINE = re.compile(r"^(\S.*?#\d+)\t(.*)$")
@@ -30,7 +32,8 @@ def read_captions(path: str | os.PathLike[str], format: str = "auto") -> Iterato
             (``image.jpg#0<tab>caption``), ``jsonl`` (one object a line with a caption, text or
             sentence field, as in Localized Narratives, or a list in captions or sentences),
             ``json`` (a list of strings or such objects, or a mapping from a name to sentences),
-            ``text`` (a sentence a line), or ``auto`` to tell them apart by ending and content.
+            ``table`` (CSV, TSV and their like, see :mod:`pvp_fast.sentences.tables`), ``text`` (a
+            sentence a line), or ``auto`` to tell them apart by ending and content.
 
     Raises:
         CorpusError: the file is missing, empty, cut off, not UTF-8, or has another structure. A
@@ -47,6 +50,8 @@ def read_captions(path: str | os.PathLike[str], format: str = "auto") -> Iterato
         if not found:
             raise CorpusError(f"captions file {file} holds no sentence; {_WORKS}")
         return iter(found)
+    if kind == "table":
+        return read_table(file)
     return _stream(file, kind)
 
 
@@ -87,7 +92,7 @@ def _detect(file: Path, head: bytes) -> str:
             )
     if _FLICKR_LINE.match(first.rstrip("\r")):
         return "flickr8k"
-    return "text"
+    return "table" if is_table(file, text) else "text"
 
 
 def _looks_like_prose(text: str) -> bool:

@@ -14,6 +14,8 @@ import torch
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.vocabulary.categories import Vocabulary
 
+SHOWN = 20  # names in a message
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -24,6 +26,10 @@ class Corpus:
         labels: for each sentence, the sorted indices of the categories it mentions.
         vocabulary: what the indices mean.
         source: where the sentences came from, for logs and reports.
+        read: sentences that were given to :func:`build_corpus`, and ``mentioning``: those of them
+            that mention a category. Both 0 for a corpus made otherwise.
+        unmentioned: names of categories that none of the given sentences mentions; all they have
+            to learn from is prompt templates.
 
     Raises:
         CorpusError: lengths differ, or a label is out of range.
@@ -33,6 +39,9 @@ class Corpus:
     labels: tuple[tuple[int, ...], ...]
     vocabulary: Vocabulary
     source: str = ""
+    read: int = 0
+    mentioning: int = 0
+    unmentioned: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.sentences) != len(self.labels):
@@ -44,6 +53,23 @@ class Corpus:
         for position, row in enumerate(self.labels):
             if any(not 0 <= label <= highest for label in row):
                 raise CorpusError(f"labels[{position}] is {row}; indices go from 0 to {highest}")
+
+    def summary(self) -> list[str]:
+        """Sentences for a person: what of the given text counted, and what it lacks."""
+        lines = [f"{len(self)} labelled sentences for {len(self.vocabulary)} categories"]
+        if self.read:
+            origin = f" of {self.source}" if self.source else ""
+            lines.append(
+                f"{self.mentioning} of the {self.read} sentences{origin} mention a category"
+            )
+        if self.read and self.unmentioned:
+            shown = ", ".join(self.unmentioned[:SHOWN])
+            more = f" and {len(self.unmentioned) - SHOWN} more" * (len(self.unmentioned) > SHOWN)
+            lines.append(
+                f"no sentence mentions {shown}{more}; they learn from prompt templates alone: give "
+                "them synonyms, or sentences about them"
+            )
+        return lines
 
     def __len__(self) -> int:
         return len(self.sentences)
@@ -86,6 +112,9 @@ class Corpus:
             tuple(self.labels[row] for row in rows),
             self.vocabulary,
             self.source,
+            self.read,
+            self.mentioning,
+            self.unmentioned,
         )
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Corpus, Corpus]:
@@ -155,14 +184,16 @@ def build_corpus(
         source: a note on where the sentences came from.
 
     Raises:
-        CorpusError: nothing is left, or an item is not a string.
+        CorpusError: nothing is left, none of the given sentences mentions a category (templates
+            alone are no corpus "from" a file), or an item is not a string.
     """
     if isinstance(sentences, str):
         raise InputError("sentences is one string; give a list, or read_captions(path)")
     seen: set[str] = set()
     texts: list[str] = []
     labels: list[tuple[int, ...]] = []
-    read = 0
+    read = mentioning = 0
+    mentioned: set[int] = set()
 
     def add(text: str, row: tuple[int, ...]) -> None:
         key = text.casefold()
@@ -177,7 +208,17 @@ def build_corpus(
                 f"sentence {read} is {type(sentence).__name__}, not a string; give texts"
             )
         read += 1
-        add(" ".join(sentence.split()), vocabulary.label(sentence))
+        row = vocabulary.label(sentence)
+        mentioning += bool(row)
+        mentioned.update(row)
+        add(" ".join(sentence.split()), row)
+    if read and not mentioning:
+        origin = f" of {source}" if source else ""
+        raise CorpusError(
+            f"none of the {read} sentences{origin} mentions a category of {vocabulary}; check "
+            "that they are about these categories and in the language of their names, or give the "
+            "categories synonyms"
+        )
     for template in _clip_templates() if templates is True else templates or ():
         if "{}" not in template:
             raise InputError(f"template {template!r} has no {{}} for the category's name")
@@ -187,12 +228,9 @@ def build_corpus(
             if vocabulary.label(text) == meaning:
                 add(text, meaning)
     if not texts:
-        origin = f" of {source}" if source else ""
-        raise CorpusError(
-            f"none of the {read} sentences{origin} mentions a category of {vocabulary}; check "
-            "that they are about these categories, or give the categories synonyms"
-        )
-    return Corpus(tuple(texts), tuple(labels), vocabulary, source)
+        raise CorpusError("sentences is empty and there are no templates; give some sentences")
+    unmentioned = tuple(name for i, name in enumerate(vocabulary.names) if i not in mentioned)
+    return Corpus(tuple(texts), tuple(labels), vocabulary, source, read, mentioning, unmentioned)
 
 
 def _clip_templates() -> Sequence[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,13 @@ from typing import Any
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.vocabulary.matching import PhraseMatcher, tokenize
+from pvp_fast.vocabulary.problems import (
+    id_column,
+    keyed_by_number,
+    raise_problems,
+    repeated_names,
+    spelling,
+)
 
 BUILTIN = ("voc2007", "coco80", "nuswide81", "pocket70")
 
@@ -81,17 +89,9 @@ class Vocabulary:
             items.append(Category(item) if isinstance(item, str) else item)
         if not items:
             raise InputError("categories is empty; give at least one category name")
+        raise_problems(repeated_names({i: c.name for i, c in enumerate(items)}, _key))
         self._categories = tuple(items)
-        self._index: dict[str, int] = {}
-        for position, item in enumerate(items):
-            key = _key(item.name)
-            if key in self._index:
-                other = items[self._index[key]].name
-                raise InputError(
-                    f"two categories are called {other!r} and {item.name!r} (positions "
-                    f"{self._index[key]} and {position}); merge them with synonyms or rename one"
-                )
-            self._index[key] = position
+        self._index = {_key(item.name): position for position, item in enumerate(items)}
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
@@ -110,7 +110,8 @@ class Vocabulary:
         after commas, ``#`` starts a comment.
 
         Raises:
-            InputError: the file is missing, not UTF-8, or holds something else.
+            InputError: the file is missing, not UTF-8, or holds something else; all names that no
+                sentence or no model could make use of, at once, each with what would work.
         """
         file = Path(path)
         try:
@@ -132,7 +133,7 @@ class Vocabulary:
         else:
             data = _parse_lines(text)
         try:
-            return cls.from_dict(data)
+            return cls(_read_items(data, check_spelling=True))
         except InputError as error:
             raise InputError(f"vocabulary {file}: {error}") from error
 
@@ -154,16 +155,7 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, data: Any) -> Vocabulary:
         """The inverse of `to_dict`; also takes any structure that `load` accepts."""
-        if isinstance(data, Mapping) and set(data) == {"categories"}:
-            data = data["categories"]
-        if isinstance(data, Mapping):
-            return cls([_category({"name": name, **_fields(name, v)}) for name, v in data.items()])
-        if isinstance(data, Sequence) and not isinstance(data, str | bytes):
-            return cls([_category(item) for item in data])
-        raise InputError(
-            f"expected a list of names, a mapping from name to synonyms, or a list of "
-            f"{{name, synonyms}}; found {type(data).__name__}"
-        )
+        return cls(_read_items(data))
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Plain lists and strings, for JSON."""
@@ -244,6 +236,48 @@ def _key(name: str) -> str:
     return " ".join(tokenize(name))
 
 
+def _read_items(data: Any, *, check_spelling: bool = False) -> list[Category]:
+    """The categories of what a file holds, or one error that lists everything wrong with them.
+
+    Args:
+        check_spelling: also refuse names that are valid and never found, such as "crane (bird)";
+            not asked of what was saved by a run.
+    """
+    if isinstance(data, Mapping) and set(data) == {"categories"}:
+        data = data["categories"]
+    if isinstance(data, Mapping):
+        problem = keyed_by_number(data)
+        if problem:
+            raise InputError(problem)
+        entries = [({"name": name}, value) for name, value in data.items()]
+    elif isinstance(data, Sequence) and not isinstance(data, str | bytes):
+        entries = [(item, None) for item in data]
+    else:
+        raise InputError(
+            f"expected a list of names, a mapping from name to synonyms, or a list of "
+            f"{{name, synonyms}}; found {type(data).__name__}"
+        )
+    if check_spelling:
+        names = [e["name"] if isinstance(e, Mapping) and "name" in e else e for e, _ in entries]
+        problem = id_column([name for name in names if isinstance(name, str)])
+        if problem:
+            raise InputError(problem)
+    items: dict[int, Category] = {}
+    problems: list[str] = []
+    for position, (entry, value) in enumerate(entries):
+        try:
+            if isinstance(data, Mapping):
+                entry = {**entry, **_fields(entry["name"], value)}
+            items[position] = _category(entry)
+        except InputError as error:
+            problems.append(str(error))
+    problems += repeated_names({i: item.name for i, item in items.items()}, _key)
+    if check_spelling:
+        problems += spelling([w for item in items.values() for w in (item.name, *item.synonyms)])
+    raise_problems(problems)
+    return list(items.values())
+
+
 def _fields(name: Any, value: Any) -> dict[str, Any]:
     """What stands after ``name:`` in a mapping: nothing, one synonym, a list, or fields."""
     if value is None:
@@ -286,7 +320,8 @@ def _parse_yaml(text: str, where: str) -> Any:
 def _parse_lines(text: str) -> list[dict[str, Any]]:
     items = []
     for line in text.splitlines():
-        parts = [part.strip() for part in line.split("#", 1)[0].split(",")]
+        # A comment stands alone or behind a space: "C#" is a name.
+        parts = [part.strip() for part in re.split(r"(?:^|\s)#", line)[0].split(",")]
         if any(parts):
             items.append({"name": parts[0], "synonyms": [part for part in parts[1:] if part]})
     return items

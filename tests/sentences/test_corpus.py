@@ -227,3 +227,22 @@ def test_split_rejects_a_fraction_of_one() -> None:
     train, held = corpus.split(0.9)
     assert (len(train), len(held)) == (1, 0)
     assert held.multi_hot().shape == (0, 4)
+
+
+def test_a_corpus_says_what_counted_and_what_is_missing() -> None:
+    corpus = build_corpus(["A dog", "A dog", "Nothing"], ANIMALS, source="x.txt")
+    assert (corpus.read, corpus.mentioning) == (3, 2)
+    assert corpus.unmentioned == ("cat", "teddy bear", "bear")
+    first, second, third = corpus.summary()
+    assert first == f"{len(corpus)} labelled sentences for 4 categories"
+    assert second == "2 of the 3 sentences of x.txt mention a category"
+    assert third.startswith("no sentence mentions cat, teddy bear, bear; they learn from prompt")
+    assert len(build_corpus(["dog cat, teddy bear, bear"], ANIMALS).summary()) == 2
+    assert corpus.split(0.5)[0].summary()[1:] == [second, third]
+
+
+@pytest.mark.parametrize("source", ["原因.txt", ""])
+def test_templates_alone_are_no_corpus_from_a_file(source: str) -> None:
+    with pytest.raises(CorpusError, match="none of the 2 sentences"):
+        build_corpus(["ein Hund", "une chatte"], ANIMALS, source=source)
+    assert len(build_corpus([], ANIMALS)) > 0  # asked for

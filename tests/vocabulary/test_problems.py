@@ -1,0 +1,85 @@
+"""Lists of names as they are found: everything wrong is told at once, with what would work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pvp_fast.errors import InputError
+from pvp_fast.vocabulary.categories import Category, Vocabulary
+
+
+def refused(tmp_path: Path, text: str, ending: str = "txt") -> str:
+    path = tmp_path / f"words.{ending}"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        Vocabulary.load(path)
+    assert path.name in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    message = refused(
+        tmp_path, "crane (bird)\n^_^\ndog\nhot_dog\nDog\ncat\nhatsune_miku_\\(vocaloid\\)\n"
+    )
+    assert "5 problems" in message
+    assert "'crane (bird)': sentences have no explanation in brackets; write 'crane'" in message
+    assert "name: crane bird" in message
+    assert "'^_^' is empty" in message
+    assert "two categories are called 'dog' and 'Dog' (positions 2 and 4)" in message
+    assert "write 'hatsune miku'" in message
+    assert "such as 'hot_dog', where sentences and models have spaces; write 'hot dog'" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "ending", "parts"),
+    [
+        (
+            "n04356056 sunglasses, dark glasses, shades\nn02084071 dog\n",
+            "txt",
+            ("a WordNet id", "'n04356056 sunglasses'", "leave that column out: 'sunglasses'"),
+        ),
+        ("n04356056\tsunglasses\nn02084071\tdog\n", "txt", ("WordNet", "'sunglasses'")),
+        ("0 person\n1 bicycle\n2 car\n", "txt", ("3 of 3 names", "a number", "'person'")),
+        ("1. dog\n2. cat\n", "txt", ("a number", "leave that column out: 'dog'")),
+        ("0,person\n1,bicycle\n", "csv", ("a number", "the name alone")),
+        ("/m/01g317,Person\n/m/0199g,Bicycle\n", "csv", ("a Freebase id",)),
+        ("names:\n  0: person\n  1: bicycle\n", "yaml", ("under 'names'", "plain list")),
+        ('{"0": "person", "1": "bicycle"}', "json", ("maps numbers to names", "as a list")),
+        ("crab [animal]\n", "txt", ("write 'crab'",)),
+        ("- {name: mouse, synonyms: [mouse (computer)]}\n", "yaml", ("write 'mouse'",)),
+        ("- 'couch; sofa'\n", "yaml", ("write 'couch' with the synonyms ['sofa']",)),
+        ("C\nC#\nC++\n", "txt", ("3 categories are called 'C' and 'C#' and 'C++'",)),
+        ("- ':('\n- '+++'\n- dog\n", "yaml", ("2 problems", "':('", "'+++'")),
+        ("- no\n- 3\n- dog\n- dog\n", "yaml", ("3 problems", "quotes", "two categories")),
+        (":\\)\nblue\\-sky\n", "txt", ("has a backslash; write 'blue-sky'",)),
+    ],
+)
+def test_what_would_work_is_said(
+    tmp_path: Path, text: str, ending: str, parts: tuple[str, ...]
+) -> None:
+    message = refused(tmp_path, text, ending)
+    for part in parts:
+        assert part in message
+
+
+@pytest.mark.parametrize(
+    "names", ["18 wheeler\ndog\ncat\n", "washer/dryer\n", "rock 'n' roll\n", "C#\nF#\n", "犬\n猫\n"]
+)
+def test_unusual_names_that_can_be_found_are_taken(tmp_path: Path, names: str) -> None:
+    (tmp_path / "words.txt").write_text(names, encoding="utf-8")
+    vocabulary = Vocabulary.load(tmp_path / "words.txt")
+    for index, name in enumerate(names.split("\n")[:-1]):
+        assert vocabulary.label(f"see {name} here") == (index,)
+
+
+def test_what_a_run_has_saved_is_read_as_it_is() -> None:
+    old = Vocabulary(["crane (bird)", Category("hot_dog", ("frank_furter",))])
+    assert Vocabulary.from_dict(old.to_dict()) == old
+
+
+def test_many_problems_are_shortened(tmp_path: Path) -> None:
+    message = refused(tmp_path, "".join(f"thing{i} (x)\n" for i in range(30)))
+    assert "30 problems" in message
+    assert message.endswith("and 10 more")

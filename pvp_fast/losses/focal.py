@@ -28,7 +28,34 @@ def _entries(settings: FocalSettings, s: Tensor, y: Tensor) -> Tensor:
     return loss * (alpha * y + (1 - alpha) * (1 - y)) if alpha >= 0 else loss
 
 
-FOCAL = entrywise("focal", FocalSettings, _entries)
+def _closed_form(
+    settings: FocalSettings, s: Tensor, y: Tensor, weight: Tensor | None, grad: bool
+) -> Tensor | None:
+    """Of hard labels: log(1 + exp t) · σ(t)^γ · balance, t = s where absent, −s where present."""
+    if y.is_floating_point():
+        return None
+    alpha, gamma = settings
+    present = y == 1
+    sign = torch.where(present, -1.0, 1.0)
+    t = s.mul_(sign)
+    if y.dtype == torch.int8:
+        t.masked_fill_(y == 0, float("-inf"))  # no loss, no gradient
+    entropy = F.softplus(t)
+    sigma = t.sigmoid_()
+    focus = sigma**gamma
+    if alpha >= 0:
+        focus.mul_(torch.where(present, alpha, 1 - alpha))
+    if weight is not None:
+        sign.mul_(weight)
+    loss = entropy * focus
+    if grad:
+        # ∂/∂t = (σ + γ (1 − σ) log(1 + exp t)) · σ^γ · balance
+        entropy.addcmul_(entropy, sigma, value=-1.0).mul_(gamma).add_(sigma)
+        torch.mul(entropy.mul_(focus), sign, out=s)
+    return loss.sum(0)
+
+
+FOCAL = entrywise("focal", FocalSettings, _entries, _closed_form)
 
 
 def focal_loss_from_scores(

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError
-from pvp_fast.losses.pooling_ops import _EPS, _inverse_norms
+from pvp_fast.losses.similarity import EPS, HALF, combine_online, inverse_norms
+from pvp_fast.losses.tiles import blocks as slices_of
 
 # Rows and columns of a block: 4 MiB of float32 on a CPU, 16 MiB of a GPU's L2 cache.
 _SIDE = {"cpu": 1024}
@@ -25,7 +26,6 @@ _SIDE_ELSEWHERE = 2048
 _DIRECT = 60.0
 # Gradients are at most 2 and mostly far below one: in float16 they are stored times 2^14.
 _UNIT = 2.0**14
-_HALF = (torch.float16, torch.bfloat16)
 
 
 def _side(x: Tensor) -> int:
@@ -52,7 +52,7 @@ class _Blocks:
         backward: bool,
     ) -> None:
         self.y, self.scale = y, scale
-        self.x_inverse, self.w_inverse = _inverse_norms(x, normalize), _inverse_norms(w, normalize)
+        self.x_inverse, self.w_inverse = inverse_norms(x, normalize), inverse_norms(w, normalize)
         self.undo_x: float | Tensor = 1.0
         self.undo_w: float | Tensor = 1.0
         self.y_rows = self.y_cols = x.new_empty(0)
@@ -61,7 +61,7 @@ class _Blocks:
             self.y_cols = y.sum(0, dtype=torch.float32).reciprocal_()
         self._prepare(x, w, normalize, backward)
         side = min(_side(x), len(x))
-        self.slices = [slice(i, min(i + side, len(x))) for i in range(0, len(x), side)]
+        self.slices = list(slices_of(len(x), side))
         self._scratch = [self.x_inverse.new_empty(side * side) for _ in range(2)]
 
     def _prepare(self, x: Tensor, w: Tensor, normalize: bool, backward: bool) -> None:
@@ -100,11 +100,11 @@ class _Blocks:
                 torch.stack((torch.zeros_like(t), t)) for t in (other.sum(1), other.sum(0))
             )
         else:
-            rows_of, cols_of = (self._shifted(s, axis, other) for axis in (1, 0))
+            rows_of, cols_of = (self._maxima(s, axis, other) for axis in (1, 0))
         return rows_of, cols_of, aimed
 
     @staticmethod
-    def _shifted(s: Tensor, axis: int, other: Tensor) -> Tensor:
+    def _maxima(s: Tensor, axis: int, other: Tensor) -> Tensor:
         top = s.amax(axis, keepdim=True)
         total = torch.sub(s, top, out=other).exp_().sum(axis)
         return torch.stack((top.flatten(), total))
@@ -150,7 +150,7 @@ class _KernelBlocks(_Blocks):
 
         self._kernels = infonce
         self._norms = None
-        self._half = x.dtype == w.dtype and x.dtype in _HALF
+        self._half = x.dtype == w.dtype and x.dtype in HALF
         self.undo_w = self.scale
         if not self._half:
             self.left = self.grad_left = x * self.x_inverse[:, None]
@@ -165,7 +165,7 @@ class _KernelBlocks(_Blocks):
             self.undo_x, self.undo_w = 1 / _UNIT, self.scale / _UNIT
         else:
             # Rows of any length, brought into float16's range by one factor.
-            high = [t.abs().amax().float().clamp_min(_EPS) for t in (x, w)]
+            high = [t.abs().amax().float().clamp_min(EPS) for t in (x, w)]
             # Of two dimensions, so that the product is float32: a scalar would leave it rounded.
             shrink = high[0].reciprocal().reshape(1, 1), high[1].reciprocal().reshape(1, 1)
             self.undo_x, self.undo_w = high[1] / _UNIT, self.scale * high[0] / _UNIT
@@ -234,20 +234,12 @@ def _tile_arguments(  # type: ignore[no-untyped-def]
     """The kernels, and x, w, their norms and targets as they take them."""
     from pvp_fast.kernels import infonce
 
-    norms = infonce.Norms(_inverse_norms(x, normalize), _inverse_norms(w, normalize))
+    norms = infonce.Norms(inverse_norms(x, normalize), inverse_norms(w, normalize))
     targets = None
     if y is not None:
         sums = (y.sum(d, dtype=torch.float32).reciprocal_() for d in (1, 0))
         targets = infonce.Targets(y, *sums)
     return infonce, x.contiguous(), w.contiguous(), norms, targets
-
-
-def _merge_(mine: Tensor, found: Tensor) -> None:
-    """Adds one maximum and sum (2, N) to another."""
-    top = torch.maximum(mine[0], found[0])
-    base = top.masked_fill(top == float("-inf"), 0.0)
-    total = mine[1] * (mine[0] - base).exp_() + found[1] * (found[0] - base).exp_()
-    mine[0], mine[1] = top, total
 
 
 @torch.library.custom_op("pvp_fast::clip_loss", mutates_args=())
@@ -278,8 +270,8 @@ def loss(
                 for cols in blocks.slices:
                     out = kept if kept.numel() else blocks.buffer(0, rows, cols)
                     row, col, part = blocks.sums(blocks.scores(rows, cols, out), rows, cols)
-                    _merge_(stats[0, :, rows], row)
-                    _merge_(stats[1, :, cols], col)
+                    for mine, found in ((stats[0, :, rows], row), (stats[1, :, cols], col)):
+                        mine.copy_(combine_online(torch.stack((mine, found), 1)))
                     aimed[rows] += part
         # Small differences, not one of large sums.
         each = (stats[:, 0] - aimed / 2) + stats[:, 1].log()

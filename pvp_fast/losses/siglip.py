@@ -17,7 +17,7 @@ class SigLIPSettings(NamedTuple):
 
 
 def _entries(settings: SigLIPSettings, s: Tensor, y: Tensor) -> Tensor:
-    return -F.logsigmoid((2 * y - 1) * s)
+    return F.softplus((1 - 2 * y) * s)
 
 
 SIGLIP = entrywise("siglip", SigLIPSettings, _entries)

@@ -55,8 +55,10 @@ def reduction_factor(reduction: str, shape: torch.Size) -> float:
     raise InputError(f"reduction={reduction!r}: use 'sum', 'mean' or 'batchmean'")
 
 
-def inverse_norms(rows: Tensor) -> Tensor:
-    """1 / max(‖row‖, 1e-12) in float32, without a copy of the rows."""
+def inverse_norms(rows: Tensor, normalize: bool = True) -> Tensor:
+    """1 / max(‖row‖, 1e-12) in float32, without a copy of the rows; ones if not asked for."""
+    if not normalize:
+        return torch.ones(rows.shape[:-1], dtype=torch.float32, device=rows.device)
     norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
     return norms.clamp_min_(EPS).reciprocal_()
 

@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from pvp_fast.errors import InputError
 from pvp_fast.kernels.pool import pool, pool_backward
-from pvp_fast.losses.pooling import plain_pool
+from pvp_fast.losses.pooling import spatial_softmax_pool_ref
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (2, 70, 5, 300)]
 
@@ -55,7 +55,7 @@ def check(
         mask[0] = False
     heat = torch.tensor([temperature])
     leaves = [t.to(torch.float32, copy=True).requires_grad_() for t in (z, w, heat)]
-    out = plain_pool(leaves[0], leaves[1], mask, leaves[2], normalize)
+    out = spatial_softmax_pool_ref(leaves[0], leaves[1], mask, leaves[2], normalize)
     same = [out.detach(), *torch.autograd.grad(out, leaves, g)]
     arrays = (z.double().numpy(), w.double().numpy(), None if mask is None else mask.numpy())
     truth = pooling(*arrays, temperature, g.double().numpy(), normalize)

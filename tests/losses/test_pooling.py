@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from truth.pooling import pooling
+from truth.pooling import pooling as pooling_by_hand
 
 from pvp_fast import spatial_softmax_pool
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import asl_loss_from_scores, pooling_ops, ranking_loss_from_scores
-from pvp_fast.losses.pooling import plain_pool
+from pvp_fast.losses import asl_loss_from_scores, pooling, ranking_loss_from_scores
+from pvp_fast.losses.pooling import spatial_softmax_pool_ref
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (5, 70, 5, 130)]
 
@@ -31,13 +31,13 @@ def sample(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[Tensor, Ten
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of one image and 64 categories, or of two."""
-    monkeypatch.setattr(pooling_ops, "_CHUNK", {"cpu": 2 * 49 * 81})
+    monkeypatch.setattr(pooling, "_CHUNK", {"cpu": 2 * 49 * 81})
 
 
 def check(z: Tensor, w: Tensor, mask: Tensor | None, heat: float, normalize: bool = True) -> None:
     """Twice the error of plain PyTorch plus 1e-4, and the same bits again."""
     g = torch.randn(len(z), len(w), generator=torch.Generator().manual_seed(3))
-    truth = pooling(
+    truth = pooling_by_hand(
         z.double().numpy(),
         w.double().numpy(),
         None if mask is None else mask.numpy(),
@@ -55,7 +55,7 @@ def check(z: Tensor, w: Tensor, mask: Tensor | None, heat: float, normalize: boo
     def ours(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
         return spatial_softmax_pool(a, b, mask, temperature=t, normalize=normalize)
 
-    plain = run(lambda a, b, t: plain_pool(a, b, mask, t, normalize), torch.float32)
+    plain = run(lambda a, b, t: spatial_softmax_pool_ref(a, b, mask, t, normalize), torch.float32)
     half = z.dtype != torch.float32
     for i, (found, again, p, t) in enumerate(
         zip(run(ours, None), run(ours, None), plain, truth, strict=True)
@@ -91,7 +91,7 @@ def test_many_chunks(shape: tuple[int, int, int, int]) -> None:
 
 
 def test_more_categories_than_a_chunk_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooling_ops, "_CHUNK", {"cpu": 100})
+    monkeypatch.setattr(pooling, "_CHUNK", {"cpu": 100})
     z, w, mask = sample((3, 5, 150, 12))
     check(z, w, mask, 30.0)
 
@@ -163,10 +163,10 @@ def test_operators_keep_their_contract() -> None:
     heat = torch.tensor(9.0)
     for m in (None, mask):
         leaves = [t.clone().requires_grad_() for t in (z, w, heat)]
-        torch.library.opcheck(pooling_ops.pool, (*leaves[:2], m, leaves[2], True, False))
-        pooled, stats = pooling_ops.pool(z, w, m, heat, True, False)
+        torch.library.opcheck(pooling.pool, (*leaves[:2], m, leaves[2], True, False))
+        pooled, stats = pooling.pool(z, w, m, heat, True, False)
         torch.library.opcheck(
-            pooling_ops.pool_backward,
+            pooling.pool_backward,
             (torch.ones_like(pooled), z, w, m, heat, pooled, stats, True, False, True, False),
             test_utils=("test_schema", "test_faketensor"),
         )

@@ -9,7 +9,13 @@ to where they count::
     OUT/tags/part-HASH.parquet        its presence says that the partition is done
     OUT/failures/part-HASH.jsonl      images that could not be read, with the reason
 
-A partition is therefore there whole or not at all, whatever is killed and whenever.
+A partition is therefore there whole or not at all, whatever is killed and whenever. An image that
+is done again (its file has changed, or it could not be read before) is taken out of its old
+partition when the new one is moved in.
+
+An image may kill the process that reads it, by its memory or in a decoder. The process comes back,
+and what it was at is then done image by image; one that kills it :data:`DEATHS` times when it is
+alone is given up and counts as a failure.
 """
 
 from __future__ import annotations
@@ -30,21 +36,31 @@ from typing import TYPE_CHECKING, Any
 from pvp_fast.errors import InputError, PvpFastError, SinkError
 from pvp_fast.files import atomic_write, sync_folder
 from pvp_fast.sinks.base import lock, plain, writing
+from pvp_fast.sinks.ledger import Content, Ledger, Record, content_of, describe, place
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FORMATS = ("parquet", "jsonl")
+DEATHS = 2  # of a worker alone with an image, until the image is given up
 
 
 @dataclass(frozen=True)
 class BulkReport:
-    """What a run did: images tagged, failed, and done by earlier runs; partitions written."""
+    """What a run did.
+
+    Attributes:
+        images, failures: tagged and unreadable now.
+        skipped: done by earlier runs. failed_before: of them, damaged and unchanged since.
+        partitions: written now.
+        seconds: wall time.
+    """
 
     images: int = 0
     failures: int = 0
     skipped: int = 0
+    failed_before: int = 0
     partitions: int = 0
     seconds: float = 0.0
 
@@ -71,6 +87,7 @@ class _Job:
 
     artifact: str
     version: str
+    settings: str
     staging: str
     format: str
     top_k: int | None
@@ -89,6 +106,7 @@ def tag_dataset(
     threshold: float | None = None,
     batch_size: int = 64,
     partition_size: int = 1024,
+    retry_failed: bool = False,
     actors: int | None = None,
     cpus_per_actor: float = 1,
     address: str | None = None,
@@ -96,8 +114,9 @@ def tag_dataset(
 ) -> BulkReport:
     """Tag every image of ``source`` exactly once into the folder ``out``.
 
-    Called again with the same arguments it does what is left. Images that were added to the
-    source meanwhile are done too; those already tagged are not tagged again.
+    Called again with the same arguments it does what is left: images that were added to the source
+    meanwhile, those whose size or time has changed, and those that could not be read, unless they
+    are damaged and unchanged.
 
     Args:
         source: image files, folders and globs; or ``.parquet`` files with a column ``image`` (a
@@ -109,6 +128,7 @@ def tag_dataset(
         top_k, threshold, batch_size: see :meth:`pvp_fast.Tagger.tag`.
         partition_size: images written at once; what a kill can cost for each actor. A Parquet
             file of encoded images is partitioned by its own row groups.
+        retry_failed: try damaged images again though their files have not changed.
         actors: taggers at work; by default one a GPU, or one for each ``cpus_per_actor`` CPUs.
         cpus_per_actor: CPUs that Ray reserves for each.
         address: of a Ray cluster ("auto" for this machine's); None starts one here and stops it
@@ -131,9 +151,11 @@ def tag_dataset(
     folder = Path(out).absolute()
     version = Artifact.load(artifact).version
     settings = {"artifact": version, "format": format, "top_k": top_k, "threshold": threshold}
+    said = describe(top_k=top_k, threshold="own" if threshold is None else threshold)
     with _claimed(folder, settings) as staging:
-        partitions, skipped = _left(source, folder, settings, partition_size)
-        report = BulkReport(skipped=skipped)
+        done = _Done(folder, settings, Ledger(said, retry_failed=retry_failed))
+        partitions, skipped = _left(source, done, partition_size)
+        report = BulkReport(skipped=skipped, failed_before=done.ledger.failed_before)
         if not partitions:
             return replace(report, seconds=time.monotonic() - started)
         with _connected(ray, address):
@@ -143,6 +165,7 @@ def tag_dataset(
             job = _Job(
                 artifact=str(Path(artifact).absolute()),
                 version=version,
+                settings=said,
                 staging=str(staging),
                 format=format,
                 top_k=top_k,
@@ -150,6 +173,7 @@ def tag_dataset(
                 batch_size=batch_size,
                 device="cuda" if gpus else "cpu",
             )
+            keys_of = {part.id: part for part in partitions}
             items = [{"partition": json.dumps(asdict(part))} for part in partitions]
             tagged = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 _Actor,
@@ -162,11 +186,12 @@ def tag_dataset(
             )
             with _our_errors():
                 for row in tagged.iter_rows():
-                    _commit(folder, staging, str(row["id"]), format)
-                    report = BulkReport(
+                    part = keys_of[str(row["id"])]
+                    done.replace(part, staging)
+                    report = replace(
+                        report,
                         images=report.images + int(row["images"]),
                         failures=report.failures + int(row["failures"]),
-                        skipped=skipped,
                         partitions=report.partitions + 1,
                         seconds=time.monotonic() - started,
                     )
@@ -208,30 +233,87 @@ class _Actor:
     def _tag(self, part: _Partition) -> tuple[int, int]:
         from pvp_fast.sinks import open_sink
 
-        tags, failures = _names(Path(self.job.staging), part.id, self.job.format)
-        failed: list[TagResult] = []
+        job = self.job
+        tags, failures = _names(Path(job.staging), part.id, job.format)
+        failed: list[tuple[TagResult, Content | None]] = []
         images = 0
-        with open_sink(self.job.format, tags, self.job.version) as sink:
-            for result in self._results(part):
+        journal = _Journal(Path(job.staging) / f"{part.id}.at")
+        with open_sink(job.format, tags, job.version, settings=job.settings) as sink:
+            for result, content in self._results(part, journal):
                 if result.error is None:
                     images += 1
+                    sink.note(result.image, content)
                     sink.write(result)
                 else:
-                    failed.append(result)
+                    failed.append((result, content))
         if failed:
-            with open_sink("jsonl", failures, self.job.version) as sink:
-                for result in failed:
+            with open_sink("jsonl", failures, job.version, settings=job.settings) as sink:
+                for result, content in failed:
+                    sink.note(result.image, content)
                     sink.write(result)
         return images, len(failed)
 
-    def _results(self, part: _Partition) -> Iterator[TagResult]:
+    def _results(
+        self, part: _Partition, journal: _Journal
+    ) -> Iterator[tuple[TagResult, Content | None]]:
+        from pvp_fast.tagging.tagger import TagResult
+
         job = self.job
-        for keys, images in _images(part, 4 * job.batch_size):
-            found = self.tagger.tag(
-                images, top_k=job.top_k, threshold=job.threshold, batch_size=job.batch_size
-            )
-            for key, result in zip(keys, found, strict=True):
-                yield replace(result, key=key)
+        for window, (keys, images) in enumerate(_images(part, 4 * job.batch_size)):
+            # Before it is read: what is copied meanwhile is another content afterwards.
+            contents = [content_of(i) if isinstance(i, str) else None for i in images]
+            alone = window in journal.suspects
+            size = 1 if alone else len(images)
+            for first in range(0, len(images), size):
+                chosen = slice(first, first + size)
+                deaths = journal.begin(window, first if alone else None)
+                if deaths >= DEATHS:
+                    error = f"ended its worker {deaths} times, by its memory or in a decoder"
+                    found = [TagResult("", (), error)]
+                else:
+                    found = self.tagger.tag(
+                        images[chosen],
+                        top_k=job.top_k,
+                        threshold=job.threshold,
+                        batch_size=job.batch_size,
+                    )
+                for key, content, result in zip(keys[chosen], contents[chosen], found, strict=True):
+                    yield replace(result, image=key), content
+
+
+class _Journal:
+    """Where in its partition a worker is, for the one that comes when it has died.
+
+    Args:
+        path: the file; on storage that all workers share.
+
+    Attributes:
+        suspects: windows of images in which a worker died.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.suspects: set[int] = set()
+        self._deaths: dict[str, int] = {}  # of a worker alone with "WINDOW/IMAGE"
+        with contextlib.suppress(FileNotFoundError):
+            found = json.loads(path.read_text("utf-8"))
+            self.suspects = {*found["suspects"], found["window"]}
+            self._deaths = dict(found["deaths"])
+            if found["image"] is not None:
+                name = f"{found['window']}/{found['image']}"
+                self._deaths[name] = self._deaths.get(name, 0) + 1
+
+    def begin(self, window: int, image: int | None) -> int:
+        """Note what comes now; gives how many workers died of that image alone."""
+        state = {
+            "window": window,
+            "image": image,
+            "suspects": sorted(self.suspects),
+            "deaths": self._deaths,
+        }
+        with atomic_write(self.path, "w") as stream:
+            json.dump(state, stream)
+        return self._deaths.get(f"{window}/{image}", 0)
 
 
 def _images(part: _Partition, size: int) -> Iterator[tuple[list[str], list[Any]]]:
@@ -260,51 +342,113 @@ def _take(wanted: set[str], key: str) -> bool:
     return there
 
 
-def _left(
-    source: Source, folder: Path, settings: dict[str, Any], size: int
-) -> tuple[list[_Partition], int]:
+class _Done:
+    """What the folder holds already."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any], ledger: Ledger) -> None:
+        self.folder, self.settings, self.ledger = folder, settings, ledger
+        self._where: dict[str, Path] = {}  # image -> the file with its row, where rows were read
+
+    @property
+    def partitions(self) -> set[str]:
+        """Names of those that are there."""
+        files = (self.folder / "tags").glob(f"*.{self.settings['format']}")
+        return {path.stem.removeprefix("part-") for path in files}
+
+    def read(self, *, failures_only: bool) -> None:
+        """Take the rows of the files into the ledger."""
+        folders = ("failures",) if failures_only else ("tags", "failures")
+        for path in sorted(p for name in folders for p in (self.folder / name).glob("part-*")):
+            for key, record in _rows(path, self.settings["artifact"]):
+                self.ledger.add(key, record, path)
+                self._where[_place(key, record)] = path
+
+    def replace(self, part: _Partition, staging: Path) -> None:
+        """Move a partition from the staging folder to where it counts, its old rows out first."""
+        old: dict[Path, set[str]] = {}
+        for key in part.keys:
+            for name in (plain(place(key)), plain(key)):
+                if name in self._where:
+                    old.setdefault(self._where.pop(name), set()).add(name)
+        for path, names in old.items():
+            _drop(path, names)
+        _commit(self.folder, staging, part.id, self.settings["format"])
+
+
+def _place(key: str, record: Record) -> str:
+    return plain(key if record.content is None else record.content.path)
+
+
+def _rows(path: Path, artifact: str) -> Iterator[tuple[str, Record]]:
+    """Images of a partition's file."""
+    from pvp_fast.sinks.jsonl import JsonLines
+    from pvp_fast.sinks.parquet import read_rows
+
+    if path.suffix == ".parquet":
+        yield from read_rows(path, artifact)
+        return
+    with path.open("rb") as stream:
+        for row in JsonLines(artifact).scan(stream, path):
+            if row.key is not None and row.artifact == artifact:
+                yield row.key, row.record
+
+
+def _drop(path: Path, names: set[str]) -> None:
+    """Take images out of a partition's file. It stays, even empty: its name says what is done."""
+    if not path.exists():
+        return
+    if path.suffix == ".parquet":
+        from pvp_fast.sinks.parquet import keep_rows
+
+        with writing(path):
+            keep_rows(path, lambda key, record: _place(key, record) not in names)
+        return
+    lines = path.read_bytes().splitlines(keepends=True)
+    if not lines:
+        return
+    kept = [
+        line
+        for line, (key, record) in zip(
+            lines, _rows(path, json.loads(lines[0])["artifact"]), strict=True
+        )
+        if _place(key, record) not in names
+    ]
+    with writing(path):
+        if not kept and path.parent.name == "failures":
+            path.unlink()
+            return
+        with atomic_write(path) as stream:
+            stream.writelines(kept)
+
+
+def _left(source: Source, done: _Done, size: int) -> tuple[list[_Partition], int]:
     """Partitions still to do, and how many images earlier runs have done."""
-    ending = settings["format"]
-    done = {path.stem.removeprefix("part-") for path in (folder / "tags").glob(f"*.{ending}")}
-    planned = list(_partitions(source, settings, size, frozenset()))
+    planned = list(_partitions(source, done.settings, size, lambda key: True))
     if not planned:
         raise InputError(f"source: no image in {source!r}")
-    if done <= {part.id for part in planned}:
-        left = [part for part in planned if part.id not in done]
+    there = done.partitions
+    if there <= {part.id for part in planned} and not any((done.folder / "failures").iterdir()):
+        left = [part for part in planned if part.id not in there]
     else:  # the source is no longer what it was: leave out what is done image by image
-        known = _known(folder, settings)
-        left = list(_partitions(source, settings, size, known))
+        done.read(failures_only=False)
+        left = list(_partitions(source, done.settings, size, lambda key: not done.ledger.has(key)))
     return left, sum(len(p.keys) for p in planned) - sum(len(p.keys) for p in left)
 
 
-def _known(folder: Path, settings: dict[str, Any]) -> frozenset[str]:
-    """Every image in the finished partitions."""
-    from pvp_fast.sinks.jsonl import JsonLines
-    from pvp_fast.sinks.parquet import read_keys
-
-    version = settings["artifact"]
-    keys: set[str] = set()
-    if settings["format"] == "parquet":
-        keys |= read_keys(folder / "tags", version)
-    for path in (*(folder / "tags").glob("*.jsonl"), *(folder / "failures").glob("*.jsonl")):
-        with path.open("rb") as stream:
-            keys |= {plain(key) for key in JsonLines(version).scan(stream, path)[0]}
-    return frozenset(keys)
-
-
 def _partitions(
-    source: Source, settings: dict[str, Any], size: int, without: frozenset[str]
+    source: Source, settings: dict[str, Any], size: int, wanted: Callable[[str], bool]
 ) -> Iterator[_Partition]:
     from pvp_fast.loaders.walk import find_images
 
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]
-    seen = set(without)
+    seen: set[str] = set()
 
     def fresh(key: str) -> bool:
-        new = plain(key) not in seen
-        seen.add(plain(key))
-        return new
+        name = plain(place(key))
+        new = name not in seen
+        seen.add(name)
+        return new and wanted(key)
 
     named: list[str] = []
     for table in tables:
@@ -320,7 +464,8 @@ def _partitions(
     waiting = iter((*named, *files))
     while chosen := list(islice(waiting, size)):
         paths = [os.path.abspath(key) for key in chosen]
-        yield _Partition(_name(chosen, settings), chosen, paths)
+        contents = [(content_of(path) or (path, 0, 0))[1:] for path in paths]
+        yield _Partition(_name(chosen, settings, contents), chosen, paths)
 
 
 def _row_groups(path: Path) -> Iterator[tuple[int, list[str], bool]]:
@@ -347,8 +492,8 @@ def _row_groups(path: Path) -> Iterator[tuple[int, list[str], bool]]:
         raise InputError(f"source: {path} cannot be read as Parquet: {error}") from error
 
 
-def _name(keys: list[str], settings: dict[str, Any]) -> str:
-    content = json.dumps([keys, settings], sort_keys=True)
+def _name(keys: list[str], settings: dict[str, Any], contents: Sequence[Any] = ()) -> str:
+    content = json.dumps([keys, settings, contents], sort_keys=True)
     return sha256(content.encode()).hexdigest()[:32]
 
 

@@ -178,3 +178,98 @@ def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_
     assert every_image_once(out, photos)
     assert {Path(row["image"]).name for row in failures(out)} == {"empty.jpg", "text.jpg"}
     assert not (out / ".staging").exists()
+
+
+def die_at_killers() -> None:
+    """Make this worker die where it opens such a file, as a decoder's crash or the kernel does."""
+    import builtins
+
+    opened = builtins.open
+
+    def mortal(file: Any, *args: Any, **options: Any) -> Any:
+        if "killer" in str(file):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return opened(file, *args, **options)
+
+    builtins.open = mortal  # type: ignore[assignment]
+
+
+@pytest.fixture
+def mortal_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.chdir(tmp_path)
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        runtime_env={"worker_process_setup_hook": die_at_killers},
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("mortal_cluster")
+def test_an_image_that_kills_its_worker_is_given_up_and_the_rest_is_done(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    folder, out = tmp_path / "some", tmp_path / "out"
+    folder.mkdir()
+    for path in sorted(photos.glob("0*.jpg"))[:6]:
+        shutil.copy(path, folder)
+    found = sorted(folder.glob("*.jpg"))
+    shutil.copy(found[0], folder / "00killer.jpg")
+    shutil.copy(found[0], folder / "zkiller.jpg")
+    (folder / "zero.jpg").write_bytes(b"")
+    options: dict[str, Any] = {"partition_size": 5, "actors": 1, "batch_size": 1}
+    report = tag_dataset(folder, artifact, out, **options)
+    assert (report.images, report.failures) == (6, 3)
+    assert every_image_once(out, folder)
+    reasons = {Path(row["image"]).name: row["error"] for row in failures(out)}
+    assert "ended its worker 2 times" in reasons["00killer.jpg"]
+    assert "ended its worker 2 times" in reasons["zkiller.jpg"]
+    assert "empty" in reasons["zero.jpg"]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_failures_are_tried_again_and_replaced_photos_are_done_again(
+    artifact: Path, photos: Path, tmp_path: Path, format: str
+) -> None:
+    folder, out = tmp_path / "some", tmp_path / "out"
+    folder.mkdir()
+    for path in sorted(photos.glob("0*.jpg"))[:5]:
+        shutil.copy(path, folder)
+    one, two, three, *_ = sorted(folder.glob("*.jpg"))
+    good = one.read_bytes()
+    one.write_bytes(b"")  # still being copied
+    two.write_bytes(good[: len(good) // 2])
+    options: dict[str, Any] = {"partition_size": 2, "actors": 1, "format": format, "threshold": 0.0}
+
+    def names() -> list[str]:
+        if format == "parquet":
+            found = tags(out)
+        else:
+            files = sorted((out / "tags").glob("*.jsonl"))
+            found = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+        return sorted(Path(row["image"]).name for row in (*found, *failures(out)))
+
+    everything = sorted(path.name for path in folder.glob("*.jpg"))
+    first = tag_dataset(folder, artifact, out, **options)
+    assert (first.images, first.failures) == (3, 2)
+    assert names() == everything
+    again = tag_dataset(folder, artifact, out, **options)  # one is empty still, two damaged
+    assert (again.images, again.failures, again.skipped, again.failed_before) == (0, 1, 4, 1)
+    assert names() == everything
+    forced = tag_dataset(folder, artifact, out, **options, retry_failed=True)
+    assert (forced.failures, forced.failed_before) == (2, 0)
+    one.write_bytes(good)
+    two.write_bytes(good)
+    os.utime(three, (9, 9))
+    mended = tag_dataset(f"{folder}/../some", artifact, out, **options)
+    assert (mended.images, mended.failures, mended.skipped) == (3, 0, 2)
+    assert names() == everything
+    assert not failures(out)
+    last = tag_dataset(folder, artifact, out, **options)
+    assert (last.images, last.failures, last.skipped, last.partitions) == (0, 0, 5, 0)

@@ -68,6 +68,14 @@ def tag(
         bool,
         typer.Option("--append", help="Go on behind what OUTPUT holds; skip images done there."),
     ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option("--retry-failed", help="Going on: try damaged images again, too."),
+    ] = False,
+    redo: Annotated[
+        bool,
+        typer.Option("--redo", help="Going on: tag again what other settings have tagged."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tag and count, but write nothing.")
     ] = False,
@@ -90,7 +98,8 @@ def tag(
     """Tag images: one JSON line an image, in the order given.
 
     A file that is no readable image does not stop the run: it is listed on stderr and in the
-    output with its reason, and the exit code is 3.
+    output with its reason, and the exit code is 3. Going on (--append, sqlite, ray) tries such
+    files again, and does again those whose size or time has changed.
 
     Examples:
 
@@ -112,14 +121,16 @@ def tag(
         raise typer.BadParameter("give images, or --embeddings DIR")
     names = images or []
     from pvp_fast.sinks import BESIDE, format_for, open_sink
+    from pvp_fast.sinks.ledger import describe
 
     if is_stdout(output):
         output = None
     kind = format_for(output, format and format.value)
     if engine is Engine.ray:
-        if output is None or append or dry_run or embeddings is not None:
+        if output is None or append or dry_run or redo or embeddings is not None:
             raise InputError(
-                "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --embeddings"
+                "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --redo, "
+                "--embeddings"
             )
         _bulk(
             names,
@@ -130,6 +141,7 @@ def tag(
             threshold=threshold,
             batch_size=batch_size,
             partition_size=partition_size,
+            retry_failed=retry_failed,
             actors=actors,
             address=address,
         )
@@ -145,7 +157,14 @@ def tag(
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     bad = done = skipped = 0
     with open_sink(
-        kind, output or sys.stdout, tagger.artifact.version, append=append, dry_run=dry_run
+        kind,
+        output or sys.stdout,
+        tagger.artifact.version,
+        append=append,
+        dry_run=dry_run,
+        settings=describe(top_k=top_k, threshold="own" if threshold is None else threshold),
+        redo=redo,
+        retry_failed=retry_failed,
     ) as sink:
         resumes = append or kind == "sqlite"
 
@@ -177,8 +196,9 @@ def tag(
         skipped += wanted.skipped
         if not done + skipped:
             raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
-    _summary(done, skipped, bad, dry_run)
-    if bad:
+        before = 0 if sink.ledger is None else sink.ledger.failed_before
+    _summary(done, skipped, before, bad, dry_run)
+    if bad or before:
         raise typer.Exit(SOME_UNREADABLE)
 
 
@@ -201,14 +221,19 @@ def _bulk(images: list[str], artifact: Path, output: Path, **options: Any) -> No
         f"{report.images_per_second:.1f} images/s"
     )
     typer.echo(str(output))
-    if report.failures:
+    if report.failures or report.failed_before:
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def _summary(done: int, skipped: int, bad: int, dry_run: bool) -> None:
+def _summary(done: int, skipped: int, before: int, bad: int, dry_run: bool) -> None:
     console = progress_console()
-    if skipped:
-        console.print(f"{skipped} image{'s' * (skipped > 1)} had been tagged before")
+    if tagged := skipped - before:
+        console.print(f"{tagged} image{'s' * (tagged > 1)} had been tagged before")
+    if before:
+        console.print(
+            f"{before} image{'s' * (before > 1)} had been found damaged before and "
+            f"{'have' if before > 1 else 'has'} not changed; --retry-failed tries again"
+        )
     if bad:
         console.print(f"{bad} image{'s' * (bad > 1)} could not be tagged")
     if dry_run:

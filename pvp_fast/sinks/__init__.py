@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.base import DrySink, Sink, plain
+from pvp_fast.sinks.base import DrySink, Sink
+from pvp_fast.sinks.ledger import Ledger
 
 __all__ = ["FORMATS", "DrySink", "Sink", "format_for", "open_sink"]
 
@@ -73,6 +74,9 @@ def open_sink(
     *,
     append: bool = False,
     dry_run: bool = False,
+    settings: str = "",
+    redo: bool = False,
+    retry_failed: bool = False,
 ) -> Sink:
     """A sink by the name of its format; use it in a ``with`` statement.
 
@@ -84,9 +88,12 @@ def open_sink(
         append: go on behind what is there, without the images that this artifact has done.
             SQLite, XMP and captions always keep what is there.
         dry_run: find out what is there already and write nothing.
+        settings: how the images are tagged, as :func:`pvp_fast.sinks.ledger.describe` says it.
+        redo: do again what this artifact has done with other settings, instead of refusing.
+        retry_failed: do damaged images again though their files have not changed.
 
     Raises:
-        InputError: an unknown format, or one that cannot be written there.
+        InputError: an unknown format, one that cannot be written there, or other settings.
         SinkError: the output exists and holds something else.
     """
     if format not in FORMATS:
@@ -99,19 +106,22 @@ def open_sink(
         from pvp_fast.sinks.captions import CaptionSink
 
         return CaptionSink(dry_run=dry_run)
+    ledger = Ledger(settings, redo=redo, retry_failed=retry_failed)
     if not isinstance(output, str | os.PathLike):
-        return _to_stream(format, output, artifact, append, dry_run)
+        return _to_stream(format, output, artifact, ledger, append, dry_run)
     path = Path(output)
     if format == "sqlite":
         from pvp_fast.sinks.sqlite import SqliteSink
 
-        return SqliteSink(path, artifact, dry_run=dry_run)
+        return SqliteSink(path, artifact, ledger, dry_run=dry_run)
     if format == "parquet":
-        return _to_parquet(path, artifact, append, dry_run)
-    return _to_file(format, path, artifact, append, dry_run)
+        return _to_parquet(path, artifact, ledger, append, dry_run)
+    return _to_file(format, path, artifact, ledger, append, dry_run)
 
 
-def _to_stream(format: str, stream: IO[str], artifact: str, append: bool, dry_run: bool) -> Sink:
+def _to_stream(
+    format: str, stream: IO[str], artifact: str, ledger: Ledger, append: bool, dry_run: bool
+) -> Sink:
     if format in ("parquet", "sqlite") or append:
         what = f"format {format!r}" if not append else "append"
         raise InputError(f"output: {what} needs a file; name it (-o FILE)")
@@ -126,25 +136,30 @@ def _to_stream(format: str, stream: IO[str], artifact: str, append: bool, dry_ru
     from pvp_fast.sinks.lines import StreamSink
 
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    return StreamSink(
-        JsonLines(artifact) if format == "jsonl" else CsvRows(artifact, encoding), stream
-    )
+    lines = JsonLines(artifact) if format == "jsonl" else CsvRows(artifact, encoding)
+    return StreamSink(lines, ledger, stream)
 
 
-def _to_parquet(path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:
-    from pvp_fast.sinks.parquet import ParquetFolderSink, ParquetSink, read_keys
+def _to_parquet(path: Path, artifact: str, ledger: Ledger, append: bool, dry_run: bool) -> Sink:
+    from pvp_fast.sinks.parquet import ParquetFolderSink, ParquetSink, read_into
 
-    sink: Sink = ParquetFolderSink(path, artifact) if append else ParquetSink(path, artifact)
+    if not append:
+        sink: Sink = ParquetSink(path, artifact, ledger)
+        return DrySink() if dry_run else sink
+    sink = ParquetFolderSink(path, artifact, ledger)
     if not dry_run:
         return sink
-    keys = read_keys(path, artifact) if append and path.exists() else set()
-    return DrySink(lambda key: plain(key) in keys)
+    if path.exists():
+        read_into(ledger, path, artifact)
+    return DrySink(ledger)
 
 
-def _to_file(format: str, path: Path, artifact: str, append: bool, dry_run: bool) -> Sink:
+def _to_file(
+    format: str, path: Path, artifact: str, ledger: Ledger, append: bool, dry_run: bool
+) -> Sink:
     from pvp_fast.sinks.csv_rows import CsvRows
     from pvp_fast.sinks.jsonl import JsonLines
-    from pvp_fast.sinks.lines import AppendSink, FileSink
+    from pvp_fast.sinks.lines import AppendSink, FileSink, read_into
     from pvp_fast.sinks.table import TableFile
 
     if format == "table":
@@ -153,9 +168,7 @@ def _to_file(format: str, path: Path, artifact: str, append: bool, dry_run: bool
         return DrySink() if dry_run else TableFile(path)
     lines = JsonLines(artifact) if format == "jsonl" else CsvRows(artifact)
     if not dry_run:
-        return AppendSink(lines, path) if append else FileSink(lines, path)
-    if not append or not path.exists():
-        return DrySink()
-    with path.open("rb") as stream:
-        keys, _ = lines.scan(stream, path)
-    return DrySink(lambda key: lines.key(key) in keys)
+        return AppendSink(lines, ledger, path) if append else FileSink(lines, ledger, path)
+    if append and path.exists():
+        read_into(ledger, lines, path)
+    return DrySink(ledger if append else None)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from pvp_fast.errors import SinkError
 
 if TYPE_CHECKING:
+    from pvp_fast.sinks.ledger import Content, Ledger
     from pvp_fast.tagging.tagger import TagResult
 
 try:
@@ -24,7 +25,12 @@ class Sink:
 
     Leaving it without an error makes everything that was written durable. A sink that replaces a
     file leaves the old one untouched when the run fails; one that appends keeps what it took.
+
+    Attributes:
+        ledger: what is there already, where the sink has one.
     """
+
+    ledger: Ledger | None = None
 
     def __enter__(self) -> Sink:
         return self
@@ -38,8 +44,20 @@ class Sink:
         """Finish, or give up after an error."""
 
     def has(self, key: str) -> bool:
-        """Whether this image is there already, from this artifact: tagging it is no use."""
+        """Whether this image is there already: same artifact and settings, same content.
+
+        One that could not be read is there only while it is the same damaged file. To be asked
+        before the image is read.
+
+        Raises:
+            InputError: it is there with other settings, and those are not to be done again.
+        """
         return False
+
+    def note(self, key: str, content: Content | None) -> None:
+        """Say what an image's tags are made from, where that is not the file as it is now."""
+        if self.ledger is not None:
+            self.ledger.note(key, content)
 
     def write(self, result: TagResult) -> str | None:
         """Take one image's tags, or the reason why it has none.
@@ -57,14 +75,14 @@ class DrySink(Sink):
     """Takes everything and writes nothing.
 
     Args:
-        has: what the real sink would say.
+        ledger: what the real sink would find.
     """
 
-    def __init__(self, has: Callable[[str], bool] | None = None) -> None:
-        self._has = has
+    def __init__(self, ledger: Ledger | None = None) -> None:
+        self.ledger = ledger
 
     def has(self, key: str) -> bool:
-        return self._has is not None and self._has(key)
+        return self.ledger is not None and self.ledger.has(key)
 
     def write(self, result: TagResult) -> str | None:
         return None

@@ -1,6 +1,8 @@
 """CSV: one row a tag; an image without tags has one row, with its error if there is one.
 
 The column ``tags`` is the number of tags of the image: it tells whether all its rows are there.
+``settings``, ``path``, ``size`` and ``mtime_ns`` are what going on needs; ``path`` is empty where
+``image`` is the file's absolute path.
 """
 
 from __future__ import annotations
@@ -13,11 +15,14 @@ from typing import IO, TYPE_CHECKING
 
 from pvp_fast.errors import SinkError
 from pvp_fast.sinks.base import plain
+from pvp_fast.sinks.ledger import Record
+from pvp_fast.sinks.lines import Row
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
-COLUMNS = ("image", "tag", "score", "error", "tags", "artifact")
+RECORD = ("settings", "path", "size", "mtime_ns")
+COLUMNS = ("image", "tag", "score", "error", "tags", "artifact", *RECORD)
 
 
 class CsvRows:
@@ -28,55 +33,55 @@ class CsvRows:
     def __init__(self, artifact: str, encoding: str = "utf-8") -> None:
         self.artifact, self.encoding = artifact, encoding
 
-    def key(self, key: str) -> str:
-        return plain(key, self.encoding)
-
-    def block(self, result: TagResult) -> str:
+    def block(self, result: TagResult, record: Record) -> str:
+        said = ["" if v is None else v for v in record.to_dict(result.image).values()]
         rows = [(t.name, f"{t.score:.6f}", "") for t in result.tags]
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         for row in rows or [("", "", result.error or "")]:
-            cells = (result.image, *row, str(len(rows)), self.artifact)
+            cells = (result.image, *row, len(rows), self.artifact, *said)
             writer.writerow([plain(cell, self.encoding) for cell in cells])
         return text.getvalue()
 
-    def scan(self, stream: IO[bytes], path: Path) -> tuple[set[str], int]:
+    def scan(self, stream: IO[bytes], path: Path) -> Iterator[Row]:
         ends = _Ends(stream)
         reader = csv.reader(ends, strict=True)
-        keys: set[str] = set()
-        end = 0  # of the last image whose rows are all there
         group: tuple[str, ...] = ()
         rows = 0
         try:
             header = next(reader, None)
             if header is None or not ends.whole:
-                return keys, 0  # nothing, or a header cut off
+                return  # nothing, or a header cut off
             if tuple(header) != COLUMNS:
                 raise SinkError(
                     f"{path} has the columns {','.join(header)}; to append, it needs "
                     f"{','.join(COLUMNS)}: give another file"
                 )
-            end = ends.end
+            yield Row(None, "", Record(""), ends.end)
             for row in reader:
                 if not ends.whole:
                     break
-                if len(row) != len(COLUMNS) or not row[4].isdecimal():
+                try:
+                    cells = dict(zip(COLUMNS, row, strict=True))
+                    count = int(row[4])
+                    found = {name: cells[name] or None for name in RECORD}
+                    found["settings"] = cells["settings"]
+                    record = Record.from_dict(row[0], found, row[3] or None)
+                except (ValueError, TypeError):
                     raise SinkError(
                         f"{path}, line {reader.line_num} is no row of tags; repair or remove it, "
                         "or give another file"
-                    )
+                    ) from None
                 image = (row[0], row[4], row[5])
                 rows = rows + 1 if image == group else 1
                 group = image
-                if rows == max(1, int(row[4])):
-                    end, group = ends.end, ()
-                    if row[5] == self.artifact:
-                        keys.add(row[0])
+                if rows == max(1, count):
+                    group = ()
+                    yield Row(row[0], row[5], record, ends.end)
         except (csv.Error, UnicodeDecodeError) as error:
             if str(error) == "unexpected end of data":  # cut off between two quotes
-                return keys, end
+                return
             raise SinkError(f"{path} is no CSV file in UTF-8 ({error}); give another") from error
-        return keys, end
 
 
 class _Ends:

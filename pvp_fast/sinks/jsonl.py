@@ -1,16 +1,20 @@
 """JSON lines: one object an image.
 
-``{"image": path, "tags": [{"name", "score"}, …], "artifact": version}``, and ``"error"`` with the
-reason where the image could not be read.
+``{"image": path, "tags": [{"name", "score"}, …], "artifact": version}``, ``"error"`` with the
+reason where the image could not be read, and what going on needs: ``"settings"``, and of a file
+its ``"size"``, ``"mtime_ns"`` and, where ``"image"`` is not that, its absolute ``"path"``.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pvp_fast.errors import SinkError
+from pvp_fast.sinks.ledger import Record
+from pvp_fast.sinks.lines import Row
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
@@ -24,10 +28,7 @@ class JsonLines:
     def __init__(self, artifact: str) -> None:
         self.artifact = artifact
 
-    def key(self, key: str) -> str:
-        return key  # JSON escapes whatever a file name can hold
-
-    def block(self, result: TagResult) -> str:
+    def block(self, result: TagResult, record: Record) -> str:
         line: dict[str, object] = {
             "image": result.image,
             "tags": [{"name": t.name, "score": round(t.score, 6)} for t in result.tags],
@@ -35,10 +36,11 @@ class JsonLines:
         }
         if result.error is not None:
             line["error"] = result.error
+        line |= {k: v for k, v in record.to_dict(result.image).items() if v is not None}
+        # JSON escapes whatever a file name can hold.
         return json.dumps(line, ensure_ascii=True) + "\n"
 
-    def scan(self, stream: IO[bytes], path: Path) -> tuple[set[str], int]:
-        keys: set[str] = set()
+    def scan(self, stream: IO[bytes], path: Path) -> Iterator[Row]:
         end = 0
         for number, line in enumerate(stream, 1):
             if not line.endswith(b"\n"):
@@ -48,14 +50,13 @@ class JsonLines:
                 continue
             try:
                 entry = json.loads(line)
-                image, artifact = entry["image"], entry.get("artifact")
-                if not isinstance(image, str):
-                    raise TypeError("image is no string")
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                image, artifact, error = entry["image"], entry["artifact"], entry.get("error")
+                if not isinstance(image, str) or not isinstance(error, str | None):
+                    raise TypeError("image or error is no string")
+                record = Record.from_dict(image, entry, error)
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as wrong:
                 raise SinkError(
-                    f"{path}, line {number} is no line of tags ({error!r}); repair or remove it, "
+                    f"{path}, line {number} is no line of tags ({wrong!r}); repair or remove it, "
                     "or give another file"
-                ) from error
-            if artifact == self.artifact:
-                keys.add(image)
-        return keys, end
+                ) from wrong
+            yield Row(image, str(artifact), record, end)

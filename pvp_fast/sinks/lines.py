@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.files import atomic_write, sync_file, sync_folder
 from pvp_fast.sinks.base import Sink, lock, writing
+from pvp_fast.sinks.ledger import Ledger, Record
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
@@ -19,45 +21,80 @@ if TYPE_CHECKING:
 _FLUSH_EVERY = 64  # images; what a kill can cost
 
 
+class Row(NamedTuple):
+    """One image in a text file, or what stands before all of them (``key`` None).
+
+    Attributes:
+        key, artifact, record: of the image. end: bytes of the file up to and with it.
+    """
+
+    key: str | None
+    artifact: str
+    record: Record
+    end: int
+
+
 class Lines(Protocol):
     """How a text format looks, and how it is read back."""
 
     header: str
+    artifact: str
 
-    def key(self, key: str) -> str:
-        """The key as the file holds it."""
-
-    def block(self, result: TagResult) -> str:
+    def block(self, result: TagResult, record: Record) -> str:
         """The lines of one image."""
 
-    def scan(self, stream: IO[bytes], path: Path) -> tuple[set[str], int]:
-        """Keys that need not be tagged again, and how many bytes of the file are whole.
+    def scan(self, stream: IO[bytes], path: Path) -> Iterator[Row]:
+        """The images of a file, as far as it is whole.
 
         Raises:
             SinkError: the file holds something else.
         """
 
 
+def read_into(ledger: Ledger, lines: Lines, path: Path) -> tuple[int, bool]:
+    """Tell a ledger what a file holds.
+
+    Returns:
+        How many bytes of it are whole, and whether an image is there twice.
+
+    Raises:
+        InputError: it was made with other settings.
+        SinkError: it holds something else.
+    """
+    end, twice = 0, False
+    with open(path, "rb") as stream:
+        for row in lines.scan(stream, path):
+            end = row.end
+            if row.key is not None and row.artifact == lines.artifact:
+                twice |= ledger.add(row.key, row.record, path)
+    return end, twice
+
+
 class StreamSink(Sink):
     """Writes to an open text stream and flushes after each image, as pipes want it."""
 
-    def __init__(self, lines: Lines, stream: IO[str]) -> None:
-        self.lines, self.stream = lines, stream
+    ledger: Ledger
+
+    def __init__(self, lines: Lines, ledger: Ledger, stream: IO[str]) -> None:
+        self.lines, self.ledger, self.stream = lines, ledger, stream
 
     def __enter__(self) -> StreamSink:
         self.stream.write(self.lines.header)
         return self
 
     def write(self, result: TagResult) -> None:
-        self.stream.write(self.lines.block(result))
+        record = self.ledger.record(result.image, result.error)
+        self.stream.write(self.lines.block(result, record))
         self.stream.flush()
 
 
 class FileSink(Sink):
     """Replaces a file when the run has come to its end, and not before."""
 
-    def __init__(self, lines: Lines, path: str | os.PathLike[str]) -> None:
-        self.lines, self.path = lines, Path(path)
+    ledger: Ledger
+
+    def __init__(self, lines: Lines, ledger: Ledger, path: str | os.PathLike[str]) -> None:
+        self.lines, self.ledger, self.path = lines, ledger, Path(path)
 
     def __enter__(self) -> FileSink:
         self._target = atomic_write(self.path)
@@ -76,20 +113,24 @@ class FileSink(Sink):
             self._target.__exit__(kind, error, trace)
 
     def write(self, result: TagResult) -> None:
+        record = self.ledger.record(result.image, result.error)
         with writing(self.path):
-            self._stream.write(self.lines.block(result).encode())
+            self._stream.write(self.lines.block(result, record).encode())
 
 
 class AppendSink(Sink):
-    """Goes on behind what a file holds already; a key is never written twice.
+    """Goes on behind what a file holds already.
 
     A last block that a crash cut off is removed first. Blocks are written and synced together; a
-    write that fails is taken back, so the file always ends with a whole block. One process at a
+    write that fails is taken back, so the file always ends with a whole block. An image done anew
+    has its later block count; the earlier one is taken out at the end of the run. One process at a
     time may append.
     """
 
-    def __init__(self, lines: Lines, path: str | os.PathLike[str]) -> None:
-        self.lines, self.path = lines, Path(path)
+    ledger: Ledger
+
+    def __init__(self, lines: Lines, ledger: Ledger, path: str | os.PathLike[str]) -> None:
+        self.lines, self.ledger, self.path = lines, ledger, Path(path)
         self._waiting: list[bytes] = []
 
     def __enter__(self) -> AppendSink:
@@ -99,18 +140,29 @@ class AppendSink(Sink):
             )
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered, so that a full disk is noticed where the write can be taken back.
-            self._file: io.FileIO = open(self.path, "a+b", buffering=0)
+            self._file = self._locked()
             try:
-                lock(self._file, self.path)
-                with open(self.path, "rb") as reader:
-                    self._keys, self._end = self.lines.scan(reader, self.path)
+                self._end, self._twice = read_into(self.ledger, self.lines, self.path)
                 if self._end < os.fstat(self._file.fileno()).st_size:
                     self._file.truncate(self._end)
             except BaseException:
                 self._file.close()
                 raise
         return self
+
+    def _locked(self) -> io.FileIO:
+        while True:
+            # Unbuffered, so that a full disk is noticed where the write can be taken back.
+            file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
+            try:
+                lock(file, self.path)
+                # Another run may have put a new file there between the two.
+                if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
+                    return file
+            except BaseException:
+                file.close()
+                raise
+            file.close()
 
     def __exit__(
         self,
@@ -122,6 +174,8 @@ class AppendSink(Sink):
             # An interrupted run keeps what it has done; a failed write is not tried again.
             if not isinstance(error, SinkError):
                 self._flush()
+            if error is None and self._twice:
+                self._compact()
         finally:
             if not self._end:  # still locked: nobody else has anything in there
                 with contextlib.suppress(OSError):
@@ -129,13 +183,14 @@ class AppendSink(Sink):
             self._file.close()
 
     def has(self, key: str) -> bool:
-        return self.lines.key(key) in self._keys
+        return self.ledger.has(key)
 
     def write(self, result: TagResult) -> None:
-        if self.has(result.image):
-            return
-        self._keys.add(self.lines.key(result.image))
-        self._waiting.append(self.lines.block(result).encode())
+        record = self.ledger.record(result.image, result.error)
+        if self.ledger.is_done(result.image, record.content):
+            return  # named twice
+        self._twice |= self.ledger.add(result.image, record, self.path)
+        self._waiting.append(self.lines.block(result, record).encode())
         if len(self._waiting) >= _FLUSH_EVERY:
             self._flush()
 
@@ -158,3 +213,28 @@ class AppendSink(Sink):
         self._waiting.clear()
         if first:
             sync_folder(self.path.parent)
+
+    def _compact(self) -> None:
+        """Leave of each image the last block."""
+        last: dict[tuple[str | None, str], int] = {}
+        with open(self.path, "rb") as stream:
+            for row in self.lines.scan(stream, self.path):
+                last[_name(row)] = row.end
+        # Where there is no room for it, the next run will.
+        with (
+            contextlib.suppress(OSError),
+            open(self.path, "rb") as stream,
+            open(self.path, "rb") as old,
+            atomic_write(self.path) as new,
+        ):
+            start = 0
+            for row in self.lines.scan(stream, self.path):
+                block = old.read(row.end - start)
+                start = row.end
+                if last[_name(row)] == row.end:
+                    new.write(block)
+
+
+def _name(row: Row) -> tuple[str | None, str]:
+    content = row.record.content
+    return row.key if content is None else content.path, row.artifact

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.files import atomic_write
 from pvp_fast.sinks.base import Sink, lock, plain, writing
+from pvp_fast.sinks.ledger import Ledger, Record
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
@@ -23,24 +26,29 @@ class ParquetSink(Sink):
     """One file, replaced when the run has come to its end.
 
     Columns: ``image`` string, ``tags`` list<struct<name string, score float>>, ``error`` string
-    or null, ``artifact`` string.
+    or null, ``artifact`` string; and what going on needs: ``settings`` string, ``path`` string
+    (null where ``image`` says it), ``size`` and ``mtime_ns`` int64, null where it was no file.
 
     Args:
         path: the file.
         artifact: version of the artifact that tags.
+        ledger: what notes the images' files; its settings are recorded.
         metadata: further key-value pairs for the file's footer.
 
     Raises:
         InputError: pyarrow is not installed.
     """
 
+    ledger: Ledger
+
     def __init__(
         self,
         path: str | os.PathLike[str],
         artifact: str,
+        ledger: Ledger,
         metadata: dict[str, str] | None = None,
     ) -> None:
-        self.path, self.artifact = Path(path), artifact
+        self.path, self.artifact, self.ledger = Path(path), artifact, ledger
         self._arrow = _pyarrow()
         self._schema = _schema(self._arrow, metadata)
         self._rows: list[dict[str, Any]] = []
@@ -84,7 +92,13 @@ class ParquetSink(Sink):
             self._target.__exit__(kind, error, trace)
 
     def write(self, result: TagResult) -> None:
-        self._rows.append(_row(result, self.artifact))
+        self.write_row(
+            row_of(result, self.artifact, self.ledger.record(result.image, result.error))
+        )
+
+    def write_row(self, row: dict[str, Any]) -> None:
+        """Take a row as :func:`row_of` makes it."""
+        self._rows.append(row)
         if len(self._rows) >= _GROUP:
             self._flush()
 
@@ -100,20 +114,23 @@ class ParquetSink(Sink):
 class ParquetFolderSink(Sink):
     """A folder of Parquet files; every few thousand images make one more, whole or absent.
 
-    A key is never written twice. One process at a time may append.
+    An image done anew has its row in the later file count; the earlier one is taken out at the end
+    of the run. One process at a time may append.
 
     Raises:
         InputError: ``path`` is a file, or pyarrow is not installed.
     """
 
-    def __init__(self, path: str | os.PathLike[str], artifact: str) -> None:
-        self.path, self.artifact = Path(path), artifact
+    ledger: Ledger
+
+    def __init__(self, path: str | os.PathLike[str], artifact: str, ledger: Ledger) -> None:
+        self.path, self.artifact, self.ledger = Path(path), artifact, ledger
         _pyarrow()
         if self.path.is_file():
             raise InputError(
                 f"output: {self.path} is one Parquet file, which cannot grow; give a folder"
             )
-        self._waiting: list[TagResult] = []
+        self._waiting: list[dict[str, Any]] = []
         self._lock: int | None = None
 
     def __enter__(self) -> ParquetFolderSink:
@@ -124,7 +141,9 @@ class ParquetFolderSink(Sink):
         try:
             if self._lock is not None:
                 lock(self._lock, self.path)
-            self._keys = read_keys(self.path, self.artifact)
+            self._twice = read_into(self.ledger, self.path, self.artifact)
+            numbers = (_number(file) for file in self.path.glob("*.parquet"))
+            self._next = 1 + max(numbers, default=0)
         except BaseException:
             self._close()
             raise
@@ -139,6 +158,9 @@ class ParquetFolderSink(Sink):
         try:
             if not isinstance(error, SinkError):
                 self._flush()
+            if error is None and self._twice:
+                with contextlib.suppress(OSError):  # no room for it: the next run will
+                    keep_last(self.path)
         finally:
             self._close()
 
@@ -148,53 +170,134 @@ class ParquetFolderSink(Sink):
             self._lock = None
 
     def has(self, key: str) -> bool:
-        return plain(key) in self._keys
+        return self.ledger.has(key)
 
     def write(self, result: TagResult) -> None:
-        if self.has(result.image):
-            return
-        self._keys.add(plain(result.image))
-        self._waiting.append(result)
+        record = self.ledger.record(result.image, result.error)
+        if self.ledger.is_done(result.image, record.content):
+            return  # named twice
+        self._twice |= self.ledger.add(result.image, record, self.path)
+        self._waiting.append(row_of(result, self.artifact, record))
         if len(self._waiting) >= _GROUP:
             self._flush()
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        with ParquetSink(self.path / f"part-{uuid.uuid4().hex}.parquet", self.artifact) as part:
-            for result in self._waiting:
-                part.write(result)
+        file = self.path / f"part-{self._next:08d}-{uuid.uuid4().hex}.parquet"
+        with ParquetSink(file, self.artifact, self.ledger) as part:
+            for row in self._waiting:
+                part.write_row(row)
+        self._next += 1
         self._waiting.clear()
 
 
-def read_keys(path: str | os.PathLike[str], artifact: str) -> set[str]:
-    """Images that this artifact has tagged, in a Parquet file or in the files of a folder.
+def read_into(ledger: Ledger, path: str | os.PathLike[str], artifact: str) -> bool:
+    """Tell a ledger what a Parquet file, or the files of a folder, hold of this artifact.
+
+    Returns:
+        Whether an image is there twice.
 
     Raises:
+        InputError: it was made with other settings.
         SinkError: a file is damaged or holds something else.
     """
+    twice = False
+    for file, rows in _read(Path(path)):
+        for row in rows:
+            if row["artifact"] == artifact:
+                twice |= ledger.add(row["image"], _record(row), file)
+    return twice
+
+
+def keep_last(folder: Path) -> None:
+    """Of each image and artifact leave the last row, in the order of the files' names.
+
+    Raises:
+        OSError: a file cannot be replaced; those before it are as they should be.
+    """
+    last: dict[tuple[str, str], tuple[Path, int]] = {}
+    for file, rows in _read(folder):
+        last |= {_name(row): (file, number) for number, row in enumerate(rows)}
+    for file, rows in _read(folder):
+        kept = [last[_name(row)] == (file, number) for number, row in enumerate(rows)]
+        if not any(kept):
+            file.unlink()
+        elif not all(kept):
+            _keep(file, kept)
+
+
+def read_rows(file: Path, artifact: str) -> Iterator[tuple[str, Record]]:
+    """Images and records of one file.
+
+    Raises:
+        SinkError: it is damaged or holds something else.
+    """
+    return ((row["image"], _record(row)) for row in _rows(file) if row["artifact"] == artifact)
+
+
+def keep_rows(file: Path, wanted: Callable[[str, Record], bool]) -> None:
+    """Rewrite a file without the images that are not wanted.
+
+    Raises:
+        OSError: it cannot be replaced, and is as it was.
+    """
+    _keep(file, [wanted(row["image"], _record(row)) for row in _rows(file)])
+
+
+def _keep(file: Path, kept: list[bool]) -> None:
     arrow = _pyarrow()
-    source = Path(path)
-    keys: set[str] = set()
-    for file in sorted(source.glob("*.parquet")) if source.is_dir() else [source]:
-        try:
-            with arrow.parquet.ParquetFile(file) as opened:
-                for batch in opened.iter_batches(columns=["image", "artifact"]):
-                    columns = (batch.column(n).to_pylist() for n in ("image", "artifact"))
-                    keys.update(image for image, by in zip(*columns, strict=True) if by == artifact)
-        except (OSError, KeyError, arrow.ArrowException) as error:
-            raise SinkError(
-                f"{file} is no Parquet file of tags ({error}); remove it or give another folder"
-            ) from error
-    return keys
+    table = arrow.parquet.read_table(file).filter(arrow.array(kept, arrow.bool_()))
+    with atomic_write(file) as stream:
+        arrow.parquet.write_table(table, stream, compression="zstd")
 
 
-def _row(result: TagResult, artifact: str) -> dict[str, Any]:
+def _read(path: Path) -> Iterator[tuple[Path, Iterator[dict[str, Any]]]]:
+    """Files, oldest first, and what their rows say beside the tags."""
+    files = sorted(path.glob("*.parquet"), key=_number) if path.is_dir() else [path]
+    for file in files:
+        yield file, _rows(file)
+
+
+def _rows(file: Path) -> Iterator[dict[str, Any]]:
+    arrow = _pyarrow()
+    columns = ["image", "artifact", "error", "settings", "path", "size", "mtime_ns"]
+    try:
+        with arrow.parquet.ParquetFile(file) as opened:
+            lacking = [name for name in columns if name not in opened.schema_arrow.names]
+            if lacking:
+                raise KeyError(f"no column {', '.join(lacking)}")
+            for batch in opened.iter_batches(columns=columns):
+                yield from batch.to_pylist()
+    except (OSError, KeyError, arrow.ArrowException) as error:
+        raise SinkError(
+            f"{file} is no Parquet file of tags ({error}); remove it or give another folder"
+        ) from error
+
+
+def _record(row: dict[str, Any]) -> Record:
+    return Record.from_dict(row["image"], row, row["error"])
+
+
+def _name(row: dict[str, Any]) -> tuple[str, str]:
+    return row["path"] or row["image"], row["artifact"]
+
+
+def _number(file: Path) -> int:
+    found = re.fullmatch(r"part-(\d{8})-[0-9a-f]{32}", file.stem)
+    return 0 if found is None else int(found.group(1))
+
+
+def row_of(result: TagResult, artifact: str, record: Record) -> dict[str, Any]:
+    """A result as a row."""
+    said = record.to_dict(result.image)
     return {
         "image": plain(result.image),
         "tags": [{"name": plain(t.name), "score": t.score} for t in result.tags],
         "error": None if result.error is None else plain(result.error),
         "artifact": artifact,
+        **said,
+        "path": None if said["path"] is None else plain(said["path"]),
     }
 
 
@@ -205,6 +308,10 @@ def _schema(arrow: Any, metadata: dict[str, str] | None) -> Any:
         arrow.field("tags", arrow.list_(tag), nullable=False),
         arrow.field("error", arrow.string()),
         arrow.field("artifact", arrow.string(), nullable=False),
+        arrow.field("settings", arrow.string(), nullable=False),
+        arrow.field("path", arrow.string()),
+        arrow.field("size", arrow.int64()),
+        arrow.field("mtime_ns", arrow.int64()),
     ]
     return arrow.schema(columns, metadata=metadata)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from pvp_fast.errors import SinkError
 from pvp_fast.sinks.base import Sink, plain, writing
+from pvp_fast.sinks.ledger import Ledger, Record, place
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 _PATIENCE = 60.0  # seconds that one writer waits for the others
 _FLUSH_EVERY = 64  # images in one transaction
 _COLUMNS = {
-    "images": ["image", "artifact", "error"],
+    "images": ["image", "artifact", "error", "settings", "path", "size", "mtime_ns"],
     "tags": ["image", "artifact", "rank", "name", "score"],
 }
 _TABLES = (
     """CREATE TABLE IF NOT EXISTS images (
     image TEXT NOT NULL, artifact TEXT NOT NULL, error TEXT,
+    settings TEXT NOT NULL, path TEXT NOT NULL, size INTEGER, mtime_ns INTEGER,
     PRIMARY KEY (image, artifact)
 ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS tags (
@@ -35,30 +37,40 @@ _TABLES = (
     PRIMARY KEY (image, artifact, rank)
 ) WITHOUT ROWID""",
 )
-_INDEX = "CREATE INDEX IF NOT EXISTS tags_by_name ON tags (name, score)"
+_SAID = ("settings", "path", "size", "mtime_ns")
+_INDEXES = (
+    "CREATE INDEX IF NOT EXISTS tags_by_name ON tags (name, score)",
+    "CREATE INDEX IF NOT EXISTS images_by_path ON images (path, artifact)",
+    "CREATE INDEX IF NOT EXISTS images_by_settings ON images (artifact, settings)",
+)
 
 
 class SqliteSink(Sink):
     """Tables ``images`` and ``tags``, keyed by image and artifact version; ``rank`` starts at 0.
 
-    An image that is written again from the same artifact replaces its own rows; other artifacts'
-    stay. Images go in by transactions of a few dozen, in write-ahead mode where the file system
-    allows it; a writer waits up to a minute for the others.
+    An image that is written again from the same artifact replaces its own rows, however its path
+    was spelled; other artifacts' stay. ``path`` is the absolute path of a file. Images go in by
+    transactions of a few dozen, in write-ahead mode where the file system allows it; a writer waits
+    up to a minute for the others.
 
     Args:
         path: the database; created when needed. Its other tables are left alone.
         artifact: version of the artifact that tags.
+        ledger: what decides whether a row stands.
         dry_run: look, but write nothing.
 
     Raises:
         SinkError: not a database, or its tables are not these.
     """
 
+    ledger: Ledger
+
     def __init__(
-        self, path: str | os.PathLike[str], artifact: str, *, dry_run: bool = False
+        self, path: str | os.PathLike[str], artifact: str, ledger: Ledger, *, dry_run: bool = False
     ) -> None:
         self.path, self.artifact, self.dry_run = Path(path), artifact, dry_run
-        self._waiting: list[TagResult] = []
+        self.ledger = ledger
+        self._waiting: list[tuple[TagResult, Record]] = []
         self._database: sqlite3.Connection | None = None
 
     def __enter__(self) -> SqliteSink:
@@ -73,6 +85,7 @@ class SqliteSink(Sink):
                         self._close()  # another program's database: it would get the tables
                     else:
                         self._check_tables()
+                        self._check_settings()
             return self
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +100,9 @@ class SqliteSink(Sink):
                     for statement in _TABLES:
                         database.execute(statement)
                     self._check_tables()
-                    database.execute(_INDEX)
+                    for statement in _INDEXES:
+                        database.execute(statement)
+                    self._check_settings()
         except BaseException:
             self._close()
             if fresh:  # SQLite makes the file before it can fill it
@@ -113,16 +128,21 @@ class SqliteSink(Sink):
         if self._database is None:
             return False
         with self._errors():
-            found = self._database.execute(
-                "SELECT 1 FROM images WHERE image = ? AND artifact = ?",
-                (plain(key), self.artifact),
-            )
-            return found.fetchone() is not None
+            for column, name in (("path", plain(place(key))), ("image", plain(key))):
+                found = self._database.execute(
+                    "SELECT error, settings, path, size, mtime_ns FROM images "
+                    f"WHERE {column} = ? AND artifact = ?",
+                    (name, self.artifact),
+                ).fetchone()
+                if found is not None:
+                    said = dict(zip(_SAID, found[1:], strict=True))
+                    return self.ledger.has(key, Record.from_dict(key, said, found[0]))
+        return self.ledger.has(key)
 
     def write(self, result: TagResult) -> None:
         if self.dry_run:
             return
-        self._waiting.append(result)
+        self._waiting.append((result, self.ledger.record(result.image, result.error)))
         if len(self._waiting) >= _FLUSH_EVERY:
             self._flush()
 
@@ -130,14 +150,23 @@ class SqliteSink(Sink):
         if not self._waiting:
             return
         with self._errors(), self._transaction() as database:
-            for result in self._waiting:
+            for result, record in self._waiting:
                 image = plain(result.image)
                 error = None if result.error is None else plain(result.error)
+                path, size, time = record.content or (image, None, None)
+                path = plain(path)
+                spellings = database.execute(
+                    "SELECT image FROM images WHERE path IN (?, ?) AND artifact = ?",
+                    (path, image, self.artifact),
+                ).fetchall()
+                for table in ("images", "tags"):
+                    database.executemany(
+                        f"DELETE FROM {table} WHERE image = ? AND artifact = ?",
+                        [(old, self.artifact) for (old,) in [*spellings, (image,)]],
+                    )
                 database.execute(
-                    "INSERT OR REPLACE INTO images VALUES (?, ?, ?)", (image, self.artifact, error)
-                )
-                database.execute(
-                    "DELETE FROM tags WHERE image = ? AND artifact = ?", (image, self.artifact)
+                    "INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (image, self.artifact, error, record.settings, path, size, time),
                 )
                 database.executemany(
                     "INSERT INTO tags VALUES (?, ?, ?, ?, ?)",
@@ -168,6 +197,15 @@ class SqliteSink(Sink):
                     f"{self.path} has a table {table!r} with the columns {', '.join(found)}, not "
                     f"{', '.join(columns)}; give another database"
                 )
+
+    def _check_settings(self) -> None:
+        for sign in "<>":  # "<>" would have to look at every row
+            other = self._connection.execute(
+                f"SELECT settings FROM images WHERE artifact = ? AND settings {sign} ? LIMIT 1",
+                (self.artifact, self.ledger.settings),
+            ).fetchone()
+            if other is not None:
+                self.ledger.check(other[0], self.path)
 
     @property
     def _connection(self) -> sqlite3.Connection:

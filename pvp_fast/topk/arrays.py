@@ -52,7 +52,7 @@ def float32(value: Array, name: str) -> Tensor:
         raise InputError(f"{name} is {value.dtype}, not torch.float32; try {name}.float()")
     if value.layout != torch.strided:
         raise InputError(f"{name} has layout {value.layout}; try {name}.to_dense()")
-    return value.detach()
+    return value.detach() if value.requires_grad else value
 
 
 def matrix(value: Array, name: str) -> Tensor:

@@ -33,11 +33,10 @@ from pvp_fast import native
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.topk.arrays import Array, check_device, class_vectors, float32, matrix, positions
 from pvp_fast.topk.file import load_panels, save_panels
-from pvp_fast.topk.ops import Query, TopK, search
+from pvp_fast.topk.ops import Query, TopK, engine, is_plain, search, search_plainly
 from pvp_fast.topk.panels import DTYPES, Panels, bfloat16_rows, pack_on_device
 
 _FLOAT32_INFINITY = 2.0**128 - 2.0**103  # the least number that rounds to it
-_BACKENDS = ("auto", "cpp", "torch", "cuda")
 
 
 class TagIndex:
@@ -214,11 +213,11 @@ class TagIndex:
             bias: (C,) float32, added to the scaled similarities.
             scale: finite factor on the similarities.
             per_category_threshold: (C,) float32, beside a threshold that is one number.
-            backend: "auto" takes "cpp" on the CPU and "torch" elsewhere. "torch" writes the
+            backend: "auto" takes "native" on the CPU and "torch" elsewhere. "torch" writes the
                 scores in blocks of rows and sums in whatever order matmul does, so its scores
                 may differ in the last bits; the tie rule is the same. "cuda" is a fused kernel
                 for k <= 256 (beyond, "torch" is the way: scores of some rows, then their best):
-                float32 with the bits of "cpp", bfloat16 on tensor cores, which sum in their own
+                float32 with the bits of "native", bfloat16 on tensor cores, which sum in their own
                 order. It is not the default because it has not been measured yet. It waits for
                 the device to raise about NaN; captured in a CUDA graph (call it once before) it
                 does not, and a row with a NaN score has the count -1. An explicit backend runs
@@ -243,26 +242,32 @@ class TagIndex:
         if not abs(scale) < _FLOAT32_INFINITY:
             raise InputError(f"scale is {scale!r}: NaN, or infinite in float32; give a smaller one")
         minimum, minima = -math.inf, None
-        if isinstance(threshold, (int, float, np.floating, np.integer)):
+        if threshold is None:
+            pass
+        elif isinstance(threshold, (int, float, np.floating, np.integer)):
             minimum = float(threshold)
             if math.isnan(minimum):
                 raise InputError("threshold is NaN; give a number, or None to keep every score")
-        elif threshold is not None:
+        else:
             minima = self._per_category(threshold, "threshold")
         if per_category_threshold is not None:
             if minima is not None:
                 raise InputError("threshold is an array too; give one number beside the other")
             minima = self._per_category(per_category_threshold, "per_category_threshold")
         added = None if bias is None else self._per_category(bias, "bias")
-        w, vectors, centre = self._read_by(_choose_backend(backend, self.device, int(k)))
-        if w.dtype == torch.float32 and self.dtype == "bfloat16":
-            queries = queries.to(torch.bfloat16).float()
+        chosen = engine(backend, self.device, int(k))
         rest = (self.categories, minimum, minima, added, float(scale))
+        if chosen == "native" and self._packed is not None and is_plain(queries):
+            w, vectors, centre = self._packed.arrays
+            return search_plainly(queries, Query(w, vectors, centre, *rest), int(k))
+        w, vectors, centre = self._read_by(chosen)
+        if chosen == "torch" and self.dtype == "bfloat16":
+            queries = queries.to(torch.bfloat16).float()
         return search(queries, Query(w, vectors, centre, *rest), int(k))
 
     def _read_by(self, backend: str) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """The class vectors as a backend reads them, and int8's float32 rows and centre."""
-        if backend == "cpp" and self._packed is not None:
+        if backend == "native" and self._packed is not None:
             return self._packed.data, self._packed.vectors, self._packed.centre
         if backend == "cuda":
             if self._device_panels is None:
@@ -329,21 +334,3 @@ def topk_ref(
         values = torch.nn.functional.pad(values, (0, missing), value=-math.inf)
         order = torch.nn.functional.pad(order, (0, missing), value=-1)
     return TopK(values, order, (order >= 0).sum(dim=1))
-
-
-def _choose_backend(backend: str, device: torch.device, k: int) -> str:
-    if backend not in _BACKENDS:
-        raise InputError(f"backend is {backend!r}; choose one of {', '.join(_BACKENDS)}")
-    if backend == "auto":
-        return "cpp" if device.type == "cpu" else "torch"
-    if backend == "cpp" and device.type != "cpu":
-        raise BackendError(f"backend 'cpp' needs tensors on the CPU, the index is on {device}")
-    if backend == "cuda":
-        if device.type != "cuda":
-            raise BackendError(f"backend 'cuda' needs tensors on a GPU, the index is on {device}")
-        reason = native.call("cuda_status")
-        if reason:
-            raise BackendError(f"backend 'cuda' cannot run: {reason}; use backend='torch'")
-        if k > native.extension().CUDA_MAX_K:
-            raise BackendError(f"backend 'cuda' keeps at most 256, k is {k}; use backend='torch'")
-    return backend

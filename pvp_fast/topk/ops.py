@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import ctypes
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pvp_fast import native
+from pvp_fast.dispatch import choose, why_not_native
 from pvp_fast.errors import InputError
 from pvp_fast.topk.panels import bfloat16_rows
 
 _TORCH_BLOCK = 1 << 24  # scores that plain PyTorch holds at once
+Memory: TypeAlias = Any  # a Tensor, or on the plain way to the CPU its NumPy view
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
@@ -43,9 +45,9 @@ class Query(NamedTuple):
     too. ``thresholds`` and ``bias`` are (C,) float32 or None.
     """
 
-    w: Tensor
-    vectors: Tensor | None
-    centre: Tensor | None
+    w: Memory
+    vectors: Memory | None
+    centre: Memory | None
     categories: int
     threshold: float
     thresholds: Tensor | None
@@ -53,18 +55,26 @@ class Query(NamedTuple):
     scale: float
 
 
+def engine(backend: str, device: torch.device, k: int) -> str:
+    """Who searches an index on this device: "native", "cuda" or "torch".
+
+    Raises:
+        InputError: a word that names none of them. BackendError: an explicit one that cannot run.
+    """
+
+    def why_not_cuda() -> str | None:
+        if device.type != "cuda":
+            return f"it needs tensors on a GPU, not on {device}"
+        if k > native.extension().CUDA_MAX_K:
+            return f"it keeps at most {native.extension().CUDA_MAX_K}, k is {k}"
+        return native.call("cuda_status") or None
+
+    here = {"native": lambda: why_not_native(device), "cuda": why_not_cuda}
+    return choose(backend, device, here)
+
+
 def search(x: Tensor, query: Query, k: int) -> TopK:
-    """The k best of every row of x (B, D), by the operator or, where nobody traces, without it."""
-    if _is_plain(x) and x.device.type == "cpu":
-        rows = x.shape[0]  # NumPy allocates in a tenth of the time that torch takes
-        arrays = (
-            np.empty((rows, k), np.float32),
-            np.empty((rows, k), np.int64),
-            np.empty(rows, np.int64),
-        )
-        out = TopK(*map(torch.from_numpy, arrays))
-        _fill(x, query, out)
-        return out
+    """The k best of every row of x (B, D), by the operator."""
     out = TopK(
         x.new_empty((x.shape[0], k)),
         x.new_empty((x.shape[0], k), dtype=torch.int64),
@@ -74,8 +84,17 @@ def search(x: Tensor, query: Query, k: int) -> TopK:
     return out
 
 
-def _is_plain(x: Tensor) -> bool:
-    """Nobody traces, fakes or watches this call: the operator's dispatch would only cost time."""
+def search_plainly(x: Tensor, query: Query, k: int) -> TopK:
+    """As search, where :func:`is_plain` and on a CPU: the operator would only cost 50 us a call."""
+    rows = x.shape[0]  # NumPy allocates in a fraction of the time that torch takes
+    scores, indices = np.empty((rows, k), np.float32), np.empty((rows, k), np.int64)
+    counts = np.empty(rows, np.int64)
+    _fill_on_cpu(x, query, scores, indices, counts)
+    return TopK(torch.from_numpy(scores), torch.from_numpy(indices), torch.from_numpy(counts))
+
+
+def is_plain(x: Tensor) -> bool:
+    """Nobody traces, fakes or watches this call."""
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
@@ -99,16 +118,12 @@ def _topk(
     counts: Tensor,
 ) -> None:
     query = Query(w, vectors, centre, categories, threshold, thresholds, bias, scale)
-    _fill(x, query, TopK(scores, indices, counts))
-
-
-def _fill(x: Tensor, query: Query, out: TopK) -> None:
-    if query.w.ndim == 2 and query.w.dtype == torch.float32:
-        _fill_by_torch(x, query, out)
+    if w.ndim == 2 and w.dtype == torch.float32:
+        _fill_by_torch(x, query, scores, indices, counts)
     elif x.is_cuda:
-        _fill_on_cuda(x, query, out)
+        _fill_on_cuda(x, query, scores, indices, counts)
     else:
-        _fill_on_cpu(x, query, out)
+        _fill_on_cpu(x, query, scores, indices, counts)
 
 
 def _nan_error(row: int) -> InputError:
@@ -124,7 +139,7 @@ def _check_values(query: Query) -> None:
             raise InputError(f"{name} has a NaN for category {int(values.isnan().nonzero()[0])}")
 
 
-def _fill_on_cpu(x: Tensor, query: Query, out: TopK) -> None:
+def _fill_on_cpu(x: Tensor, query: Query, scores: Memory, indices: Memory, counts: Memory) -> None:
     _check_values(query)
     row = native.call(
         "topk",
@@ -135,9 +150,9 @@ def _fill_on_cpu(x: Tensor, query: Query, out: TopK) -> None:
         thresholds=_contiguous(query.thresholds),
         bias=_contiguous(query.bias),
         scale=query.scale,
-        scores=out.scores,
-        indices=out.indices,
-        counts=out.counts,
+        scores=scores,
+        indices=indices,
+        counts=counts,
         threads=torch.get_num_threads(),
         vectors=query.vectors,
         centre=query.centre,
@@ -150,14 +165,14 @@ def _contiguous(values: Tensor | None) -> Tensor | None:
     return None if values is None else values.resolve_neg().contiguous()
 
 
-def _fill_on_cuda(x: Tensor, query: Query, out: TopK) -> None:
+def _fill_on_cuda(x: Tensor, query: Query, scores: Tensor, indices: Tensor, counts: Tensor) -> None:
     waits = not torch.cuda.is_current_stream_capturing()  # to look at values and raise
     if waits:
         _check_values(query)
     dtype = _DTYPES[query.w.dtype]
     x = bfloat16_rows(x) if dtype == "bfloat16" else x.resolve_neg()
     thresholds, bias = _contiguous(query.thresholds), _contiguous(query.bias)
-    (rows, width), k = x.shape, out.scores.shape[1]
+    (rows, width), k = x.shape, scores.shape[1]
     parts = native.call("topk_cuda_parts", dtype=dtype, rows=rows, categories=query.categories)
     part_values = x.new_empty((rows * parts * k,), dtype=torch.float32)
     part_categories = x.new_empty((rows * parts * k,), dtype=torch.int32)
@@ -176,24 +191,26 @@ def _fill_on_cuda(x: Tensor, query: Query, out: TopK) -> None:
         thresholds=0 if thresholds is None else thresholds.data_ptr(),
         bias=0 if bias is None else bias.data_ptr(),
         scale=query.scale,
-        scores=out.scores.data_ptr(),
-        indices=out.indices.data_ptr(),
-        counts=out.counts.data_ptr(),
+        scores=scores.data_ptr(),
+        indices=indices.data_ptr(),
+        counts=counts.data_ptr(),
         part_values=part_values.data_ptr(),
         part_categories=part_categories.data_ptr(),
         device=x.device.index,
         stream=torch.cuda.current_stream(x.device).cuda_stream,
     )
-    if waits and bool((out.counts < 0).any()):
-        raise _nan_error(int((out.counts < 0).nonzero()[0]))
+    if waits and bool((counts < 0).any()):
+        raise _nan_error(int((counts < 0).nonzero()[0]))
 
 
-def _fill_by_torch(x: Tensor, query: Query, out: TopK) -> None:
+def _fill_by_torch(
+    x: Tensor, query: Query, scores: Tensor, indices: Tensor, counts: Tensor
+) -> None:
     """Scores in blocks of rows, then the best of each."""
     _check_values(query)
     threshold = ctypes.c_float(query.threshold).value
-    categories, kept = query.categories, min(out.scores.shape[1], query.categories)
-    out.scores[:, kept:], out.indices[:, kept:] = -math.inf, -1
+    categories, kept = query.categories, min(scores.shape[1], query.categories)
+    scores[:, kept:], indices[:, kept:] = -math.inf, -1
     block = max(1, _TORCH_BLOCK // categories)
     # Keys order first by score, then by the lower category, and no two are equal: torch.topk
     # itself promises nothing about ties.
@@ -216,6 +233,6 @@ def _fill_by_torch(x: Tensor, query: Query, out: TopK) -> None:
         found = (best >> 32) > -(1 << 31)
         chosen = categories - 1 - (best & 0xFFFFFFFF)
         stop = start + part.shape[0]
-        out.scores[start:stop, :kept] = part.gather(1, chosen).masked_fill(~found, -math.inf)
-        out.indices[start:stop, :kept] = chosen.masked_fill(~found, -1)
-    torch.sum(out.indices >= 0, dim=1, out=out.counts)
+        scores[start:stop, :kept] = part.gather(1, chosen).masked_fill(~found, -math.inf)
+        indices[start:stop, :kept] = chosen.masked_fill(~found, -1)
+    torch.sum(indices >= 0, dim=1, out=counts)

@@ -8,6 +8,8 @@ and a category changes without the others.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -119,6 +121,7 @@ class Panels:
 
     ``data`` is (panels, words, 32) in int32 seen as the index's dtype. For int8, ``vectors`` are
     the (C, D) float32 rows to rescore with and ``centre`` is (D,) float32; else both are None.
+    ``arrays`` are these three as the extension reads them.
     """
 
     def __init__(
@@ -163,6 +166,18 @@ class Panels:
         used = self._words[: -(-self.categories // LANES)]
         self.data = used.view(DTYPES[self.dtype])
         self.vectors = None if self._vectors is None else self._vectors[: self.categories]
+        self.arrays: tuple[Any, Any, Any] = (
+            native.array(self.data),
+            _array(self.vectors),
+            _array(self.centre),
+        )
+
+    # Copies of the views would not follow what is written to a copy of the whole.
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self._words, self._vectors, self.dtype, self.categories, self.centre
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        Panels.__init__(self, *state)
 
     @property
     def nbytes(self) -> int:
@@ -210,6 +225,10 @@ class Panels:
         if categories % LANES:
             self._words[categories // LANES, :, categories % LANES :] = 0
         self._show()
+
+
+def _array(tensor: Tensor | None) -> Any:
+    return None if tensor is None else native.array(tensor)
 
 
 def _enlarged(tensor: Tensor, size: int) -> Tensor:

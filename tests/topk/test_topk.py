@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from pvp_fast import native
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.topk.index import TagIndex, TopK, _choose_backend, topk, topk_ref
+from pvp_fast.topk.index import TagIndex, TopK, topk, topk_ref
+from pvp_fast.topk.ops import engine
 from pvp_fast.topk.panels import Panels, pack_on_device
 
-BACKENDS = ("cpp", "torch")
+BACKENDS = ("native", "torch")
 
 
 def exact_top(scores: np.ndarray, k: int, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -82,7 +83,7 @@ def test_close_to_float64_at_every_magnitude(rows, categories, width, k, power, 
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=generator)
     w = torch.randn(categories, width, generator=generator) * 2.0**power
-    got = topk(x, w, k, normalize=False, backend="cpp")
+    got = topk(x, w, k, normalize=False, backend="native")
     scores = x.double().numpy() @ w.double().numpy().T
     magnitude = np.abs(x.double().numpy()) @ np.abs(w.double().numpy()).T
     error = (width + 1) * (2.0**-24 * magnitude + 2.0**-149)
@@ -260,7 +261,7 @@ def test_denormals_survive_flush_to_zero(threshold):
         ({"bias": torch.tensor([0, math.nan, 0])}, "bias has a NaN for category 1"),
         ({"scale": math.inf}, "scale is inf"),
         ({"scale": 1e300}, "infinite in float32"),
-        ({"backend": "triton"}, "auto, cpp, torch, cuda"),
+        ({"backend": "triton"}, "'auto', 'native', 'cuda', 'torch'"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -285,10 +286,16 @@ def test_bad_class_vectors(w, message):
 
 
 def test_an_explicit_backend_runs_or_raises():
-    with pytest.raises(BackendError, match="'cuda' needs tensors on a GPU"):
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(BackendError, match="'cuda': it needs tensors on a GPU, not on cpu"):
         TagIndex(torch.ones(3, 4)).topk(torch.ones(2, 4), 1, backend="cuda")
-    with pytest.raises(BackendError, match="'cpp' needs tensors on the CPU"):
-        _choose_backend("cpp", torch.device("cuda", 0), 1)
+    with pytest.raises(BackendError, match="'native': it works on a CPU, not on cuda:0"):
+        engine("native", gpu, 1)
+    with pytest.raises(BackendError, match="'cuda': it keeps at most 256, k is 257"):
+        engine("cuda", gpu, 257)
+    assert [engine("auto", torch.device(name), 1) for name in ("cpu", "cuda", "mps")] == [
+        "native", "torch", "torch",
+    ]  # fmt: skip
 
 
 def test_the_cuda_backend_says_why_it_cannot_run():
@@ -296,7 +303,7 @@ def test_the_cuda_backend_says_why_it_cannot_run():
     if not reason:
         pytest.skip("CUDA works here")
     with pytest.raises(BackendError, match=re.escape(reason)):
-        _choose_backend("cuda", torch.device("cuda", 0), 1)
+        engine("cuda", torch.device("cuda", 0), 1)
 
 
 def test_both_packings_agree():

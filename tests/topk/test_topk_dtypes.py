@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import math
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -297,6 +299,35 @@ def test_an_index_without_memory_to_grow_stays_as_it_was(dtype, monkeypatch):
     assert same(index.topk(x, 9), TagIndex(torch.cat([w, random(3, 300, 12)]), dtype).topk(x, 9))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda i: pickle.loads(pickle.dumps(i))])
+def test_a_copy_changes_alone(dtype, copied):
+    x, w = problem(5, 70, 12)
+    index = TagIndex(w, dtype)
+    before, other = index.topk(x, 9), copied(index)
+    new = random(3, 2, 12)
+    other.update([1, 69], new)
+    other.add(new)
+    assert same(index.topk(x, 9), before)
+    w = torch.cat([w, new])
+    w[[1, 69]] = new
+    assert torch.equal(other.w, TagIndex(w, dtype).w)
+    assert same(other.topk(x, 9), TagIndex(w, dtype).topk(x, 9))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_answers_and_what_it_takes(dtype, monkeypatch):
+    index = TagIndex(random(1, 70, 12), dtype)
+    assert index.isa in ISAS
+    monkeypatch.setenv("PVP_FAST_ISA", "portable")
+    assert index.isa == "portable"
+    words = {"float32": 12, "bfloat16": 6, "int8": 3 + 5}[dtype]
+    kept = 4 * (70 * 12 + 12) if dtype == "int8" else 0  # the rows and the centre
+    assert index.nbytes == 4 * 96 * words + kept
+    index.add(random(2, 40, 12))
+    assert index.nbytes > 4 * 96 * words + kept
+
+
 def test_what_cannot_be_changed():
     index = TagIndex(torch.eye(3))
     for call, message in [
@@ -422,7 +453,7 @@ def test_a_damaged_file_is_refused_or_unchanged(tmp_path):
 @pytest.mark.parametrize("thresholds", [None, torch.zeros(37)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_operator_is_registered_right(dtype, thresholds):
-    query = (*TagIndex(random(4, 37, 8), dtype)._read_by("cpp"), 37, -1.0, thresholds, None, 2.0)
+    query = (*TagIndex(random(4, 37, 8), dtype)._read_by("native"), 37, -1.0, thresholds, None, 2.0)
     out = torch.empty(5, 3), torch.empty(5, 3, dtype=torch.int64), torch.empty(5, dtype=torch.int64)
     torch.library.opcheck(torch.ops.pvp_fast.topk.default, (random(5, 5, 8), *query, *out))
 

@@ -30,7 +30,7 @@ from common import race, table, write_results
 
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.loaders import ImageStream
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.sources import find_images
 
 BATCH, WORKERS = 64, 2
 SQUARE = Preprocess(224)

@@ -34,7 +34,7 @@ from common import table, write_results
 from pvp_fast import Tagger
 from pvp_fast.cli import run
 from pvp_fast.demo import demo_set
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.sources import find_images
 
 CLIENTS = (1, 4, 16)
 PATH, HEADERS = "/tag?top_k=5&threshold=0", {"Content-Type": "image/jpeg"}

@@ -23,7 +23,7 @@ from common import race, table, write_results
 from pvp_fast import Artifact, Backbone, Tagger, Vocabulary
 from pvp_fast.artifact import ADAPTER, BANKS
 from pvp_fast.loaders import ImageStream
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.sources import find_images
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sinks import open_sink

@@ -33,7 +33,7 @@ from image_files import unusual
 from pvp_fast import Backbone
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.loaders import ImageStream
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.sources import find_images
 
 MAX, MEAN, COSINE = 13, 0.2, 0.999
 LEFT_OUT = ("palette.png", "ribbon.jpg")

@@ -17,7 +17,7 @@ from pvp_fast import Backbone, TagIndex, Vocabulary
 from pvp_fast.clip.pocket import MEAN, STD, load_model, tokenizer
 from pvp_fast.demo import demo_set
 from pvp_fast.loaders import ImageStream
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.sources import find_images
 from pvp_fast.modules.prompts import prompt_ensemble
 
 TEMPLATES = ("a photo of a {}.", "a photo of the {}.", "a drawing of a {}.")

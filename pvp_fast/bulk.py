@@ -438,7 +438,7 @@ def _left(source: Source, done: _Done, size: int) -> tuple[list[_Partition], int
 def _partitions(
     source: Source, settings: dict[str, Any], size: int, wanted: Callable[[str], bool]
 ) -> Iterator[_Partition]:
-    from pvp_fast.loaders.walk import find_images
+    from pvp_fast.loaders.sources import find_images
 
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]

@@ -200,14 +200,18 @@ def sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def safe_join(root: str | os.PathLike[str], relative: str) -> Path:
+def safe_join(root: str | os.PathLike[str], relative: str, links: bool = False) -> Path:
     """Join a path that came out of a data file to its root.
+
+    Args:
+        links: links inside ``root`` may lead out of it: they are its owner's, who keeps the files
+            themselves elsewhere (git-annex, DVC, a hub's cache). The path itself may not.
 
     Raises:
         InputError: the result would lie outside ``root`` (absolute path, ``..``, or a link).
     """
     base = Path(root).resolve()
-    joined = (base / relative).resolve()
+    joined = Path(os.path.normpath(base / relative)) if links else (base / relative).resolve()
     if not joined.is_relative_to(base):
         raise InputError(f"path {relative!r} leads outside {base}; keep it relative to that folder")
     return joined

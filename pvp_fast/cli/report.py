@@ -46,7 +46,7 @@ def report(
     """
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.files import is_stdout, open_output
-    from pvp_fast.loaders.walk import find_images
+    from pvp_fast.loaders.sources import find_images
     from pvp_fast.report.gallery import (
         Entry,
         build_gallery,

@@ -97,7 +97,7 @@ def read_folder(root: Path, split: str = "") -> EvalSet:
         raise InputError(
             f"{root / 'labels.json'} is not of the labels format: {error!r}"
         ) from error
-    paths = tuple(safe_join(root, name) for name, _ in photos)
+    paths = tuple(safe_join(root, name, links=True) for name, _ in photos)
     return EvalSet(paths, names, _positives(rows, len(names)), unused.notes())
 
 
@@ -125,7 +125,7 @@ def read_voc(root: Path, split: str = "test") -> EvalSet:
             if image not in column:
                 unused.add(f"images without a line for {name!r}, difficult there", image)
     rows = [[column.get(image, 0) for column in columns] for image in images]
-    paths = tuple(safe_join(root / "JPEGImages", f"{image}.jpg") for image in images)
+    paths = tuple(safe_join(root / "JPEGImages", f"{image}.jpg", links=True) for image in images)
     return EvalSet(paths, names, torch.tensor(rows, dtype=torch.int8), unused.notes())
 
 
@@ -151,7 +151,7 @@ def read_coco(root: Path, split: str = "val2014") -> EvalSet:
                 unused.add("annotations of unknown categories, left out", f"category_id {category}")
             else:
                 present[image].add(index[category])
-        paths = tuple(safe_join(root / split, image["file_name"]) for image in images)
+        paths = tuple(safe_join(root / split, image["file_name"], links=True) for image in images)
         rows = [present[image["id"]] for image in images]
         names = tuple(c["name"] for c in categories)
     except (KeyError, TypeError, AttributeError) as error:
@@ -172,7 +172,9 @@ def read_nuswide(root: Path, split: str = "Test") -> EvalSet:
         if len(column) != len(listed):
             raise InputError(f"{path} has {len(column)} labels for {len(listed)} images")
     labels = torch.tensor(columns, dtype=torch.int8).T * 2 - 1
-    paths = tuple(safe_join(root / "Flickr", line.replace("\\", "/")) for line in listed)
+    paths = tuple(
+        safe_join(root / "Flickr", line.replace("\\", "/"), links=True) for line in listed
+    )
     return EvalSet(paths, names, labels.contiguous())
 
 

@@ -6,8 +6,15 @@
 from pvp_fast.loaders.augment import Augment
 from pvp_fast.loaders.samples import Sample, Source
 from pvp_fast.loaders.shards import TarSource
-from pvp_fast.loaders.sources import FileSource, ItemSource, ListSource
+from pvp_fast.loaders.sources import (
+    FileSource,
+    ItemSource,
+    ListSource,
+    PartSource,
+    open_source,
+)
 from pvp_fast.loaders.stream import ImageStream
+from pvp_fast.loaders.walk import Search
 from pvp_fast.loaders.windows import Batch, Failure
 from pvp_fast.pictures import OPEN_CLIP, PictureSettings
 
@@ -20,8 +27,11 @@ __all__ = [
     "ImageStream",
     "ItemSource",
     "ListSource",
+    "PartSource",
     "PictureSettings",
     "Sample",
+    "Search",
     "Source",
     "TarSource",
+    "open_source",
 ]

@@ -1,13 +1,15 @@
-"""Where images come from: files, folders, lists, and anything that yields (key, image).
+"""Where images come from: one function for every command.
 
-A source lists samples in an order of its own and reads nothing. Tar shards are in ``shards``.
+A source lists samples in an order of its own and reads nothing; what it sees and leaves out it
+counts. Tar shards are in ``shards``, folders and globs in ``walk``.
 """
 
 from __future__ import annotations
 
-import glob
 import os
 import random
+import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,42 +20,174 @@ from PIL import Image
 
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import safe_join
+from pvp_fast.loaders.passed import PassedOver
 from pvp_fast.loaders.samples import Sample, Source
-from pvp_fast.loaders.shards import TarSource, is_shard
-from pvp_fast.loaders.walk import find_images
+from pvp_fast.loaders.shards import (
+    compression,
+    expand_braces,
+    is_shard,
+    read_shard,
+    refuse_remote,
+)
+from pvp_fast.loaders.walk import Found, Search, finds, matches, walk
+from pvp_fast.pictures.kinds import LOOKS_LIKE
+
+_LISTS = (".txt", ".lst")
+STDIN = "-"
 
 
 class FileSource:
-    """Image files by path, folder and glob.
+    """Images by name: files, folders, globs, list files, ``-``, tar shards, in any mixture.
 
-    A folder gives the files of a known image ending in sorted order, links not followed. A named
-    file that does not exist is listed all the same, so that it is reported and not passed over.
+    A folder gives its pictures and shards in sorted order, files before folders; ``search`` says
+    what is passed over. A ``.txt`` or ``.lst`` file gives the paths in it, as :class:`ListSource`;
+    ``-`` gives those that come in on stdin, one a line or with zero bytes between, from anywhere.
+    A name that leads nowhere, a folder that cannot be read and the like are listed all the same, as
+    failures: they are reported and the rest goes on.
 
     Args:
-        names: paths, folders, globs.
+        names: paths, globs and brace ranges; what exists as it stands is taken literally.
+        search: what is taken of folders and globs.
+
+    Attributes:
+        passed: what the last listing saw and left out, by kind.
+
+    Raises:
+        InputError: no names, none that leads anywhere, or one that is not local. When listed:
+            nothing was found at all.
     """
 
-    def __init__(self, names: Iterable[str | os.PathLike[str]]) -> None:
+    def __init__(
+        self, names: Iterable[str | os.PathLike[str]], search: Search | None = None
+    ) -> None:
         self._names = tuple(os.fspath(name) for name in names)
+        self._search = search or Search()
+        self.passed = PassedOver()
+        self._stdin: tuple[str, ...] | None = None
         if not self._names:
-            raise InputError("source: an empty list; give paths, folders or globs")
+            raise InputError("source: an empty list; give paths, folders, globs or shards")
+        for name in self._names:
+            refuse_remote(name)
+        if not any(map(_leads_somewhere, self._names)):
+            raise InputError(f"images: {self._names[0]!r} is {_missing(self._names[0])}")
 
     def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
-        if shuffle is None:
-            return (Sample(path, path) for path in self._paths())
-        paths = list(self._paths())
-        shuffle.shuffle(paths)
-        return (Sample(path, path) for path in paths)
+        self.passed = PassedOver()
+        return self._samples(shuffle, self.passed)
 
-    def count(self) -> int:
-        return sum(1 for _ in self._paths())
+    def count(self) -> int | None:
+        total = 0
+        passed = PassedOver()
+        for path, trouble in self._found(passed):
+            if trouble is None and is_shard(path):
+                if compression(path):
+                    return None
+                total += sum(1 for _ in read_shard(path))
+            else:
+                total += 1
+        return total
 
-    def _paths(self) -> Iterator[str]:
+    def _samples(self, shuffle: random.Random | None, passed: PassedOver) -> Iterator[Sample]:
+        found: Iterable[Found] = self._found(passed)
+        if shuffle is not None:
+            found = list(found)
+            shuffle.shuffle(found)
+        nothing = True
+        for path, trouble in found:
+            nothing = False
+            if trouble is None and is_shard(path):
+                yield from read_shard(path, passed, shuffle)
+            else:
+                yield Sample(path, trouble or path)
+        if nothing:
+            beside = f"; passed over: {passed}" if passed else ""
+            raise InputError(f"images: no image in {', '.join(self._names)}{beside}")
+
+    def _found(self, passed: PassedOver) -> Iterator[Found]:
         for name in self._names:
+            if name == STDIN and not os.path.lexists(name):
+                for line in self._lines_of_stdin():
+                    yield from self._named(line, passed)
+            elif os.path.lexists(name):
+                yield from self._named(name, passed)
+            else:
+                yield from self._pattern(name, passed)
+
+    def _named(self, path: str, passed: PassedOver) -> Iterator[Found]:
+        """A name as it stands."""
+        if os.path.isdir(path):
+            yield from walk(path, self._search, passed)
+        elif path.lower().endswith(_LISTS) and os.path.isfile(path):
+            yield from self._list(path, passed)
+        else:
+            yield path, None
+
+    def _list(self, path: str, passed: PassedOver) -> Iterator[Found]:
+        lines = list(_lines(path))
+        root = Path(path).parent
+        if len(self._names) > 1 and not any(_names_a_picture(root, line) for line in lines[:20]):
+            # Beside images of the same name lie captions: a shell's * gives them too.
+            yield path, ImageError("neither an image nor a list of images", path)
+            return
+        for line in lines:
             try:
-                yield from map(os.fspath, find_images([name]))
-            except InputError:
-                yield name
+                yield from self._named(os.fspath(safe_join(root, line, links=True)), passed)
+            except (InputError, ValueError) as error:
+                yield line, ImageError(str(error), line)
+
+    def _pattern(self, name: str, passed: PassedOver) -> Iterator[Found]:
+        """A name that does not exist as it stands."""
+        for option in expand_braces(name):
+            if os.path.lexists(option):
+                yield from self._named(option, passed)
+                continue
+            found = matches(option, self._search, passed)
+            if found is None:
+                yield option, ImageError(_missing(option), option)
+            else:
+                yield from found
+
+    def _lines_of_stdin(self) -> tuple[str, ...]:
+        if self._stdin is None:
+            data = sys.stdin.buffer.read()
+            mark = b"\0" if b"\0" in data else b"\n"
+            names = (os.fsdecode(line.removesuffix(b"\r")) for line in data.split(mark))
+            self._stdin = tuple(name for name in names if name.strip())
+        return self._stdin
+
+
+def _leads_somewhere(name: str) -> bool:
+    return (
+        name == STDIN
+        or os.path.lexists(name)
+        or any(os.path.lexists(option) or finds(option) for option in expand_braces(name))
+    )
+
+
+def _missing(name: str) -> str:
+    """Why a name leads nowhere."""
+    try:
+        os.lstat(name)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        return f"a name that cannot be read: {getattr(error, 'strerror', None) or error}"
+    return "no such file, folder or glob match"
+
+
+def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
+            for line in stream:
+                if line.strip() and not line.startswith("#"):
+                    yield line.strip()
+    except OSError as error:
+        raise InputError(f"source: the list {path} cannot be read: {error.strerror}") from error
+
+
+def _names_a_picture(root: Path, line: str) -> bool:
+    ending = os.path.splitext(line)[1].lower()
+    return ending in LOOKS_LIKE or is_shard(line) or os.path.lexists(os.path.join(root, line))
 
 
 class ListSource:
@@ -62,7 +196,7 @@ class ListSource:
     Args:
         path: the list, UTF-8.
         root: the folder that relative paths start from and that no line may leave; the list's own
-            folder by default.
+            folder by default. Links in it are followed.
 
     Raises:
         InputError: the list cannot be read.
@@ -75,30 +209,19 @@ class ListSource:
             raise InputError(f"source: the list {self.path} is no file")
 
     def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
-        lines: Iterable[str] = self._lines()
+        lines: Iterable[str] = _lines(self.path)
         if shuffle is not None:
             lines = list(lines)
             shuffle.shuffle(lines)
         for line in lines:
             try:
-                path = os.fspath(safe_join(self.root, line))
+                path = os.fspath(safe_join(self.root, line, links=True))
                 yield Sample(path, path)
             except (InputError, ValueError) as error:
                 yield Sample(line, ImageError(str(error)))
 
     def count(self) -> int:
-        return sum(1 for _ in self._lines())
-
-    def _lines(self) -> Iterator[str]:
-        try:
-            with open(self.path, encoding="utf-8", errors="surrogateescape") as stream:
-                for line in stream:
-                    if line.strip() and not line.startswith("#"):
-                        yield line.strip()
-        except OSError as error:
-            raise InputError(
-                f"source: the list {self.path} cannot be read: {error.strerror}"
-            ) from error
+        return sum(1 for _ in _lines(self.path))
 
 
 class ItemSource:
@@ -156,30 +279,76 @@ def _own(image: Any) -> Any:
         return ImageError(f"damaged: {error}")
 
 
-def open_source(source: Any) -> Source:
-    """What a user passes as ``source``, as a Source.
+class PartSource:
+    """One part of another source, the same images however many the source has: a job of an array.
+
+    An image's name decides where it belongs, so images that are added later move no other.
+
+    Args:
+        source: the whole. part, parts: which of how many, from 1.
+
+    Raises:
+        InputError: there is no such part.
+    """
+
+    def __init__(self, source: Source, part: int, parts: int) -> None:
+        if not 1 <= part <= parts:
+            raise InputError(f"shard: {part}/{parts} is none; give 1/{parts} to {parts}/{parts}")
+        self._source, self._part, self._parts = source, part, parts
+
+    @property
+    def passed(self) -> PassedOver:
+        """What the whole source left out."""
+        return passed_over(self._source)
+
+    def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
+        return (s for s in self._source.samples(shuffle) if self._has(s))
+
+    def count(self) -> int:
+        return sum(1 for sample in self._source.samples(None) if self._has(sample))
+
+    def _has(self, sample: Sample) -> bool:
+        name = sample.key.encode("utf-8", "surrogateescape")
+        return zlib.crc32(name) % self._parts == self._part - 1
+
+
+def passed_over(source: Any) -> PassedOver:
+    """What the last listing of a source left out."""
+    found = getattr(source, "passed", None)
+    return found if isinstance(found, PassedOver) else PassedOver()
+
+
+def find_images(names: Iterable[str | os.PathLike[str]]) -> Iterator[Path]:
+    """The image files that a :class:`FileSource` of these names lists, readable or not."""
+    return (Path(sample.key) for sample in FileSource(names).samples(None))
+
+
+def open_source(
+    source: Any, search: Search | None = None, part: tuple[int, int] | None = None
+) -> Source:
+    """What a user passes as ``source``, as a Source: the same in every command.
+
+    Args:
+        source: a name or a list of names as for :class:`FileSource`, an iterable of (key, encoded
+            bytes) as for :class:`ItemSource`, or a source.
+        search: what is taken of folders and globs.
+        part: (i, n): the i-th of n parts, from 1.
 
     Raises:
         InputError: nothing can be made of it, or a path or glob that matches nothing.
     """
+    found: Source
     if hasattr(source, "samples") and hasattr(source, "count"):
-        found: Source = source
-        return found
-    if isinstance(source, str | os.PathLike):
-        name = os.fspath(source)
-        if is_shard(name):
-            return TarSource([name])
-        if name.endswith((".txt", ".lst")):
-            return ListSource(name)
-        if not os.path.exists(name) and not glob.glob(name, recursive=True):
-            raise InputError(f"source: {name!r} is no file, folder or glob match")
-        return FileSource([name])
-    if isinstance(source, list | tuple) and all(isinstance(s, str | os.PathLike) for s in source):
-        names = [os.fspath(s) for s in source]
-        return TarSource(names) if names and all(map(is_shard, names)) else FileSource(names)
-    if isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
-        return ItemSource(source)
-    raise InputError(
-        f"source is a {type(source).__name__}; give a folder, glob, list file, .tar shards or an "
-        "iterable of (key, encoded bytes)"
-    )
+        found = source
+    elif isinstance(source, str | os.PathLike):
+        found = FileSource([source], search)
+    elif isinstance(source, list | tuple) and all(isinstance(s, str | os.PathLike) for s in source):
+        found = FileSource(source, search)
+    elif isinstance(source, Iterable) and not isinstance(source, bytes | bytearray):
+        found = ItemSource(source)
+    else:
+        raise InputError(
+            f"source is a {type(source).__name__}; give a folder, glob, list file, .tar shards or "
+            "an iterable of (key, encoded bytes)"
+        )
+    return found if part is None else PartSource(found, *part)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import os
 import struct
@@ -11,17 +10,15 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError, features
+from PIL import Image, UnidentifiedImageError
 
 from pvp_fast.errors import ImageError
-from pvp_fast.pictures import heif
+from pvp_fast.pictures import heif, kinds
 from pvp_fast.pictures.flatten import to_rgb
 from pvp_fast.pictures.settings import PictureSettings
 from pvp_fast.pictures.turn import upright
 
 DEFAULT = PictureSettings()
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
-_FEATURES = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000"}
 # Pillow's decoders raise many kinds of error for damaged bodies.
 _DAMAGE = (
     OSError,
@@ -79,10 +76,29 @@ def open_image(source: Any, settings: PictureSettings = DEFAULT) -> Image.Image:
     raise ImageError(f"{type(source).__name__} is no image: give a path, bytes, PIL, array, tensor")
 
 
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats that can be read here."""
-    return tuple(f for f in _FORMATS if f not in _FEATURES or features.check(_FEATURES[f]))
+def looks_like_picture(head: bytes) -> bool:
+    """Whether a file that starts with these (64) bytes is a picture, by its mark."""
+    if heif.is_heif(head):
+        return True
+    Image.init()
+    for name in kinds.formats():
+        _, accept = Image.OPEN[name]
+        if name != "TGA" and accept is not None and accept(head[:16]) is True:
+            return True
+    return False
+
+
+def _formats(stream: IO[bytes]) -> tuple[str, ...]:
+    """The formats to try; TGA, which has no mark, only where its header makes sense."""
+    stream.seek(0)
+    head = stream.read(18)
+    found = kinds.formats()
+    if len(head) == 18:
+        palette, kind, first, depth = head[1], head[2], head[3:5], head[16]
+        plain = palette == 0 and first == b"\0\0" and kind in (2, 3, 10, 11)
+        if (plain or (palette == 1 and kind in (1, 9))) and depth in (8, 15, 16, 24, 32):
+            return found
+    return tuple(name for name in found if name != "TGA")
 
 
 def too_large(width: int, height: int, settings: PictureSettings, name: str = "") -> ImageError:
@@ -108,7 +124,9 @@ def _decode(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Im
         limit = f"over max_megapixels={settings.max_megapixels:g}"
         raise ImageError(f"too large: {limit} ({error})", name) from None
     except UnidentifiedImageError:
-        raise ImageError(f"not an image of a known kind ({', '.join(formats())})", name) from None
+        raise ImageError(
+            f"not an image of a known kind ({', '.join(kinds.formats())})", name
+        ) from None
     except _DAMAGE as error:
         raise ImageError(f"damaged: {error}", name) from error
 
@@ -119,7 +137,7 @@ def _opened(stream: IO[bytes]) -> Image.Image:
         if not heif.can_read():
             raise ImageError(f"HEIC needs pillow-heif: {heif.HINT}")
         return heif.open_heif(stream)
-    return Image.open(stream, formats=formats())
+    return Image.open(stream, formats=_formats(stream))
 
 
 def _rgb(image: Image.Image, settings: PictureSettings, name: str) -> Image.Image:

@@ -10,12 +10,19 @@ import typer
 
 from pvp_fast.cli.common import image_progress, load_backbone, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import (
+    IMAGES,
+    Exclude,
+    Follow,
+    Hidden,
+    Shard,
+    named_source,
+    summary_line,
+)
 
 
 def embed(
-    images: Annotated[
-        list[str], typer.Argument(help="Image files, folders, globs or .tar shards.")
-    ],
+    images: Annotated[list[str], typer.Argument(help=IMAGES)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings.")],
     model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
     pretrained: Annotated[
@@ -27,6 +34,10 @@ def embed(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     shard_rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 16_384,
+    hidden: Hidden = False,
+    exclude: Exclude = None,
+    follow: Follow = False,
+    shard: Shard = None,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
@@ -42,10 +53,10 @@ def embed(
 
       pvp-fast embed 'shards/train-{000..099}.tar' --out embeddings/
     """
-    from pvp_fast.loaders.sources import open_source
+    from pvp_fast.loaders.sources import passed_over
     from pvp_fast.tagging.embeddings import embed_images
 
-    source = open_source(images[0] if len(images) == 1 else images)
+    source = named_source(images, hidden, exclude, follow, shard)
     backbone = load_backbone(model, pretrained, device)
     with image_progress(source.count) as advance_to:
         store = embed_images(
@@ -60,6 +71,9 @@ def embed(
         )
     for failure in store.failures:
         print(f"pvp-fast: {failure.key}: {failure.reason}", file=sys.stderr)
-    progress_console().print(f"{len(store)} embeddings in {out}, {len(store.failures)} unreadable")
+    line = summary_line(
+        len(store), f"embedded in {out}", failed=len(store.failures), passed=passed_over(source)
+    )
+    progress_console().print(line, soft_wrap=True, markup=False)
     if store.failures:
         raise typer.Exit(3)

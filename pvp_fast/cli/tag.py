@@ -13,10 +13,12 @@ import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import IMAGES, Exclude, Follow, Hidden, Shard, named_source
 from pvp_fast.errors import InputError
 from pvp_fast.files import is_stdout
 
 if TYPE_CHECKING:
+    from pvp_fast.loaders.passed import PassedOver
     from pvp_fast.loaders.samples import Sample, Source
 
 SOME_UNREADABLE = 3
@@ -43,9 +45,7 @@ class Engine(str, Enum):
 
 def tag(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
-    images: Annotated[
-        list[str] | None, typer.Argument(help="Image files, folders, quoted globs or .tar shards.")
-    ] = None,
+    images: Annotated[list[str] | None, typer.Argument(help=IMAGES)] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="Tag what pvp-fast embed wrote here instead of images.")
     ] = None,
@@ -91,6 +91,10 @@ def tag(
         str | None, typer.Option(help="ray: a cluster's address (default: this machine).")
     ] = None,
     partition_size: Annotated[int, typer.Option(min=1, help="ray: images written at once.")] = 1024,
+    hidden: Hidden = False,
+    exclude: Exclude = None,
+    follow: Follow = False,
+    shard: Shard = None,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
@@ -155,6 +159,7 @@ def tag(
         raise InputError(f"--output: {kind} files lie beside their images; leave it out")
     tagger = Tagger.load(artifact, device=pick_device(device))
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
+    source = named_source(names, hidden, exclude, follow, shard) if names else None
     bad = done = skipped = 0
     with open_sink(
         kind,
@@ -169,7 +174,7 @@ def tag(
         resumes = append or kind == "sqlite"
 
         count: Callable[[], int | None]
-        wanted = _Wanted(names, sink.has if resumes else lambda key: False)
+        wanted = _Wanted(source, sink.has if resumes else lambda key: False)
         if embeddings is None:
             results = tagger.tag(
                 wanted, top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
@@ -241,32 +246,27 @@ def _summary(done: int, skipped: int, before: int, bad: int, dry_run: bool) -> N
 
 
 class _Wanted:
-    """The images to tag, without those done before.
+    """The images to tag, without those done before."""
 
-    A name that matches nothing is kept, to be reported like any bad image.
-    """
-
-    def __init__(self, names: list[str], done: Callable[[str], bool]) -> None:
-        self._names, self._done = names, done
+    def __init__(self, source: Source | None, done: Callable[[str], bool]) -> None:
+        self._source, self._done = source, done
         self.skipped = 0
 
+    @property
+    def passed(self) -> PassedOver:
+        """What the source left out."""
+        from pvp_fast.loaders.sources import passed_over
+
+        return passed_over(self._source)
+
     def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
-        for source in self._sources():
-            for sample in source.samples(shuffle):
-                if self._done(sample.key):
-                    self.skipped += 1
-                else:
-                    yield sample
+        if self._source is None:
+            return
+        for sample in self._source.samples(shuffle):
+            if self._done(sample.key):
+                self.skipped += 1
+            else:
+                yield sample
 
-    def count(self) -> int:
-        return sum(source.count() or 0 for source in self._sources())
-
-    def _sources(self) -> Iterator[Source]:
-        from pvp_fast.loaders import FileSource, TarSource
-        from pvp_fast.loaders.shards import is_shard
-
-        for name in self._names:
-            try:
-                yield TarSource([name]) if is_shard(name) else FileSource([name])
-            except InputError:
-                yield FileSource([name])
+    def count(self) -> int | None:
+        return None if self._source is None else self._source.count()

@@ -250,8 +250,6 @@ class _Reader:
         often = Counter(names)
         for member, name in zip(images, names, strict=True):
             self._stems.add(name)
-            if not isinstance(member.place, ImageError):
-                self._images[member.name] = None if self._kind else member.place
             texts = shared | own.get(member.parts[2], {})
             yield self._sample(member, member.name if often[name] > 1 else name, texts)
 
@@ -280,6 +278,8 @@ class _Reader:
                     if entry.isreg() or entry.islnk() or entry.issym():
                         found = self._member(tar, entry)
                         if found is not None:
+                            if not isinstance(found.place, ImageError):
+                                self._remember(found)
                             yield found
                     # tarfile remembers every member it has seen
                     tar.members.clear()  # type: ignore[attr-defined]
@@ -327,7 +327,12 @@ class _Reader:
         if target not in self._images:
             why = f"a link to {entry.linkname}, which does not come before it in the shard"
             return _Member(name, ImageError(why))
-        return _Member(name, self._images[target] or partial(_again, self._path, target))
+        place = self._images[name] = self._images[target]
+        return _Member(name, partial(_again, self._path, place) if self._kind else place)
+
+    def _remember(self, member: _Member) -> None:
+        """For links to it: its position, or in a compressed shard the name of its bytes."""
+        self._images.setdefault(member.name, member.name if self._kind else member.place)
 
 
 def _broken(mark: bytes, offset: int) -> str:

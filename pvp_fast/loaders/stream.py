@@ -16,7 +16,8 @@ from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.loaders.augment import Augment
 from pvp_fast.loaders.decode import Square
-from pvp_fast.loaders.sources import open_source
+from pvp_fast.loaders.passed import PassedOver
+from pvp_fast.loaders.sources import open_source, passed_over
 from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
 from pvp_fast.pictures import PictureSettings
@@ -128,6 +129,11 @@ class ImageStream:
     def failed(self) -> int:
         """Images of this epoch that could not be read."""
         return len(self.failures)
+
+    @property
+    def passed(self) -> PassedOver:
+        """Files that the source has seen in this epoch and left out, by kind."""
+        return passed_over(self._source)
 
     def count(self) -> int | None:
         """How many images this rank's part of an epoch has, or None where only reading tells.

@@ -22,6 +22,7 @@ from pvp_fast.cli import (
     serve,
     tag,
     train,
+    untag,
 )
 from pvp_fast.errors import PvpFastError
 
@@ -55,6 +56,7 @@ def _root(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("tag")(tag.tag)
+app.command("untag")(untag.untag)
 app.command("embed")(embed.embed)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sentences")(sentences.sentences)

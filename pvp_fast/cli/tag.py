@@ -20,6 +20,7 @@ from pvp_fast.files import is_stdout
 if TYPE_CHECKING:
     from pvp_fast.loaders.passed import PassedOver
     from pvp_fast.loaders.samples import Sample, Source
+    from pvp_fast.sinks.captions import CaptionStyle
 
 SOME_UNREADABLE = 3
 
@@ -34,6 +35,13 @@ class Format(str, Enum):
     sqlite = "sqlite"
     xmp = "xmp"
     txt = "txt"
+
+
+class Sidecar(str, Enum):
+    """Names of new sidecars."""
+
+    full = "full"
+    stem = "stem"
 
 
 class Engine(str, Enum):
@@ -76,8 +84,33 @@ def tag(
         bool,
         typer.Option("--redo", help="Going on: tag again what other settings have tagged."),
     ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="xmp, txt: take out what earlier runs have added."),
+    ] = False,
+    sidecar: Annotated[
+        Sidecar | None,
+        typer.Option(help="xmp: photo.jpg.xmp or photo.xmp, for new ones and where both are."),
+    ] = None,
+    caption_ending: Annotated[str, typer.Option(help="txt: ending of the files.")] = ".txt",
+    caption_separator: Annotated[str, typer.Option(help="txt: between tags.")] = ", ",
+    caption_prefix: Annotated[
+        str, typer.Option(help="txt: what new captions start with, a trigger word.")
+    ] = "",
+    underscores: Annotated[
+        bool, typer.Option("--underscores", help="txt: teddy_bear for teddy bear.")
+    ] = False,
+    escape_brackets: Annotated[
+        bool, typer.Option("--escape-brackets", help="txt: a backslash before round brackets.")
+    ] = False,
+    into_text: Annotated[
+        bool, typer.Option("--into-text", help="txt: add tags behind a sentence, too.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tag and count, but write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing; xmp and txt: print what would be written where."
+        ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
@@ -125,6 +158,7 @@ def tag(
         raise typer.BadParameter("give images, or --embeddings DIR")
     names = images or []
     from pvp_fast.sinks import BESIDE, format_for, open_sink
+    from pvp_fast.sinks.captions import CaptionStyle
     from pvp_fast.sinks.ledger import describe
 
     if is_stdout(output):
@@ -157,6 +191,9 @@ def tag(
         raise InputError(f"--format {kind}: images in .tar shards have no files beside them")
     if output is not None and kind in BESIDE:
         raise InputError(f"--output: {kind} files lie beside their images; leave it out")
+    style = CaptionStyle(
+        caption_ending, caption_separator, caption_prefix, underscores, escape_brackets
+    )
     tagger = Tagger.load(artifact, device=pick_device(device))
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     source = named_source(names, hidden, exclude, follow, shard) if names else None
@@ -170,6 +207,8 @@ def tag(
         settings=describe(top_k=top_k, threshold="own" if threshold is None else threshold),
         redo=redo,
         retry_failed=retry_failed,
+        say=print,
+        **_beside(kind, replace, sidecar, into_text, style),
     ) as sink:
         resumes = append or kind == "sqlite"
 
@@ -194,6 +233,8 @@ def tag(
                 else:
                     done += 1
                     reason = sink.write(result) or result.error
+                    for note in sink.take_notes():
+                        print(f"pvp-fast: {result.image}: {note}", file=sys.stderr)
                     if reason is not None:
                         bad += 1
                         print(f"pvp-fast: {result.image}: {reason}", file=sys.stderr)
@@ -205,6 +246,19 @@ def tag(
     _summary(done, skipped, before, bad, dry_run)
     if bad or before:
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def _beside(
+    kind: str, replace: bool, sidecar: Sidecar | None, into_text: bool, style: CaptionStyle
+) -> dict[str, Any]:
+    """Options of the files beside images."""
+    if kind == "xmp":
+        return {"replace": replace, "sidecar": sidecar and sidecar.value}
+    if kind == "txt":
+        return {"replace": replace, "into_text": into_text, "style": style}
+    if replace or sidecar:
+        raise InputError("--replace, --sidecar: only files beside images (xmp, txt) have that")
+    return {}
 
 
 def _bulk(images: list[str], artifact: Path, output: Path, **options: Any) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from pvp_fast.errors import InputError
 from pvp_fast.sinks.base import DrySink, Sink
@@ -77,6 +78,8 @@ def open_sink(
     settings: str = "",
     redo: bool = False,
     retry_failed: bool = False,
+    say: Callable[[str], None] | None = None,
+    **beside: Any,
 ) -> Sink:
     """A sink by the name of its format; use it in a ``with`` statement.
 
@@ -91,6 +94,9 @@ def open_sink(
         settings: how the images are tagged, as :func:`pvp_fast.sinks.ledger.describe` says it.
         redo: do again what this artifact has done with other settings, instead of refusing.
         retry_failed: do damaged images again though their files have not changed.
+        say: called in a dry run of "xmp" and "txt" with what would be written where.
+        beside: of "xmp" (see :class:`pvp_fast.sinks.xmp.XmpSink`) and "txt" (see
+            :class:`pvp_fast.sinks.captions.CaptionSink`).
 
     Raises:
         InputError: an unknown format, one that cannot be written there, or other settings.
@@ -98,15 +104,11 @@ def open_sink(
     """
     if format not in FORMATS:
         raise InputError(f"format={format!r}: use one of {', '.join(FORMATS)}")
-    if format == "xmp":
-        from pvp_fast.sinks.xmp import XmpSink
-
-        return XmpSink(artifact, skip=append, dry_run=dry_run)
-    if format == "txt":
-        from pvp_fast.sinks.captions import CaptionSink
-
-        return CaptionSink(dry_run=dry_run)
     ledger = Ledger(settings, redo=redo, retry_failed=retry_failed)
+    if format in BESIDE:
+        return _beside(format, artifact, ledger, skip=append, dry_run=dry_run, say=say, **beside)
+    if beside:
+        raise InputError(f"{next(iter(beside))}: only {' and '.join(BESIDE)} have that")
     if not isinstance(output, str | os.PathLike):
         return _to_stream(format, output, artifact, ledger, append, dry_run)
     path = Path(output)
@@ -117,6 +119,18 @@ def open_sink(
     if format == "parquet":
         return _to_parquet(path, artifact, ledger, append, dry_run)
     return _to_file(format, path, artifact, ledger, append, dry_run)
+
+
+def _beside(format: str, artifact: str, ledger: Ledger, **options: Any) -> Sink:
+    from pvp_fast.sinks.captions import CaptionSink
+    from pvp_fast.sinks.xmp import XmpSink
+
+    kind: Any = XmpSink if format == "xmp" else CaptionSink
+    try:
+        sink: Sink = kind(artifact, ledger, **options)
+    except TypeError as error:
+        raise InputError(f"format {format!r}: {error}") from error
+    return sink
 
 
 def _to_stream(

@@ -59,6 +59,10 @@ class Sink:
         if self.ledger is not None:
             self.ledger.note(key, content)
 
+    def take_notes(self) -> list[str]:
+        """What the user should know of the image written last, though it was written."""
+        return []
+
     def write(self, result: TagResult) -> str | None:
         """Take one image's tags, or the reason why it has none.
 

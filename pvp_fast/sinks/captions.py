@@ -1,73 +1,259 @@
-"""Caption files, ``photo.txt`` beside ``photo.jpg``: what trainers of image generators read."""
+"""Caption files, ``photo.txt`` beside ``photo.jpg``: what trainers of image generators read.
+
+Such a file has no room for a record, so what was added to which is kept in ``.pvp-fast-captions``
+in the same folder, one JSON line a write; the last line of a file counts.
+"""
 
 from __future__ import annotations
 
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from pvp_fast.files import atomic_write
-from pvp_fast.sinks.base import Sink, plain, writing
+from pvp_fast.errors import InputError
+from pvp_fast.sinks.base import plain
+from pvp_fast.sinks.beside import Beside, others, read_old
+from pvp_fast.sinks.ledger import Ledger
 
-if TYPE_CHECKING:
-    from pvp_fast.tagging.tagger import TagResult
+RECORD = ".pvp-fast-captions"
+_MARK = "\ufeff"
 
 
-class CaptionSink(Sink):
-    """Adds the tags that the caption lacks, behind commas; what is there stays.
+@dataclass(frozen=True)
+class CaptionStyle:
+    """How a trainer wants its captions.
 
-    With several lines, the first is the caption. Such a file cannot say which artifact wrote it:
-    a run that starts again tags all images again, and adds nothing twice.
-
-    Args:
-        dry_run: merge, but write nothing.
+    Attributes:
+        ending: of the file, ".txt" or ".caption".
+        separator: between tags.
+        prefix: what each new caption starts with, a trigger word for example.
+        underscores: "teddy_bear" for "teddy bear".
+        escape: a backslash before round brackets, which else weigh a tag.
     """
 
-    def __init__(self, *, dry_run: bool = False) -> None:
-        self.dry_run = dry_run
+    ending: str = ".txt"
+    separator: str = ", "
+    prefix: str = ""
+    underscores: bool = False
+    escape: bool = False
 
-    def write(self, result: TagResult) -> str | None:
-        image = Path(result.image)
-        path = image.with_suffix(".txt")
-        if not result.tags:
-            return None
-        if path == image:
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\.\w+", self.ending):
+            raise InputError(f"ending {self.ending!r}: use .txt or .caption")
+        if not self.separator.strip() or "\n" in self.separator:
+            raise InputError(f"separator {self.separator!r}: give a mark such as ', '")
+
+    @property
+    def mark(self) -> str:
+        """The separator without its spaces, by which a caption is split."""
+        return self.separator.strip()
+
+    def text(self, name: str) -> str:
+        """A tag as it is written; the separator and line breaks in it become spaces."""
+        text = " ".join(plain(name).replace(self.mark, " ").split())
+        if self.underscores:
+            text = text.replace(" ", "_")
+        return re.sub(r"(?<!\\)([()])", r"\\\1", text) if self.escape else text
+
+
+class CaptionSink(Beside):
+    """Adds the tags that the caption lacks, behind its separator; what is there stays.
+
+    With several lines, the first is the caption. Text that is no list of tags, and a file that two
+    images share, are left alone.
+
+    Args:
+        artifact, ledger, options: see :class:`~pvp_fast.sinks.beside.Beside`.
+        style: how captions look.
+        replace: take out the tags of earlier runs; they are added to otherwise.
+        into_text: add tags behind a caption that is a sentence, too.
+    """
+
+    def __init__(
+        self,
+        artifact: str,
+        ledger: Ledger,
+        *,
+        style: CaptionStyle | None = None,
+        replace: bool = False,
+        into_text: bool = False,
+        skip: bool = False,
+        dry_run: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        super().__init__(artifact, ledger, skip=skip, dry_run=dry_run, say=say)
+        self.style = style or CaptionStyle()
+        self.replace, self.into_text = replace, into_text
+        self._records = _Records()
+
+    def _recorded(self, key: str) -> dict[str, str] | None:
+        found = self._records.get(self._path(key))
+        return found.get("fields") if self._path(key).exists() else None
+
+    def _path(self, image: str) -> Path:
+        return Path(image).with_suffix(self.style.ending)
+
+    def _write(self, image: str, names: list[str], fields: dict[str, str]) -> str | None:
+        path = self._path(image)
+        if path == Path(image):
             return f"{path.name} is the image itself; give it an image's ending"
-        if path.is_symlink():
-            return f"{path.name} is a symbolic link; replace it by a file"
+        if shared := others(image):
+            return f"{path.name} would be that of {', '.join(shared)} too; rename one of them"
+        old = read_old(path)
         try:
             # Bytes, not text: line ends stay as they are.
-            old = path.read_bytes().decode("utf-8")
-        except FileNotFoundError:
-            old = ""
-        except OSError as error:
-            return f"{path.name} cannot be read: {error.strerror or error}"
+            text = (old or b"").decode("utf-8")
         except UnicodeDecodeError:
             return f"{path.name} is not UTF-8 text; save it as UTF-8"
-        new = caption(old, [tag.name for tag in result.tags])
-        if new != old and not self.dry_run:
-            with writing(path), atomic_write(path) as stream:
-                stream.write(new.encode("utf-8"))
+        record = self._records.get(path)
+        ours = [str(tag) for tag in record.get("added", ())]
+        base = without(text, ours, self.style)
+        if not ours and is_text(base, self.style) and not self.into_text:
+            return f"{path.name} holds text, not tags; --into-text adds them behind it"
+        kept = [] if self.replace else ours
+        new, added = extend(base, [*kept, *map(self.style.text, names)], self.style)
+        if old == b"":  # only a new file gets a line break at its end
+            new = new.removesuffix("\n")
+        made = old is None or bool(record.get("new"))
+        lines = [f"+ {', '.join(a for a in added if a not in ours)}"]
+        lines += [f"- {', '.join(o for o in ours if o not in added)}"]
+        self._put(path, new.encode("utf-8"), old, [line for line in lines if line[2:]])
+        if not self.dry_run and (new.encode("utf-8") != old or record.get("fields") != fields):
+            said = {"separator": self.style.separator, "prefix": self.style.prefix}
+            self._records.put(path, {"added": added, "new": made, "fields": fields, **said})
         return None
 
 
-def caption(old: str, names: list[str]) -> str:
-    """``old`` with the names its first line lacks.
+def untag(image: str, ending: str) -> list[tuple[Path, bytes, bytes | None]]:
+    """The caption of an image, if tags of ours are in it: path, bytes now, and without them.
 
-    Commas and line breaks in a name become spaces: they would make it two tags.
+    The last is None where nothing else is in it.
+
+    Raises:
+        OSError: it cannot be read.
     """
-    first, end, rest = old, "\n" if not old else "", ""
-    for mark in ("\r\n", "\n"):
-        if mark in old:
-            first, end, rest = old.partition(mark)
-            break
-    present = {part.strip().casefold() for part in first.removeprefix("\ufeff").split(",")}
+    path = Path(image).with_suffix(ending)
+    record = _Records().get(path)
+    old = read_old(path)
+    if old is None or not record.get("added"):
+        return []
+    style = CaptionStyle(ending)
+    mark = str(record.get("separator", style.separator))
+    style = CaptionStyle(ending, mark)
+    text = without(old.decode("utf-8", "surrogateescape"), list(record["added"]), style)
+    data = text.encode("utf-8", "surrogateescape")
+    prefix = str(record.get("prefix", ""))
+    alone = record.get("new") and text.strip(f"{_MARK} \t\r\n") in ("", prefix)
+    return [(path, old, None if alone else data)]
+
+
+def forget(path: Path) -> None:
+    """Record that a caption holds nothing of ours any more."""
+    _Records().put(path, {"added": [], "new": False})
+
+
+class _Records:
+    """The records of the folders met so far."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, dict[str, dict[str, Any]]] = {}
+
+    def get(self, path: Path) -> dict[str, Any]:
+        folder = path.parent
+        if folder not in self._folders:
+            self._folders = {folder: _read(folder / RECORD)}  # folders come one after the other
+        return self._folders[folder].get(plain(path.name), {})
+
+    def put(self, path: Path, record: dict[str, Any]) -> None:
+        self.get(path)
+        self._folders[path.parent][plain(path.name)] = record
+        with open(path.parent / RECORD, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"file": plain(path.name), **record}) + "\n")
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return found
+    for line in lines:
+        try:
+            record = json.loads(line)
+            found[str(record["file"])] = record
+        except (ValueError, KeyError, TypeError):
+            continue  # cut off by a crash
+    return found
+
+
+def split(text: str) -> tuple[str, str]:
+    """The first line of a caption, and the rest with the line break before it."""
+    found = re.search(r"\r?\n", text)
+    return (text, "") if found is None else (text[: found.start()], text[found.start() :])
+
+
+def _parts(first: str, style: CaptionStyle) -> list[str]:
+    return [part.strip() for part in first.removeprefix(_MARK).split(style.mark)]
+
+
+def is_text(text: str, style: CaptionStyle) -> bool:
+    """Whether a caption is a sentence and no list of tags.
+
+    Several lines, the end of a sentence, or more than four words between two separators are taken
+    for one.
+    """
+    first, rest = split(text)
+    if rest.strip():
+        return True
+    words = [len(part.split()) for part in _parts(first, style)]
+    return max(words) > 4 or bool(re.search(r"[.!?]['\")]?\s*$|[.!?]\s", first))
+
+
+def extend(text: str, tags: list[str], style: CaptionStyle) -> tuple[str, list[str]]:
+    """``text`` with the tags that its first line lacks, and these."""
+    first, rest = split(text)
+    if not text:
+        rest = "\n"
+        first = style.prefix
+    present = {part.casefold() for part in _parts(first, style)}
     added = []
-    for name in names:
-        text = " ".join(plain(name).replace(",", " ").split())
-        if text and text.casefold() not in present:
-            present.add(text.casefold())
-            added.append(text)
+    for tag in tags:
+        if tag and tag.casefold() not in present:
+            present.add(tag.casefold())
+            added.append(tag)
     if not added:
-        return old
-    before = [first.rstrip().rstrip(",").rstrip()] if first.strip("\ufeff \t,") else []
-    return ", ".join(before + added) + end + rest
+        return text, []
+    before = (
+        [first.rstrip().removesuffix(style.mark).rstrip()] if first.strip(_MARK + " \t") else []
+    )
+    if before == [""]:
+        before = []
+    return style.separator.join(before + added) + rest, added
+
+
+def without(text: str, tags: list[str], style: CaptionStyle) -> str:
+    """``text`` without tags that :func:`extend` has added, the last of each in its first line."""
+    first, rest = split(text)
+    for tag in reversed(tags):
+        found = list(
+            re.finditer(
+                rf"(?:(?<=\A)|(?<=\ufeff)|\s*{re.escape(style.mark)}\s*){re.escape(tag)}"
+                rf"(?=\s*(?:{re.escape(style.mark)}|\Z))",
+                first,
+            )
+        )
+        if found:
+            last = found[-1]
+            first = first[: last.start()] + first[last.end() :]
+    if tags and first.startswith(style.mark):
+        first = first[len(style.mark) :].lstrip()
+    return first + rest
+
+
+def caption(old: str, names: list[str]) -> str:
+    """``old`` with the names its first line lacks, in the usual style."""
+    style = CaptionStyle()
+    return extend(old, list(map(style.text, names)), style)[0]

@@ -201,6 +201,12 @@ class Ledger:
             return False
         return self.retry_failed or content is None or not is_lasting(record.error)
 
+    def see(self, key: str) -> Content | None:
+        """Note size and time of an image's file, before it is read."""
+        if key not in self._reading:
+            self._reading[key] = content_of(key)
+        return self._reading[key]
+
     def note(self, key: str, content: Content | None) -> None:
         """Say what an image is read from, where that is not the file as it is now."""
         self._reading[key] = content

@@ -3,58 +3,84 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pvp_fast.files import atomic_write
-from pvp_fast.sinks.base import Sink, writing
-from pvp_fast.sinks.xmp_packet import XmpError, merge, read_artifact
+from pvp_fast.errors import InputError
+from pvp_fast.sinks.beside import Beside, find, read_old
+from pvp_fast.sinks.ledger import Ledger
+from pvp_fast.sinks.xmp_packet import XmpError, merge, read_record, take_back
 
-if TYPE_CHECKING:
-    from pvp_fast.tagging.tagger import TagResult
+STYLES = ("full", "stem")
 
 
-class XmpSink(Sink):
+class XmpSink(Beside):
     """Merges into the sidecar beside each image; the image itself is never opened for writing.
 
-    An image without tags, or one that cannot be read, leaves its sidecar as it is.
+    The sidecar is the one that is there, ``photo.jpg.xmp`` or ``photo.xmp`` with an ending in any
+    case, else a new one. An image without tags, or one that cannot be read, leaves its sidecar as
+    it is.
 
     Args:
-        artifact: version of the artifact that tags, recorded in the sidecar.
-        skip: whether :meth:`has` looks into the sidecars, so that a run resumes.
-        dry_run: merge, but write nothing.
-
-    Raises:
-        InputError: lxml is not installed.
+        artifact, ledger, options: see :class:`~pvp_fast.sinks.beside.Beside`.
+        replace: take out the keywords of earlier runs; they are added to otherwise.
+        sidecar: "full" (``photo.jpg.xmp``) or "stem" (``photo.xmp``), for a new one and where both
+            are there; None is "full", but ``photo.xmp`` alone is taken.
     """
 
-    def __init__(self, artifact: str, *, skip: bool = False, dry_run: bool = False) -> None:
-        merge(None, (), artifact)  # finds out whether lxml is there
-        self.artifact, self.skip, self.dry_run = artifact, skip, dry_run
+    def __init__(
+        self,
+        artifact: str,
+        ledger: Ledger,
+        *,
+        replace: bool = False,
+        sidecar: str | None = None,
+        skip: bool = False,
+        dry_run: bool = False,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        if sidecar is not None and sidecar not in STYLES:
+            raise InputError(f"sidecar={sidecar!r}: use one of {', '.join(STYLES)}")
+        super().__init__(artifact, ledger, skip=skip, dry_run=dry_run, say=say)
+        self.replace, self.sidecar = replace, sidecar
 
-    def has(self, key: str) -> bool:
-        if self.skip:
-            with contextlib.suppress(OSError, XmpError):  # write() will say what is wrong
-                return read_artifact(Path(f"{key}.xmp").read_bytes()) == self.artifact
-        return False
+    def _recorded(self, key: str) -> dict[str, str] | None:
+        with contextlib.suppress(OSError, XmpError):  # write() will say what is wrong
+            old = read_old(find(key, ".xmp", self.sidecar)[0])
+            record = read_record(old) if old is not None else {}
+            names = ("artifact", "settings", "size", "mtime")
+            return {name: record[name][0] for name in names if name in record}
+        return None
 
-    def write(self, result: TagResult) -> str | None:
-        path = Path(f"{result.image}.xmp")
-        if not result.tags:
-            return None
-        if path.is_symlink():
-            return f"{path.name} is a symbolic link; replace it by a file"
+    def _write(self, image: str, names: list[str], fields: dict[str, str]) -> str | None:
+        path, note = find(image, ".xmp", self.sidecar)
+        if note is not None:
+            self.notes.append(note)
+        old = read_old(path)
         try:
-            old = path.read_bytes()
-        except FileNotFoundError:
-            old = None
-        except OSError as error:
-            return f"{path.name} cannot be read: {error.strerror or error}"
-        try:
-            new = merge(old, [tag.name for tag in result.tags], self.artifact)
+            change = merge(old, names, replace=self.replace, **fields)
         except XmpError as error:
             return f"{path.name}: {error}"
-        if new != old and not self.dry_run:
-            with writing(path), atomic_write(path) as stream:
-                stream.write(new)
+        lines = [f"+ {n}: {', '.join(found)}" for n, found in change.added.items()]
+        lines += [f"- {n}: {', '.join(found)}" for n, found in change.removed.items()]
+        self._put(path, change.packet, old, lines)
         return None
+
+
+def untag(image: str) -> list[tuple[Path, bytes, bytes | None]]:
+    """Sidecars of an image that hold keywords of ours: path, bytes now, and bytes without them.
+
+    The last is None where nothing else is in it.
+
+    Raises:
+        OSError, XmpError: one cannot be read.
+    """
+    found = []
+    for path in dict.fromkeys(find(image, ".xmp", style)[0] for style in STYLES):
+        old = read_old(path)
+        if old is None:
+            continue
+        new = take_back(old).packet
+        if new != old:
+            found.append((path, old, new))
+    return found

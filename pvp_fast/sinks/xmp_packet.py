@@ -1,211 +1,524 @@
-"""Keywords into an XMP packet, leaving all else in it as it is (ISO 16684-1; Lightroom's schema).
+"""Keywords into an XMP packet and out of it again, all else byte for byte (ISO 16684-1).
 
-``dc:subject`` holds the flat keywords, ``lr:hierarchicalSubject`` the paths ("animals|dog"), and
-``pvp:artifact`` the version of the artifact that wrote last. The XML is parsed without entities,
-without DTDs and without any access to files or the network.
+Programs keep keywords in several lists and read the first that is filled: digiKam's TagsList, then
+Microsoft's, Lightroom's hierarchicalSubject, Media Pro's, then ``dc:subject``; Immich in the same
+order. So a keyword goes into every list that is filled, with its own separator of levels, and
+into ``dc:subject``, the last one; no other list is made, since it would hide what stands behind it.
+
+What was added, list by list, is recorded in a namespace of ours, beside the artifact's version, the
+settings and the size and time of the image. Its address ends in a slash: exiv2 adds one to any that
+ends in neither that nor ``#``. The packet is edited by position, never written anew, so that
+taking the keywords out gives what was there. It is parsed by expat without DTDs and so without
+entities.
 """
 
 from __future__ import annotations
 
+import codecs
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from xml.parsers import expat
+from xml.sax.saxutils import escape, quoteattr
 
 from pvp_fast.errors import InputError
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 META = "adobe:ns:meta/"
-SUBJECT = "{http://purl.org/dc/elements/1.1/}subject"
-HIERARCHY = "{http://ns.adobe.com/lightroom/1.0/}hierarchicalSubject"
-ARTIFACT = "{urn:pvp-fast:xmp:1:}artifact"
-PREFIXES = {
-    "dc": "http://purl.org/dc/elements/1.1/",
-    "lr": "http://ns.adobe.com/lightroom/1.0/",
-    "pvp": "urn:pvp-fast:xmp:1:",
-}
+DC = "http://purl.org/dc/elements/1.1/"
+OURS = "urn:pvp-fast:xmp:2/"
+# Of earlier versions, which recorded the artifact alone; exiv2 adds the slash.
+_OLD = ("urn:pvp-fast:xmp:1:", "urn:pvp-fast:xmp:1:/")
 MAX_BYTES = 16 << 20
-_EMPTY = (
-    f'<x:xmpmeta xmlns:x="{META}">\n <rdf:RDF xmlns:rdf="{RDF}">\n'
-    '  <rdf:Description rdf:about=""/>\n </rdf:RDF>\n</x:xmpmeta>\n'
-).encode()
-_CONTAINERS = tuple(f"{{{RDF}}}{kind}" for kind in ("Bag", "Seq", "Alt"))
-_ITEM = f"{{{RDF}}}li"
+
+
+@dataclass(frozen=True)
+class KeywordList:
+    """A property that holds keywords: ``level`` separates the levels of a path in it, if any."""
+
+    name: str
+    space: str
+    level: str = ""
+
+    @property
+    def local(self) -> str:
+        """The name without its prefix."""
+        return self.name.partition(":")[2]
+
+    def text(self, keyword: str) -> str:
+        """A keyword as this list holds it: on the first level, whatever marks are in it."""
+        if not self.level:
+            return keyword
+        return keyword.replace(self.level, "/" if self.level == "|" else "-")
+
+    def same(self, text: str) -> str:
+        """What two items have in common that are the same keyword: the last level, in any case."""
+        last = text.rpartition(self.level)[2] if self.level else text
+        return unicodedata.normalize("NFC", " ".join(last.split())).casefold()
+
+
+SUBJECT = KeywordList("dc:subject", DC)
+LISTS = (
+    KeywordList("digiKam:TagsList", "http://www.digikam.org/ns/1.0/", "/"),
+    KeywordList("MicrosoftPhoto:LastKeywordXMP", "http://ns.microsoft.com/photo/1.0/", "/"),
+    KeywordList("lr:hierarchicalSubject", "http://ns.adobe.com/lightroom/1.0/", "|"),
+    KeywordList("mediapro:CatalogSets", "http://ns.iview-multimedia.com/mediapro/1.0/", "|"),
+    SUBJECT,
+)
+_CONTAINERS = tuple(f"{RDF} {kind}" for kind in ("Bag", "Seq", "Alt"))
+_ITEM, _ABOUT, _DESCRIPTION, _RDF = (f"{RDF} {n}" for n in ("li", "about", "Description", "RDF"))
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_TAG = re.compile(rb"""<[^\s/>]+(?:\s+[^\s=]+\s*=\s*(?:"[^"]*"|'[^']*'))*\s*/?>""")
+_ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
+_EMPTY = (
+    f'<x:xmpmeta xmlns:x="{META}">\n <rdf:RDF xmlns:rdf="{RDF}">\n </rdf:RDF>\n</x:xmpmeta>\n'
+).encode()
 
 
 class XmpError(InputError):
     """A packet that cannot be merged; it is left as it is."""
 
 
-def merge(packet: bytes | None, keywords: Sequence[str], artifact: str) -> bytes:
+@dataclass(frozen=True)
+class Change:
+    """What became of a packet.
+
+    Attributes:
+        packet: the new one; the very bytes given where nothing changed, None where nothing but
+            ours was in it.
+        added, removed: texts by the name of their list.
+    """
+
+    packet: bytes | None
+    added: Mapping[str, tuple[str, ...]]
+    removed: Mapping[str, tuple[str, ...]]
+
+
+def merge(
+    packet: bytes | None,
+    keywords: Sequence[str],
+    artifact: str,
+    *,
+    replace: bool = False,
+    **fields: str,
+) -> Change:
     """The packet with the keywords in it.
 
-    A keyword counts as present whatever its case; in the hierarchy it is also present as the last
-    step of a path. What is present is never changed or removed.
+    A keyword counts as present whatever its case; in a list with levels also as the last level of
+    a path. What is not ours is never changed or removed.
 
     Args:
-        packet: what the sidecar holds, in any encoding that XML knows, or None for a new one.
+        packet: what the sidecar holds, in any encoding that expat knows, or None for a new one.
         keywords: names to add, in this order.
         artifact: version to record.
-
-    Returns:
-        UTF-8; the very bytes given where nothing is to be added.
+        replace: take out what was added before; otherwise that stays, and stays recorded.
+        fields: more to record, by name.
 
     Raises:
         XmpError: no well-formed XMP, a DTD in it, too large, or keywords that are no list.
     """
-    tree = _parse(_EMPTY if packet is None else packet)
-    rdf = _rdf(tree)
+    removed: Mapping[str, tuple[str, ...]] = {}
+    base: bytes | None = packet
+    fresh = packet is None
+    if packet is not None:
+        back = take_back(packet)
+        removed, base = back.removed, back.packet
+        fresh = base is None
     names = list(dict.fromkeys(filter(None, map(_printable, keywords))))
-    added = _add(rdf, SUBJECT, names, _fold)
-    # "|" separates the steps of a path.
-    added |= _add(rdf, HIERARCHY, [name.replace("|", "/") for name in names], _leaf)
-    added |= _mark(rdf, _printable(artifact))
-    if not added and packet is not None:
-        return packet
-    declared = packet is None or _declared(packet)
-    return _lxml().tostring(tree, encoding="UTF-8", xml_declaration=declared)
+    document = _Document(_EMPTY if base is None else base)
+    added: dict[str, tuple[str, ...]] = {}
+    made: list[tuple[KeywordList, tuple[str, ...]]] = []
+    for each in LISTS:
+        elements = document.properties(each)
+        there = [item.text for element in elements for item in document.items(element)]
+        there += [each_.text for each_ in elements if not each_.children and each_.text.strip()]
+        attribute = document.attribute(each)
+        if not there and attribute is None and each is not SUBJECT:
+            continue
+        kept = () if replace else removed.get(each.name, ())
+        present = there if attribute is None else [*there, attribute]
+        missing = _missing(each, present, (*kept, *map(each.text, names)))
+        if not missing:
+            continue
+        added[each.name] = missing
+        if elements:
+            document.append(elements[0], missing)
+        else:
+            before = () if attribute is None else (document.take_attribute(each),)
+            made.append((each, (*before, *missing)))
+    said = {"artifact": _printable(artifact)}
+    said |= {name: _printable(value) for name, value in fields.items()}
+    if fresh:
+        said["new"] = "True"
+    document.describe(made, said, added)
+    new = document.edited()
+    was = Counter((name, text) for name, found in removed.items() for text in found)
+    now = Counter((name, text) for name, found in added.items() for text in found)
+    return Change(packet if new == packet else new, _grouped(now - was), _grouped(was - now))
 
 
-def read_artifact(packet: bytes) -> str | None:
-    """The version that wrote last, if any did.
+def take_back(packet: bytes) -> Change:
+    """The packet as it was before :func:`merge`, but for what others have changed since.
 
     Raises:
         XmpError: as :func:`merge`.
     """
-    for description in _descriptions(_rdf(_parse(packet))):
-        for value in _values(description, ARTIFACT):
-            return value
-    return None
+    document = _Document(packet)
+    record = document.record()
+    removed: dict[str, tuple[str, ...]] = {}
+    for each in LISTS:
+        ours = Counter(record.get(each.local, ()))
+        gone: list[str] = []
+        for element in document.properties(each):
+            items = document.items(element)
+            mine = []
+            for item in reversed(items):  # ours were appended
+                if ours[item.text] > 0:
+                    ours[item.text] -= 1
+                    mine.append(item)
+            if mine and len(mine) == len(items) and each.local in record.get("made", ()):
+                document.cut(element)
+            else:
+                for item in mine:
+                    document.cut(item)
+            gone += [item.text for item in reversed(mine)]
+        if gone:
+            removed[each.name] = tuple(gone)
+    document.cut_ours()
+    new = document.edited()
+    alone = "True" in record.get("new", ()) and not _Document(new).has_properties()
+    return Change(None if alone else packet if new == packet else new, {}, removed)
 
 
-def _parse(packet: bytes) -> Any:
-    etree = _lxml()
-    if len(packet) > MAX_BYTES:
-        raise XmpError(f"the sidecar has {len(packet)} bytes; more than {MAX_BYTES} is no XMP")
-    parser = etree.XMLParser(
-        resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False
-    )
-    try:
-        tree = etree.fromstring(packet, parser).getroottree()
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise XmpError(f"the sidecar is no well-formed XML: {error}") from error
-    if tree.docinfo.internalDTD is not None:
-        raise XmpError("the sidecar has a DOCTYPE, which no XMP has; remove it")
-    return tree
+def read_record(packet: bytes) -> dict[str, tuple[str, ...]]:
+    """What is recorded in a packet, by field; empty where we never wrote.
+
+    Raises:
+        XmpError: as :func:`merge`.
+    """
+    return _Document(packet).record()
 
 
-def _rdf(tree: Any) -> Any:
-    root = tree.getroot()
-    if root.tag == f"{{{RDF}}}RDF":
-        return root
-    found = root.find(f"{{{RDF}}}RDF")
-    if found is not None:
+@dataclass
+class _Node:
+    """An element: bytes ``start:end``, of which its tags are ``start:inside`` and ``outside:end``.
+
+    ``name`` and the keys of ``attributes`` are namespace, space, local name.
+    """
+
+    name: str
+    start: int
+    inside: int
+    spaces: dict[str, str]
+    attributes: dict[str, str]
+    parent: _Node | None
+    children: list[_Node] = field(default_factory=list)
+    text: str = ""
+    outside: int = 0
+    end: int = 0
+
+
+class _Document:
+    """A parsed packet, and the edits to be made in it."""
+
+    def __init__(self, packet: bytes) -> None:
+        if len(packet) > MAX_BYTES:
+            raise XmpError(f"the sidecar has {len(packet)} bytes; more than {MAX_BYTES} is no XMP")
+        self.encoding = _encoding(packet)
+        try:
+            # Positions are those of UTF-8; the way back gives the same bytes again.
+            self.data = packet.decode(self.encoding).encode()
+        except (UnicodeError, LookupError) as error:
+            raise XmpError(f"the sidecar is not {self.encoding} text: {error}") from error
+        self.edits: list[tuple[int, int, bytes]] = []
+        self.root = self._parse()
+        self.rdf = self._find_rdf()
+
+    def _parse(self) -> _Node:
+        parser = expat.ParserCreate("utf-8", " ")
+        parser.ordered_attributes = False
+        open_: list[_Node] = []
+        root: list[_Node] = []
+        spaces: dict[str, str] = {}
+        pending: dict[str, str] = {}
+
+        def declared(prefix: str | None, uri: str | None) -> None:
+            pending[prefix or ""] = uri or ""
+
+        def started(name: str, attributes: dict[str, str]) -> None:
+            nonlocal pending
+            start = parser.CurrentByteIndex
+            tag = _TAG.match(self.data, start)
+            if tag is None or len(open_) > 200:
+                raise XmpError("the sidecar is nested too deeply")
+            parent = open_[-1] if open_ else None
+            known = {**(parent.spaces if parent else spaces), **pending}
+            pending = {}
+            node = _Node(name, start, tag.end(), known, attributes, parent)
+            (parent.children if parent else root).append(node)
+            open_.append(node)
+
+        def ended(name: str) -> None:
+            node = open_.pop()
+            empty = self.data[node.inside - 2 : node.inside] == b"/>"
+            node.outside = node.inside if empty else parser.CurrentByteIndex
+            node.end = node.inside if empty else self.data.index(b">", node.outside) + 1
+            if open_:
+                open_[-1].text += node.text
+
+        def characters(text: str) -> None:
+            open_[-1].text += text
+
+        def doctype(*_: Any) -> None:
+            raise XmpError("the sidecar has a DOCTYPE, which no XMP has; remove it")
+
+        parser.StartNamespaceDeclHandler = declared
+        parser.StartElementHandler = started
+        parser.EndElementHandler = ended
+        parser.CharacterDataHandler = characters
+        parser.StartDoctypeDeclHandler = doctype
+        parser.buffer_text = True
+        try:
+            parser.Parse(self.data, True)
+        except expat.ExpatError as error:
+            raise XmpError(f"the sidecar is no well-formed XML: {error}") from error
+        return root[0]
+
+    def _find_rdf(self) -> _Node | None:
+        if self.root.name == _RDF:
+            return self.root
+        for child in self.root.children:
+            if child.name == _RDF:
+                return child
+        if self.root.name not in (f"{META} xmpmeta", f"{META} xapmeta"):
+            raise XmpError(f"the sidecar is no XMP: its root is {self.root.name!r}")
+        return None
+
+    @property
+    def descriptions(self) -> list[_Node]:
+        found = self.rdf.children if self.rdf else []
+        return [child for child in found if child.name == _DESCRIPTION]
+
+    def has_properties(self) -> bool:
+        """Whether it says anything at all."""
+        return any(each.children or set(each.attributes) - {_ABOUT} for each in self.descriptions)
+
+    def properties(self, each: KeywordList) -> list[_Node]:
+        """The elements of a list."""
+        name = f"{each.space} {each.local}"
+        return [c for d in self.descriptions for c in d.children if c.name == name]
+
+    def attribute(self, each: KeywordList) -> str | None:
+        """A list's value where it is written as an attribute, which can hold no list."""
+        name = f"{each.space} {each.local}"
+        return next((d.attributes[name] for d in self.descriptions if name in d.attributes), None)
+
+    def take_attribute(self, each: KeywordList) -> str:
+        """Take that attribute out; its value."""
+        value = self.attribute(each)
+        for node in self.descriptions:
+            for found in _ATTRIBUTE.finditer(self.data, node.start, node.inside):
+                prefix, _, local = found.group(1).decode().partition(":")
+                if local == each.local and node.spaces.get(prefix) == each.space:
+                    self.edits.append((found.start(), found.end(), b""))
+        return value or ""
+
+    def items(self, element: _Node) -> list[_Node]:
+        """The items of a list."""
+        return [
+            item
+            for container in element.children
+            if container.name in _CONTAINERS
+            for item in container.children
+            if item.name == _ITEM
+        ]
+
+    def record(self) -> dict[str, tuple[str, ...]]:
+        """Our own fields, however they are written."""
+        found: dict[str, tuple[str, ...]] = {}
+        for description in self.descriptions:
+            for name, value in description.attributes.items():
+                if name.partition(" ")[0] in (OURS, *_OLD):
+                    found[name.partition(" ")[2]] = (value,)
+            for child in description.children:
+                space, _, local = child.name.partition(" ")
+                if space in (OURS, *_OLD):
+                    items = self.items(child)
+                    texts = [i.text for i in items] if items else [child.text.strip()]
+                    found[local] = (*found.get(local, ()), *texts)
         return found
-    if root.tag not in (f"{{{META}}}xmpmeta", f"{{{META}}}xapmeta"):
-        raise XmpError(f"the sidecar is no XMP: its root is {root.tag!r}")
-    return _append(root, f"{{{RDF}}}RDF", {"rdf": RDF})
+
+    # --- edits --------------------------------------------------------------------------------
+
+    def append(self, element: _Node, texts: Sequence[str]) -> None:
+        """Add items to a list, indented as its last one is."""
+        containers = [c for c in element.children if c.name in _CONTAINERS]
+        if not containers:
+            if element.children or any(k.startswith(f"{RDF} ") for k in element.attributes):
+                name = element.name.rpartition(" ")[2]
+                raise XmpError(f"{name} of the sidecar is no list of keywords")
+            self._make_list(element, texts)
+            return
+        container = containers[0]
+        items = [c for c in container.children if c.name == _ITEM]
+        prefix = self._prefix(container)
+        if items:
+            before, at = self._space(items[-1]), items[-1].end
+        else:
+            before, at = b"", container.inside
+        new = b"".join(before + _element(f"{prefix}li", text) for text in texts)
+        if container.outside == container.inside and self.data[at - 2 : at] == b"/>":
+            raw = self.data[container.start + 1 : container.inside - 2]
+            close = raw.split()[0]
+            self.edits.append((at - 2, at, b">" + new + b"</" + close + b">"))
+        else:
+            self.edits.append((at, at, new))
+
+    def _make_list(self, element: _Node, texts: Sequence[str]) -> None:
+        """Make a list of a property that is plain text, or empty."""
+        prefix = self._prefix(element, RDF)
+        declared = "" if prefix else f' xmlns:rdf="{RDF}"'
+        prefix = prefix or "rdf:"
+        old = [element.text.strip()] if element.text.strip() else []
+        items = b"".join(_element(f"{prefix}li", text) for text in (*old, *texts))
+        body = f"<{prefix}Bag{declared}>".encode() + items + f"</{prefix}Bag>".encode()
+        if element.inside == element.outside and self.data[element.inside - 2] == ord("/"):
+            close = self.data[element.start + 1 : element.inside - 2].split()[0]
+            at = element.inside
+            self.edits.append((at - 2, at, b">" + body + b"</" + close + b">"))
+        else:
+            self.edits.append((element.inside, element.outside, body))
+
+    def _prefix(self, node: _Node, space: str = RDF) -> str:
+        """The prefix of a namespace where a node stands, with its colon; "" where there is none."""
+        return next((f"{p}:" for p, uri in node.spaces.items() if uri == space and p), "")
+
+    def describe(
+        self,
+        made: Sequence[tuple[KeywordList, Sequence[str]]],
+        said: Mapping[str, str],
+        added: Mapping[str, Sequence[str]],
+    ) -> None:
+        """Append a Description of ours: new lists, and the record."""
+        others = self.descriptions
+        before = self._space(others[-1]) if others else b"\n  "
+        inner = before if before.strip(b" \t\r\n") == b"" and b"\n" in before else b""
+        step = inner + b" " if inner else b""
+        about = next((d.attributes[_ABOUT] for d in others if _ABOUT in d.attributes), "")
+        spaces = {"rdf": RDF, "pvp": OURS} | {e.name.partition(":")[0]: e.space for e, _ in made}
+        head = "".join(f' xmlns:{p}="{uri}"' for p, uri in spaces.items())
+        lists: list[tuple[str, Sequence[str]]] = [(e.name, texts) for e, texts in made]
+        lists += [(f"pvp:{e.local}", added[e.name]) for e in LISTS if e.name in added]
+        if made:
+            lists.append(("pvp:made", [e.local for e, _ in made]))
+        parts = [before, f"<rdf:Description{head} rdf:about={quoteattr(about)}>".encode()]
+        for name, texts in lists:
+            parts += [step, f"<{name}><rdf:Bag>".encode()]
+            parts += [_element("rdf:li", text) for text in texts]
+            parts.append(f"</rdf:Bag></{name}>".encode())
+        for name, text in said.items():
+            parts += [step, _element(f"pvp:{name}", text)]
+        parts += [inner, b"</rdf:Description>"]
+        self._into_rdf(b"".join(parts), others)
+
+    def _into_rdf(self, block: bytes, others: Sequence[_Node]) -> None:
+        holder = self.rdf or self.root
+        if self.rdf is None:
+            head, tail = f'<rdf:RDF xmlns:rdf="{RDF}">'.encode(), b"</rdf:RDF>"
+            block = head + block + tail
+        if others:
+            at = others[-1].end
+        elif holder.outside != holder.inside or self.data[holder.inside - 2] != ord("/"):
+            at = holder.inside
+        else:  # <rdf:RDF …/>
+            close = self.data[holder.start + 1 : holder.inside - 2].split()[0]
+            at = holder.inside
+            self.edits.append((at - 2, at, b">" + block + b"</" + close + b">"))
+            return
+        self.edits.append((at, at, block))
+
+    def _space(self, node: _Node) -> bytes:
+        """The white space before an element."""
+        start = node.start
+        while start and self.data[start - 1] in b" \t\r\n":
+            start -= 1
+        return self.data[start : node.start]
+
+    def cut(self, node: _Node) -> None:
+        """Take an element out, with the white space before it."""
+        self.edits.append((node.start - len(self._space(node)), node.end, b""))
+
+    def cut_ours(self) -> None:
+        """Take our record out, and Descriptions that held nothing but ours."""
+        for description in self.descriptions:
+            mine = [c for c in description.children if c.name.partition(" ")[0] in (OURS, *_OLD)]
+            gone = [c for c in description.children if c in mine or self._is_cut(c)]
+            names = [n for n in description.attributes if n.partition(" ")[0] in (OURS, *_OLD)]
+            rest = set(description.attributes) - {_ABOUT, *names}
+            if (gone or names) and len(gone) == len(description.children) and not rest:
+                self.cut(description)
+                continue
+            for child in mine:
+                self.cut(child)
+            self._cut_attributes(description)
+
+    def _is_cut(self, node: _Node) -> bool:
+        return any(start <= node.start and node.end <= end for start, end, _ in self.edits)
+
+    def _cut_attributes(self, node: _Node) -> None:
+        """Our fields that an editor has made attributes of, and the declarations it has moved."""
+        for found in _ATTRIBUTE.finditer(self.data, node.start, node.inside):
+            prefix, _, local = found.group(1).decode().partition(":")
+            space = found.group(2)[1:-1].decode() if prefix == "xmlns" else node.spaces.get(prefix)
+            if local and space in (OURS, *_OLD):
+                self.edits.append((found.start(), found.end(), b""))
+
+    def edited(self) -> bytes:
+        """The packet with all edits, in its encoding."""
+        parts, at = [], 0
+        for start, end, new in sorted(self.edits, key=lambda e: (e[0], -e[1])):
+            if start < at:  # inside what is cut already
+                continue
+            parts += [self.data[at:start], new]
+            at = end
+        data = b"".join([*parts, self.data[at:]])
+        return data.decode().encode(self.encoding, "xmlcharrefreplace")
 
 
-def _descriptions(rdf: Any) -> list[Any]:
-    return list(rdf.findall(f"{{{RDF}}}Description"))
-
-
-def _values(description: Any, name: str) -> Iterator[str]:
-    """Texts of a property, whichever way it is written."""
-    if name in description.attrib:
-        yield description.get(name)
-    for element in description.findall(name):
-        items = [item for kind in _CONTAINERS for item in element.iterfind(f"{kind}/{_ITEM}")]
-        for item in items or ([] if len(element) else [element]):
-            yield "".join(item.itertext())
-
-
-def _add(rdf: Any, name: str, keywords: Iterable[str], same: Any) -> bool:
-    """Append the keywords that the property lacks; whether there were any."""
-    descriptions = _descriptions(rdf)
-    present = {same(value) for each in descriptions for value in _values(each, name)}
+def _missing(each: KeywordList, there: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:
+    present = {each.same(text) for text in there}
     missing = []
-    for keyword in keywords:
-        if same(keyword) not in present:
-            present.add(same(keyword))
-            missing.append(keyword)
-    if not missing:
-        return False
-    bag = _bag(rdf, descriptions, name)
-    for keyword in missing:
-        _append(bag, _ITEM, {}).text = keyword
-    return True
+    for text in texts:
+        if each.same(text) not in present:
+            present.add(each.same(text))
+            missing.append(text)
+    return tuple(missing)
 
 
-def _bag(rdf: Any, descriptions: Sequence[Any], name: str) -> Any:
-    """The list to append to; a value that stands there without a list becomes its first item."""
-    elements = [element for each in descriptions for element in each.findall(name)]
-    for element in elements:
-        for kind in _CONTAINERS:
-            found = element.find(kind)
-            if found is not None:
-                return found
-    for element in elements:
-        if len(element) or any(key.startswith(f"{{{RDF}}}") for key in element.attrib):
-            raise XmpError(f"{name.rpartition('}')[2]} of the sidecar is no list of keywords")
-        text, element.text = element.text, None
-        bag = _append(element, _CONTAINERS[0], {"rdf": RDF})
-        if text and text.strip():
-            _append(bag, _ITEM, {}).text = text
-        return bag
-    holder = next((each for each in descriptions if name in each.attrib), None)
-    if holder is None:
-        holder = descriptions[0] if descriptions else _description(rdf)
-    text = holder.attrib.pop(name, None)
-    bag = _append(_append(holder, name, PREFIXES), _CONTAINERS[0], {"rdf": RDF})
-    if text is not None:
-        _append(bag, _ITEM, {}).text = text
-    return bag
+def _grouped(pairs: Counter[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for name, text in pairs:
+        found[name] = (*found.get(name, ()), text)
+    return found
 
 
-def _mark(rdf: Any, artifact: str) -> bool:
-    descriptions = _descriptions(rdf) or [_description(rdf)]
-    for description in descriptions:
-        if ARTIFACT in description.attrib:
-            changed = description.get(ARTIFACT) != artifact
-            description.set(ARTIFACT, artifact)
-            return bool(changed)
-        element = description.find(ARTIFACT)
-        if element is not None:
-            changed = len(element) > 0 or element.text != artifact
-            del element[:]
-            element.text = artifact
-            return bool(changed)
-    _append(descriptions[0], ARTIFACT, PREFIXES).text = artifact
-    return True
+def _element(name: str, text: str) -> bytes:
+    return f"<{name}>{escape(text)}</{name}>".encode()
 
 
-def _description(rdf: Any) -> Any:
-    description = _append(rdf, f"{{{RDF}}}Description", {"rdf": RDF})
-    description.set(f"{{{RDF}}}about", "")
-    return description
-
-
-def _append(parent: Any, tag: str, prefixes: dict[str, str]) -> Any:
-    """A new last child, indented as its siblings are."""
-    uri = tag[1:].partition("}")[0]
-    wanted = {prefix: found for prefix, found in prefixes.items() if found == uri}
-    child = _lxml().SubElement(parent, tag, nsmap=wanted)
-    before = child.getprevious()
-    if before is not None and not (before.tail or "").strip():
-        child.tail, before.tail = before.tail, parent.text if _blank(parent.text) else None
-    return child
-
-
-def _blank(text: str | None) -> bool:
-    return text is not None and not text.strip()
-
-
-def _declared(packet: bytes) -> bool:
-    head = packet[:64].replace(b"\0", b"").lstrip(b"\xef\xbb\xbf\xff\xfe")
-    return head.startswith(b"<?xml ")
+def _encoding(packet: bytes) -> str:
+    """As XML 1.0, appendix F; a mark at the start stays the first character."""
+    for mark, name in ((codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be")):
+        if packet.startswith(mark):
+            return name
+    for start, name in ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be")):
+        if packet.startswith(start):
+            return name
+    found = re.match(rb"""<\?xml\s[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""", packet)
+    return found.group(1).decode().lower() if found else "utf-8"
 
 
 def _printable(text: str) -> str:
@@ -213,17 +526,6 @@ def _printable(text: str) -> str:
     return " ".join(_NOT_XML.sub(" ", text).split())
 
 
-def _fold(text: str) -> str:
-    return unicodedata.normalize("NFC", " ".join(text.split())).casefold()
-
-
-def _leaf(path: str) -> str:
-    return _fold(path.rpartition("|")[2])
-
-
-def _lxml() -> Any:
-    try:
-        from lxml import etree
-    except ImportError as error:
-        raise InputError('format: XMP needs lxml; pip install "pvp_fast[xmp]"') from error
-    return etree
+def texts(change: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    """Lines like ``dc:subject: dog, cat``."""
+    return (f"{name}: {', '.join(found)}" for name, found in change.items())

@@ -58,6 +58,7 @@ COMMANDS = [
     "train",
     "tag",
     "embed",
+    "untag",
     "evaluate",
     "sentences",
     "add-category",
@@ -520,3 +521,80 @@ def test_json_on_stdout_is_nothing_but_json(artifact, pictures, tmp_path, capsys
     assert run([*line, "--json", str(tmp_path / "link.json")]) == 0
     assert (tmp_path / "link.json").is_symlink()
     assert json.loads((tmp_path / "real.json").read_text(encoding="utf-8"))
+
+
+def test_files_beside_images_are_shown_written_and_taken_back(
+    artifact, pictures, tmp_path, capsys, monkeypatch
+):
+    pytest.importorskip("lxml")
+    sidecar = pictures / "été.xmp"
+    space = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+    before = f'<rdf:RDF xmlns:rdf="{space}"><rdf:Description rdf:about=""/></rdf:RDF>'.encode()
+    sidecar.write_bytes(before)
+    line = ["tag", str(artifact), str(pictures), "--threshold", "0", "--top-k", "2"]
+    assert run([*line, "--format", "xmp", "--dry-run"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == f"{sidecar} (changed)"
+    assert out[1].startswith("  + dc:subject: ")
+    assert sidecar.read_bytes() == before
+    assert run([*line, "--format", "xmp"]) == 0
+    assert all(name in sidecar.read_text("utf-8") for name in out[1].split(": ")[1].split(", "))
+    assert run([*line, "--format", "xmp", "--append"]) == 0
+    assert "1 image had been tagged before" in capsys.readouterr().err
+    more = ["--caption-prefix", "sks", "--caption-ending", ".caption"]
+    assert run([*line, "--format", "txt", *more]) == 0
+    assert (pictures / "été.caption").read_text("utf-8").startswith("sks, ")
+    assert run(["untag", str(pictures), "--caption-ending", ".caption", "--dry-run"]) == 0
+    assert f"{sidecar} (changed)" in capsys.readouterr().out.splitlines()
+    assert sidecar.read_bytes() != before
+    assert run(["untag", str(pictures), "--caption-ending", ".caption"]) == 0
+    assert sidecar.read_bytes() == before
+    assert not (pictures / "été.caption").exists()
+    assert run(["untag", str(pictures)]) == 0
+    assert "0 files beside 1 images" in capsys.readouterr().err
+    sidecar.write_bytes(b"<broken")
+    assert run(["untag", str(pictures)]) == 3
+    assert run([*line, "--replace"]) == 1
+    assert run([*line, "--sidecar", "stem"]) == 1
+    monkeypatch.chdir(pictures)
+    assert run(["embed", "été.jpg", "--out", str(tmp_path / "embeddings")]) == 0
+    monkeypatch.chdir(tmp_path)
+    line = ["tag", str(artifact), "--embeddings", str(tmp_path / "embeddings")]
+    assert run([*line, "--threshold", "0", "--format", "xmp"]) == 3
+    assert "no file" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.xmp"))
+
+
+def test_going_on_asks_for_the_same_settings_and_tries_failures_again(
+    artifact, pictures, tmp_path, capsys, monkeypatch
+):
+    shutil.copy(pictures / "été.jpg", pictures / "a.jpg")
+    (pictures / "b.jpg").write_bytes(b"")
+    half = (pictures / "a.jpg").read_bytes()
+    (pictures / "c.jpg").write_bytes(half[: len(half) // 3])
+    out = tmp_path / "tags.jsonl"
+    line = ["tag", str(artifact), str(pictures), "--append", "-o", str(out)]
+    assert run(line) == 3
+    assert run(line) == 3  # the damaged one is remembered and still told of
+    err = capsys.readouterr().err
+    assert "2 images had been tagged before" in err
+    assert "1 image had been found damaged before" in err
+    assert run([*line, "--top-k", "1"]) == 1
+    assert "--redo" in capsys.readouterr().err
+    shutil.copy(pictures / "a.jpg", pictures / "b.jpg")
+    shutil.copy(pictures / "a.jpg", pictures / "c.jpg")
+    monkeypatch.chdir(pictures)
+    line[2] = "."
+    assert run(line) == 0
+    assert "2 images had been tagged before" in capsys.readouterr().err
+    rows = [json.loads(row) for row in out.read_text("utf-8").splitlines()]
+    assert sorted(os.path.basename(row["image"]) for row in rows) == [
+        "a.jpg",
+        "b.jpg",
+        "c.jpg",
+        "été.jpg",
+    ]
+    assert not any("error" in row for row in rows)
+    assert run([*line, "--top-k", "1", "--redo", "--threshold", "0"]) == 0
+    rows = [json.loads(row) for row in out.read_text("utf-8").splitlines()]
+    assert [len(row["tags"]) for row in rows] == [1, 1, 1, 1]

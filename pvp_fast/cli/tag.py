@@ -204,7 +204,11 @@ def tag(
         tagger.artifact.version,
         append=append,
         dry_run=dry_run,
-        settings=describe(top_k=top_k, threshold="own" if threshold is None else threshold),
+        settings=describe(
+            top_k=top_k,
+            threshold="own" if threshold is None else threshold,
+            **tagger.pictures.to_dict(),
+        ),
         redo=redo,
         retry_failed=retry_failed,
         say=print,

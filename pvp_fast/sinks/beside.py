@@ -160,7 +160,7 @@ def _there(path: Path) -> Path | None:
 
 def others(image: str) -> list[str]:
     """Other images in the folder that share the name up to its ending."""
-    from pvp_fast.loaders.images import SUFFIXES
+    from pvp_fast.pictures.kinds import SUFFIXES
 
     folder, name = os.path.split(image)
     stem, mine = os.path.splitext(name)
@@ -177,7 +177,7 @@ def others(image: str) -> list[str]:
 
 @functools.lru_cache(4)
 def _stems(folder: str, changed: int) -> Counter[str]:
-    from pvp_fast.loaders.images import SUFFIXES
+    from pvp_fast.pictures.kinds import SUFFIXES
 
     parts = map(os.path.splitext, os.listdir(folder))
     return Counter(stem for stem, ending in parts if ending.lower() in SUFFIXES)

@@ -41,7 +41,7 @@ def run(notebook: Any, folder: str) -> Any:
     from nbclient import NotebookClient
 
     where = {"metadata": {"path": folder}}
-    options = {"timeout": 300, "kernel_name": "python3", "record_timing": False}
+    options = {"timeout": None, "kernel_name": "python3", "record_timing": False}
     client = NotebookClient(notebook, resources=where, **options)
     done = client.execute()
     done.metadata.pop("language_info", None)  # the version of Python that happened to run it

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,11 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from pvp_fast import Backbone, Corpus
+    from pvp_fast import Backbone, Corpus, Tagger
+
+# ``python -m pytest`` puts the checkout first, where kernels/ and pvp_fast/ would hide what is
+# installed, from the libraries around us as well.
+sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).parents[1]]
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
@@ -58,6 +63,51 @@ def corpus() -> Corpus:
 
     vocabulary = Vocabulary(["dog", "cat", "car", "pizza"])
     return build_corpus(grammar_sentences(vocabulary, 80, seed=0), vocabulary)
+
+
+def trained(folder: Path, *options: str) -> Iterator[Path]:
+    """The folder of a run of ``pvp-fast train`` on the pocket model; no test may change it."""
+    from support.artifacts import NAMES
+
+    from pvp_fast.artifact import Artifact
+    from pvp_fast.cli import run
+
+    (folder / "words.txt").write_text("\n".join(NAMES), encoding="utf-8")
+    line = ["train", "--vocabulary", str(folder / "words.txt"), "--grammar", "150", "--quiet"]
+    assert run([*line, *options, "--out", str(folder / "run")]) == 0
+    version = Artifact.load(folder / "run" / "artifact").version
+    yield folder / "run"
+    assert Artifact.load(folder / "run" / "artifact").version == version
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """An artifact of ``support.artifacts.NAMES``, trained for two steps a stage."""
+    for folder in trained(tmp_path_factory.mktemp("trained"), "--steps", "2"):
+        yield folder / "artifact"
+
+
+@pytest.fixture(scope="session")
+def local_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A training with the local branch; its artifact lies in ``artifact/``."""
+    steps = "visual=1,text=1,adapter=1,local=2"
+    yield from trained(tmp_path_factory.mktemp("local"), "--local", "--steps", steps)
+
+
+@pytest.fixture(scope="session")
+def pocket() -> Backbone:
+    """The model that ships with the package."""
+    from pvp_fast import Backbone
+
+    return Backbone.load("pocket")
+
+
+@pytest.fixture(scope="session")
+def tagger(artifact: Path, pocket: Backbone) -> Tagger:
+    """A tagger of the shared artifact."""
+    from pvp_fast import Tagger
+
+    return Tagger.load(artifact, backbone=pocket)
 
 
 @pytest.fixture(scope="session")

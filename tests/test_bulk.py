@@ -30,15 +30,6 @@ PHOTOS = 240
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("bulk")
-    (folder / "words.txt").write_text("dog\ncat\ncar\nperson\n", encoding="utf-8")
-    line = ["train", "--vocabulary", str(folder / "words.txt"), "--grammar", "40", "--quiet"]
-    assert run([*line, "--steps", "2", "--out", str(folder / "run")]) == 0
-    return folder / "run" / "artifact"
-
-
-@pytest.fixture(scope="module")
 def photos(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Links to real photos, and two files that are none."""
     found = sorted((shared_data / "photos").glob("*.jpg"))[:PHOTOS]

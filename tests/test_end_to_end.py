@@ -52,11 +52,18 @@ def test_human_captions_train_the_stages(tmp_path: Path, shared_data: Path) -> N
     assert len(result.tags) == 3
 
 
-def test_a_local_vit_b_32_checkpoint_goes_through_train_and_tag(tmp_path: Path) -> None:
+def test_a_local_vit_b_32_checkpoint_goes_through_train_and_tag(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     open_clip = pytest.importorskip("open_clip")
+    # The real architecture, narrower and with fewer layers; random weights.
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"] |= {"layers": 2, "width": 128}
+    config["text_cfg"] |= {"layers": 2, "width": 64, "heads": 2}
+    monkeypatch.setitem(open_clip.factory._MODEL_CONFIGS, "ViT-B-32", config)
     checkpoint = tmp_path / "vit_b_32.pt"
     generator_state = torch.get_rng_state()
-    model = open_clip.create_model("ViT-B-32")  # random weights, the real architecture
+    model = open_clip.create_model("ViT-B-32")
     torch.set_rng_state(generator_state)
     torch.save(model.state_dict(), checkpoint)
 

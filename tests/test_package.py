@@ -13,9 +13,7 @@ import pvp_fast
 
 def run_python(code: str) -> str:
     """Standard output of ``code`` in a fresh interpreter, away from this checkout."""
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -30,36 +28,22 @@ def test_public_names_load_and_are_all_there_is() -> None:
     assert set(pvp_fast.__all__) <= set(dir(pvp_fast))
 
 
-def test_import_is_cheap_and_pulls_in_no_heavy_library() -> None:
+def test_import_is_cheap_and_core_modules_need_nothing_of_the_others() -> None:
     code = """
-import sys, time, torch
-start = time.perf_counter()
+import sys, torch
+before = set(sys.modules)
 import pvp_fast
-seconds = time.perf_counter() - start
-heavy = {"triton", "nvidia.dali", "open_clip", "torchvision", "transformers", "typer"}
-# torch may load triton by itself; only what pvp_fast adds counts.
-print(seconds, sorted(heavy & set(sys.modules)))
-"""
-    baseline = run_python(
-        "import sys, torch\n"
-        "print(sorted({'triton', 'open_clip', 'torchvision'} & set(sys.modules)))"
-    )
-    seconds, loaded = run_python(code).split(" ", 1)
-    assert float(seconds) < 0.3
-    assert loaded == baseline
-
-
-def test_core_modules_import_without_what_only_other_parts_need() -> None:
-    code = """
-import sys
+print(sorted(set(sys.modules) - before))
 absent = "open_clip torchvision nvidia.dali rich typer httpx simplemma tensorboard transformers"
-for name in absent.split():
+for name in [*absent.split(), "triton"]:
+    assert name not in sys.modules
     sys.modules[name] = None  # makes any import of it fail
 import pvp_fast.losses, pvp_fast.topk, pvp_fast.metrics, pvp_fast.modules
-import pvp_fast.vocabulary, pvp_fast.tagging, pvp_fast.training
+import pvp_fast.vocabulary, pvp_fast.tagging, pvp_fast.training, pvp_fast.clip.backbone
+import pvp_fast.modules.prompts, pvp_fast.modules.adapters
 print("ok")
 """
-    assert run_python(code) == "ok"
+    assert run_python(code) == "['pvp_fast']\nok"
 
 
 def test_what_is_installed_is_the_package_and_nothing_else() -> None:

@@ -12,6 +12,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from support.waiting import until
 
 from pvp_fast import native
 from pvp_fast.errors import BackendError
@@ -128,22 +129,25 @@ def test_the_gil_is_released(threads):
     """While one thread searches, another one runs Python."""
     threads(1)
     x, index = problem(256, 20000, 256)
-    steps, span = [], []
 
-    def search():
-        start = time.perf_counter()
-        index.topk(x, 5)
-        span.extend([start, time.perf_counter()])
+    def seen():
+        steps, span = [], []
 
-    worker = threading.Thread(target=search)
-    worker.start()
-    while worker.is_alive():
-        steps.append(time.perf_counter())
-        time.sleep(0)
-    worker.join()
-    third = (span[1] - span[0]) / 3
-    middle = [at for at in steps if span[0] + third < at < span[1] - third]
-    assert len(middle) > 3
+        def search():
+            span.append(time.perf_counter())
+            index.topk(x, 5)
+            span.append(time.perf_counter())
+
+        worker = threading.Thread(target=search)
+        worker.start()
+        while worker.is_alive():
+            steps.append(time.perf_counter())
+            time.sleep(0)
+        worker.join()
+        third = (span[1] - span[0]) / 3
+        return sum(span[0] + third < at < span[1] - third for at in steps) > 3
+
+    until(seen)  # a busy machine may not run this thread in the middle of every search
 
 
 def test_an_unknown_instruction_set_is_an_error(monkeypatch):

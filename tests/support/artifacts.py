@@ -1,4 +1,4 @@
-"""An artifact of three categories without a training."""
+"""Artifacts: the names of the trained one that tests share, and one made without a training."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from pvp_fast.artifact import ADAPTER, Artifact
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.vocabulary.categories import Vocabulary
 
+NAMES = ("dog", "cat", "car", "person", "Äpfel")
+
 
 def make(seed: int = 0) -> Artifact:
+    """Three categories, eight dimensions, random vectors."""
     generator = torch.Generator().manual_seed(seed)
 
     def rows(*shape: int) -> torch.Tensor:

@@ -22,9 +22,9 @@ from pvp_fast.tagging.embeddings import MANIFEST, EmbeddingStore, embed_images
 from pvp_fast.tagging.tagger import Tagger
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.load("pocket")
+@pytest.fixture
+def backbone(pocket: Backbone) -> Backbone:
+    return pocket
 
 
 @pytest.fixture
@@ -121,35 +121,36 @@ def test_a_full_disk_leaves_what_was_whole(backbone: Backbone, tmp_path: Path) -
 
 @pytest.mark.parametrize("local", [False, True])
 def test_tags_from_embeddings_are_those_of_the_pixels(
-    local: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    local: bool,
+    artifact: Path,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     pictures = tmp_path / "in"
     pictures.mkdir()
     for path in sorted(demo_set().glob("*.jpg"))[:6]:
         shutil.copy(path, pictures)
     (pictures / "0.jpg").write_bytes(b"")
-    (tmp_path / "words.txt").write_text("dog\ncat\ncar\n", encoding="utf-8")
-    line = ["train", "--vocabulary", str(tmp_path / "words.txt"), "--grammar", "30", "--quiet"]
-    line += ["--steps", "2", "--out", str(tmp_path / "run"), *["--local"] * local]
-    assert run(line) == 0
-    artifact, out = str(tmp_path / "run" / "artifact"), str(tmp_path / "out")
+    trained = request.getfixturevalue("local_run") / "artifact" if local else artifact
+    tags, out = ["tag", str(trained), "--threshold", "0"], str(tmp_path / "out")
     assert run(["embed", str(pictures), "--out", out, *["--regions"] * local]) == 3
     assert "0.jpg: empty" in capsys.readouterr().err
     rows = []
     for source in (["--embeddings", out], [str(pictures)]):
-        assert run(["tag", artifact, *source, "--threshold", "0"]) == 3
+        assert run([*tags, *source]) == 3
         rows.append([json.loads(text) for text in capsys.readouterr().out.splitlines()])
     for one, other in zip(*rows, strict=True):
         assert one["image"] == other["image"]
         assert one.get("error") == other.get("error")
         scores = {tag["name"]: tag["score"] for tag in one["tags"]}
         assert scores == pytest.approx({t["name"]: t["score"] for t in other["tags"]}, abs=0.01)
-    assert run(["tag", artifact, str(pictures), "--embeddings", out]) == 2
+    assert run([*tags, str(pictures), "--embeddings", out]) == 2
     if local:
         bare = str(tmp_path / "bare")
         assert run(["embed", str(pictures), "--out", bare]) == 3
         with pytest.raises(ArtifactError, match="--regions"):
-            list(Tagger.load(artifact).tag_embeddings(EmbeddingStore(bare)))
+            list(Tagger.load(trained).tag_embeddings(EmbeddingStore(bare)))
 
 
 def read_all(folder: Path, backbone: Backbone) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.artifacts import NAMES
 
 from pvp_fast import Tagger
 from pvp_fast.cli import run
@@ -15,20 +16,6 @@ from pvp_fast.demo import demo_set
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.pictures import open_image
 from pvp_fast.tagging.export import TaggerModule, export
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export")
-    (folder / "words.txt").write_text("dog\ncat\nÄpfel\n", encoding="utf-8")
-    line = ["train", "--vocabulary", str(folder / "words.txt"), "--grammar", "40", "--quiet"]
-    assert run([*line, "--steps", "3", "--out", str(folder / "run")]) == 0
-    return folder / "run" / "artifact"
-
-
-@pytest.fixture(scope="module")
-def tagger(artifact: Path) -> Tagger:
-    return Tagger.load(artifact)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +42,7 @@ def right(tagger: Tagger, pixels: torch.Tensor) -> np.ndarray:
 
 def check_metadata(text: str, tagger: Tagger) -> None:
     found = json.loads(text)
-    assert found["labels"] == ["dog", "cat", "Äpfel"]
+    assert found["labels"] == list(NAMES)
     assert found["thresholds"] == tagger.artifact.tensors["thresholds"].tolist()
     assert found["preprocess"]["size"] == tagger.backbone.preprocess.size
 

@@ -244,7 +244,6 @@ def test_torchrun_trains_and_one_process_that_fails_ends_all(tmp_path: Path) -> 
             cwd=tmp_path,  # where no checkout hides the installed package
             capture_output=True,
             text=True,
-            timeout=180,
         )
 
     done = torchrun(0)

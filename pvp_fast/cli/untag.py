@@ -33,7 +33,7 @@ def untag(
       pvp-fast untag photos/
     """
     from pvp_fast.files import atomic_write
-    from pvp_fast.loaders.walk import find_images
+    from pvp_fast.loaders.sources import find_images
     from pvp_fast.sinks import captions, xmp
 
     seen = changed = bad = 0

@@ -76,11 +76,13 @@ def gather_sentences(
     return texts, ", ".join(sources)
 
 
-def load_backbone(name: str, pretrained: str | None, device: str) -> Backbone:
+def load_backbone(
+    name: str, pretrained: str | None, device: str, like: str | None = None
+) -> Backbone:
     """The model, on ``device`` ("auto" takes CUDA where there is one)."""
     from pvp_fast.clip.backbone import Backbone
 
-    return Backbone.load(name, pretrained, device=pick_device(device))
+    return Backbone.load(name, pretrained, device=pick_device(device), like=like)
 
 
 def pick_device(device: str) -> str:

@@ -28,6 +28,12 @@ def embed(
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="For a checkpoint file: the tag whose pictures and activation it shares."
+        ),
+    ] = None,
     regions: Annotated[
         bool, typer.Option("--regions", help="Also region features, for a local branch.")
     ] = False,
@@ -57,7 +63,7 @@ def embed(
     from pvp_fast.tagging.embeddings import embed_images
 
     source = named_source(images, hidden, exclude, follow, shard)
-    backbone = load_backbone(model, pretrained, device)
+    backbone = load_backbone(model, pretrained, device, like)
     with image_progress(source.count) as advance_to:
         store = embed_images(
             backbone,

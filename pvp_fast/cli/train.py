@@ -40,6 +40,12 @@ def train(
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
     ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(
+            help="For a checkpoint file: the tag whose pictures and activation it shares."
+        ),
+    ] = None,
     preset: Annotated[
         str, typer.Option(help="default, or demo (quick, pocket model).")
     ] = "default",
@@ -86,7 +92,9 @@ def train(
             for line in corpus.summary():
                 console.print(line, markup=False)
         with ranks.in_turn():  # the weights are downloaded once
-            backbone = load_backbone(model, pretrained, place)
+            backbone = load_backbone(model, pretrained, place, like)
+        if not quiet and model != "pocket":
+            console.print(f"pictures and activation: {backbone.settings.source}", markup=False)
         artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
         if not quiet:
             for stage, value in artifact.metrics["held_out_map"].items():

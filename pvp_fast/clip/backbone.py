@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -14,12 +15,14 @@ from torch.nn import functional as F
 
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
+from pvp_fast.clip.settings import WeightSettings
 from pvp_fast.clip.text_tower import TextTower
 from pvp_fast.errors import BackboneError, InputError
 
 __all__ = ["Backbone", "Preprocess"]
 
 Tokenizer = Callable[..., torch.Tensor]
+_JOINERS = re.compile("[-/\u2010-\u2015\\\\]")  # "T-shirt", "washer/dryer"
 
 
 class Backbone(nn.Module):
@@ -33,6 +36,7 @@ class Backbone(nn.Module):
         embed_dim: D. image_size: (H, W). context_length: tokens of a text.
         logit_scale: CLIP's learned scale (not its logarithm).
         preprocess: PIL image -> (3, H, W) pixels.
+        settings: what the weights expect and where that was read; kept in artifacts.
         has_regions: whether ``encode_regions`` works.
     """
 
@@ -45,6 +49,7 @@ class Backbone(nn.Module):
         name: str = "custom",
         pretrained: str | None = None,
         precision: str = "float32",
+        settings: WeightSettings | None = None,
     ) -> None:
         """Wrap an open_clip model; ``load`` is the usual way in.
 
@@ -53,6 +58,8 @@ class Backbone(nn.Module):
             tokenizer: open_clip's: list of texts -> (N, context) token numbers.
             preprocess: what turns a photo into this model's input.
             precision: "float32", or "bfloat16" to run the encoders under autocast.
+            settings: where ``preprocess`` and the activation come from; by default they are
+                whatever the two objects have.
         """
         super().__init__()
         if precision not in ("float32", "bfloat16"):
@@ -63,18 +70,28 @@ class Backbone(nn.Module):
         self.pretrained = pretrained
         self.precision = precision
         self.preprocess = preprocess
+        self.settings = settings or WeightSettings(
+            preprocess.mean,
+            preprocess.std,
+            preprocess.interpolation,
+            preprocess.resize_mode,
+            source="the given preprocess",
+        )
         self._tokenizer = tokenizer
+        clean = getattr(tokenizer, "clean_fn", None)
+        self._joins_words = clean is not None and clean("a-b") == "ab"
         self.image_size: tuple[int, int] = _pair(getattr(clip.visual, "image_size", None))
         if self.image_size != (preprocess.size, preprocess.size):
             raise BackboneError(
                 f"the image tower reads {self.image_size} pixels, preprocess makes "
                 f"{preprocess.size} x {preprocess.size}: they must be the same square"
             )
-        self.context_length = int(clip.context_length)
+        self.context_length = _context_length(clip, tokenizer)
         self.logit_scale = float(clip.logit_scale.detach().float().exp().mean())
         self.has_regions = region_support(clip.visual) is None
         try:
-            self._text: TextTower | None = TextTower(model)
+            strips = bool(getattr(tokenizer, "strip_sep_token", False))
+            self._text: TextTower | None = TextTower(model, strips_end=strips)
             self._no_text_tower = ""
         except BackboneError as error:  # only prompts need it: say so when they ask
             self._text, self._no_text_tower = None, str(error)
@@ -87,6 +104,7 @@ class Backbone(nn.Module):
         *,
         device: str | torch.device = "cpu",
         precision: str = "float32",
+        like: str | Mapping[str, Any] | None = None,
     ) -> Backbone:
         """Load a model by name.
 
@@ -95,13 +113,23 @@ class Backbone(nn.Module):
                 open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO".
             pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
                 torch file of plain tensors), or "random" for untrained weights (tests, timing).
+            like: for weights from a file, the tag whose picture and activation they share. Left
+                out, an ``open_clip_config.json`` or ``preprocessor_config.json`` beside the file
+                decides, else what all published weights of the architecture have in common. An
+                artifact's record (``settings.to_dict()``) is taken as well.
 
         Raises:
-            BackboneError: the name, tag or file is unknown or cannot be read.
+            BackboneError: the name, tag or file is unknown or cannot be read, or the architecture's
+                published weights read different pictures and ``like`` does not say which.
         """
         from pvp_fast.clip.loading import load_open_clip, load_pocket
 
-        parts = load_pocket(pretrained) if name == "pocket" else load_open_clip(name, pretrained)
+        if name == "pocket":
+            if isinstance(like, str):
+                raise BackboneError(f"like={like!r}: the pocket model has one set of weights")
+            parts = load_pocket(pretrained)
+        else:
+            parts = load_open_clip(name, pretrained, like)
         try:
             target = torch.device(device)
             parts.model.to(target)
@@ -114,6 +142,7 @@ class Backbone(nn.Module):
             name=name,
             pretrained=pretrained,
             precision=precision,
+            settings=parts.settings,
         )
 
     def train(self, mode: bool = True) -> Backbone:
@@ -174,7 +203,28 @@ class Backbone(nn.Module):
             raise InputError(f"texts holds a {type(wrong).__name__}; every text must be a string")
         if not len(texts):
             return torch.zeros(0, self.context_length, dtype=torch.int64)
+        if self._joins_words:  # this cleaning deletes marks: "T-shirt" would be read "tshirt"
+            texts = [_JOINERS.sub(" ", text) for text in texts]
         return self._tokenizer(list(texts), context_length=self.context_length).to(torch.int64)
+
+    def same_texts(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Groups of texts that this model reads as one, and so can never tell apart.
+
+        Cleaning that deletes marks ("C", "C#", "C++"), letters that the tokenizer does not know,
+        or a difference behind the last token of the context.
+        """
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for text, ids in zip(texts, self.tokenize(texts).tolist(), strict=True):
+            groups.setdefault(tuple(ids), []).append(text)
+        return [tuple(group) for group in groups.values() if len(group) > 1]
+
+    def require_prompts(self) -> None:
+        """Do nothing where prompts can be learned on this text tower.
+
+        Raises:
+            BackboneError: they cannot; it says why.
+        """
+        self._tower()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
@@ -308,6 +358,22 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
     if features.dtype in (torch.bfloat16, torch.float16):
         features = features.float()
     return F.normalize(features, dim=-1)
+
+
+def _context_length(clip: Any, tokenizer: Tokenizer) -> int:
+    """Tokens of a text: the model's own number, or for Hugging Face towers the tokenizer's.
+
+    Such a tower gives its whole position table (514, 1024), or 0 where it has none; open_clip pads
+    to the tokenizer's 77.
+    """
+    own = int(clip.context_length or 0)
+    if not hasattr(getattr(clip, "text", None), "config"):
+        return own
+    given = int(getattr(tokenizer, "context_length", None) or 77)
+    config = clip.text.config
+    if "roberta" in config.model_type or config.model_type in ("camembert", "xmod"):
+        own -= config.pad_token_id + 1  # its positions begin behind the padding's number
+    return min(given, own) if own > 0 else given
 
 
 def _pair(size: Any) -> tuple[int, int]:

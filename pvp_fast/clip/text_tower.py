@@ -20,11 +20,15 @@ _PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", 
 class TextTower:
     """A standard open_clip text transformer. Not a module: the model owns the weights.
 
+    Args:
+        strips_end: the tokenizer overwrites the end marker with padding (CLIPA's): a text then
+            ends at the first padding, where the marker stood.
+
     Raises:
         BackboneError: the tower is not such a transformer (Hugging Face towers, CoCa).
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, strips_end: bool = False) -> None:
         owner: Any = getattr(model, "text", model)
         kind = type(owner).__name__
         hint = "encode_text works, but learning prompts needs a standard open_clip text transformer"
@@ -40,6 +44,7 @@ class TextTower:
         eos = getattr(owner, "text_eos_id", None)
         self.eos_id: int = getattr(owner, "eos_id", 2) if eos is None else eos
         self.pad_id: int = getattr(owner, "pad_id", 0)
+        self._strips_end = strips_end
         self._owner = owner
 
     @property
@@ -66,6 +71,8 @@ class TextTower:
         fill = ids[:, -1:]
         differs = (ids != fill).int()
         words = differs.any(dim=1) * (ids.shape[1] - differs.flip(1).argmax(dim=1))
+        if self._strips_end:
+            return words.clamp(max=ids.shape[1] - 1)
         return torch.where(fill[:, 0] == self.pad_id, (words - 1).clamp(min=0), words)
 
     def encode(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,9 @@ def run_demo(
 def backbone_for(artifact: Artifact, device: str = "cpu") -> Backbone:
     """The CLIP that an artifact was trained with."""
     found = artifact.backbone
-    return Backbone.load(str(found["name"]), found.get("pretrained"), device=device)
+    return Backbone.load(
+        str(found["name"]), found.get("pretrained"), device=device, like=found.get("settings")
+    )
 
 
 def _row(rung: Rung) -> Row:

@@ -106,7 +106,9 @@ class Tagger:
         artifact = Artifact.load(path)
         if backbone is None:
             spec = artifact.backbone
-            backbone = Backbone.load(spec["name"], spec["pretrained"], device=device)
+            backbone = Backbone.load(
+                spec["name"], spec["pretrained"], device=device, like=spec.get("settings")
+            )
         return cls(artifact, backbone)
 
     def save(self, path: str | os.PathLike[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,9 +138,17 @@ def train(
     Raises:
         InputError: the folder belongs to a run of other settings, corpus or backbone.
         TrainingDiverged: a loss term is not finite.
-        BackboneError: ``config.local`` with a backbone that has no region features.
+        BackboneError: prompts cannot be learned on the backbone's text tower, or ``config.local``
+            with a backbone that has no region features; before any work.
     """
     config = config or TrainConfig()
+    backbone.require_prompts()
+    for group in backbone.same_texts(corpus.vocabulary.names):
+        warnings.warn(
+            f"{backbone.name} reads {', '.join(map(repr, group))} as one text: they will always "
+            "have one score; rename them so that their letters differ",
+            stacklevel=2,
+        )
     if config.local:
         require_regions(backbone.model, "local=True needs region features")
     folder = Path(out)
@@ -223,6 +232,7 @@ def train(
             "pretrained": backbone.pretrained,
             "fingerprint": backbone.fingerprint,
             "embed_dim": backbone.embed_dim,
+            "settings": backbone.settings.to_dict(),
         },
         tensors={name: value.detach().cpu() for name, value in tensors.items()},
         config=config.to_dict(),

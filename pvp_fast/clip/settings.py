@@ -1,0 +1,207 @@
+"""Settings that belong to a model's weights and not to its architecture.
+
+A checkpoint file does not say which picture it was trained on, and a wrong mean, resize or
+activation changes every feature without an error. What is known is taken, in this order, from the
+caller (``like``), from a configuration beside the weights, and from what all published weights of
+the architecture share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pvp_fast.clip.preprocess import CLIP_MEAN, CLIP_STD
+from pvp_fast.errors import BackboneError
+
+OPEN_CLIP_FILE = "open_clip_config.json"
+TRANSFORMERS_FILE = "preprocessor_config.json"
+_RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as transformers writes them
+
+
+@dataclass(frozen=True)
+class WeightSettings:
+    """What weights expect of a picture, and of the towers' activation.
+
+    Attributes:
+        mean, std: per channel, in [0, 1] units. interpolation: "bicubic" or "bilinear".
+        resize_mode: "shortest" or "squash".
+        quick_gelu: whether the weights were trained with QuickGELU; None where nothing says it.
+        source: where this is from, for people.
+    """
+
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+    interpolation: str = "bicubic"
+    resize_mode: str = "shortest"
+    quick_gelu: bool | None = None
+    source: str = "open_clip's default"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for an artifact; ``like=`` takes them back."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], source: str) -> WeightSettings:
+        """From :meth:`to_dict`'s or open_clip's fields; absent ones and None are CLIP's.
+
+        Raises:
+            BackboneError: values that no picture can be made with.
+        """
+        given = {k: v for k, v in data.items() if v is not None}
+        try:
+            mean, std = (
+                _channels(given.get(name, usual))
+                for name, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD))
+            )
+            found = cls(
+                mean,
+                std,
+                str(given.get("interpolation", "bicubic")),
+                str(given.get("resize_mode", "shortest")),
+                given.get("quick_gelu"),
+                source,
+            )
+        except (TypeError, ValueError) as error:
+            raise BackboneError(f"{source}: mean and std must be three numbers each") from error
+        if found.interpolation not in ("bicubic", "bilinear"):
+            raise BackboneError(
+                f"{source}: interpolation {found.interpolation!r} is not supported; "
+                "bicubic and bilinear are"
+            )
+        if found.resize_mode not in ("shortest", "squash"):
+            raise BackboneError(
+                f"{source}: resize mode {found.resize_mode!r} is not supported; "
+                "shortest and squash are"
+            )
+        return found
+
+    @property
+    def picture(self) -> tuple[Any, ...]:
+        """What has to agree for two weights to read the same picture."""
+        return self.mean, self.std, self.interpolation, self.resize_mode
+
+
+def settings_of_tag(name: str, tag: str) -> WeightSettings:
+    """Of published weights: architecture and tag."""
+    import open_clip
+
+    found: Mapping[str, Any] = open_clip.get_pretrained_cfg(name, tag)
+    quick = {"quick_gelu": bool(found.get("quick_gelu", False) or name.endswith("-quickgelu"))}
+    return WeightSettings.from_dict({**found, **quick}, f"{name}, {tag}")
+
+
+def settings_for_file(
+    name: str, weights: Path | None, like: str | Mapping[str, Any] | None
+) -> WeightSettings:
+    """Of weights from ``weights``, or untrained ones where that is None.
+
+    Args:
+        like: a tag of the architecture whose picture it is, or :meth:`WeightSettings.to_dict`.
+
+    Raises:
+        BackboneError: an unknown tag, an unreadable configuration, or published weights that
+            differ while nothing says which of them these are like.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if isinstance(like, Mapping):
+        return WeightSettings.from_dict(like, str(like.get("source") or "like="))
+    if like is not None:
+        if like not in tags:
+            raise BackboneError(
+                f"like={like!r} is no tag of {name!r}; there are {', '.join(tags) or 'none'}"
+            )
+        return dataclasses.replace(settings_of_tag(name, like), source=f"as {name}, {like}")
+    if weights is not None:
+        beside = _beside(weights)
+        if beside is not None:
+            return beside
+    return _shared(name, tags, ask=weights is not None)
+
+
+def _shared(name: str, tags: Sequence[str], *, ask: bool) -> WeightSettings:
+    """What the published weights of an architecture have in common."""
+    if not tags:
+        return WeightSettings(source=f"open_clip's default: no weights of {name} are published")
+    known = {tag: settings_of_tag(name, tag) for tag in tags}
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    for tag, settings in known.items():
+        groups.setdefault(settings.picture, []).append(tag)
+    if len(groups) > 1 and ask:
+        choices = "; ".join(
+            f"{', '.join(group)} ({_describe(known[group[0]])})" for group in groups.values()
+        )
+        raise BackboneError(
+            f"weights of {name!r} read different pictures, and the file does not say which: give "
+            f"like= (--like) one of the tags {choices}"
+        )
+    most = max(groups.values(), key=len)
+    gelus = {known[tag].quick_gelu for tag in tags}
+    return dataclasses.replace(
+        known[most[0]],
+        quick_gelu=gelus.pop() if len(gelus) == 1 else None,
+        source=f"shared by {len(most)} of {len(tags)} published weights of {name}",
+    )
+
+
+def _describe(settings: WeightSettings) -> str:
+    mean = "/".join(f"{v:.3g}" for v in settings.mean)
+    return f"mean {mean}, {settings.resize_mode}, {settings.interpolation}"
+
+
+def _beside(weights: Path) -> WeightSettings | None:
+    """The settings in a configuration file in the weights' folder, if there is one."""
+    for file, read in (
+        (weights.parent / OPEN_CLIP_FILE, _open_clip),
+        (weights.parent / TRANSFORMERS_FILE, _transformers),
+    ):
+        if not file.is_file():
+            continue
+        try:
+            data = json.loads(file.read_text(encoding="utf-8"))
+            return WeightSettings.from_dict(read(data), str(file))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            if isinstance(error, BackboneError):
+                raise
+            raise BackboneError(
+                f"{file} beside the weights is no readable configuration ({error!r}); mend or "
+                "remove it, or give like= (--like) a tag"
+            ) from error
+    return None
+
+
+def _open_clip(data: Mapping[str, Any]) -> dict[str, Any]:
+    model = data.get("model_cfg")
+    quick = None if model is None else bool(model.get("quick_gelu", False))
+    return {**(data.get("preprocess_cfg") or {}), "quick_gelu": quick}
+
+
+def _transformers(data: Mapping[str, Any]) -> dict[str, Any]:
+    """transformers' image processors: CLIP's crops the shorter side's square, SigLIP's squashes."""
+    resample = data.get("resample", 3)
+    if resample not in _RESAMPLE:
+        raise ValueError(f"resample {resample} is not supported; 2 (bilinear) and 3 (bicubic) are")
+    size = data.get("size")
+    exact = isinstance(size, Mapping) and "height" in size
+    squash = exact and not data.get("do_center_crop", False)
+    normal = data.get("do_normalize", True)
+    return {
+        "mean": data["image_mean"] if normal else (0.0, 0.0, 0.0),
+        "std": data["image_std"] if normal else (1.0, 1.0, 1.0),
+        "interpolation": _RESAMPLE[resample],
+        "resize_mode": "squash" if squash else "shortest",
+    }
+
+
+def _channels(values: Sequence[float]) -> tuple[float, float, float]:
+    red, green, blue = (float(v) for v in values)
+    return red, green, blue

@@ -1,0 +1,316 @@
+"""Weights from a file get the picture and the activation that they were trained with."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from open_clip import factory
+from open_clip import pretrained as published
+from PIL import Image
+from safetensors.torch import save_file
+
+from pvp_fast.clip import hub
+from pvp_fast.clip.backbone import Backbone
+from pvp_fast.clip.preprocess import Preprocess
+from pvp_fast.clip.settings import WeightSettings, settings_for_file, settings_of_tag
+from pvp_fast.errors import BackboneError
+
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "resize_mode": "squash"}
+ZERO = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+CONFIG = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16},
+    "text_cfg": {"context_length": 24, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1},
+}
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A checkpoint of the architecture "tiny", whose published weights a test may choose."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", CONFIG)
+    model = open_clip.create_model("tiny")
+    path = tmp_path / "weights" / "tiny.safetensors"
+    path.parent.mkdir()
+    save_file(model.state_dict(), path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield path
+
+
+def publish(monkeypatch: pytest.MonkeyPatch, name: str = "tiny", **tags: dict[str, Any]) -> None:
+    entries = {
+        tag: {"url": "https://nowhere.invalid/x.pt", **values} for tag, values in tags.items()
+    }
+    monkeypatch.setitem(published._PRETRAINED, name, entries)
+
+
+def test_a_file_gets_what_published_weights_share(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, a=HALF, b=HALF)
+    backbone = Backbone.load("tiny", str(weights))
+    assert backbone.preprocess == Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bicubic", "squash")
+    assert "2 of 2 published weights of tiny" in backbone.settings.source
+    assert Backbone.load("tiny", "random").preprocess == backbone.preprocess
+    # What a wide photo becomes is squashed and centred at 0.5, as open_clip's own transform does.
+    photo = Image.effect_noise((90, 40), 80).convert("RGB")
+    expected = open_clip.image_transform(
+        32, is_train=False, mean=(0.5,) * 3, std=(0.5,) * 3, resize_mode="squash"
+    )(photo)
+    assert torch.equal(backbone.preprocess(photo), expected)
+
+
+def test_where_published_weights_differ_the_file_has_to_say(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, a=HALF, b=ZERO, c=HALF)
+    with pytest.raises(BackboneError, match=r"like= \(--like\).*a, c \(mean 0.5/.*squash.*; b \("):
+        Backbone.load("tiny", str(weights))
+    found = Backbone.load("tiny", str(weights), like="b")
+    assert found.preprocess == Preprocess(32, (0.0,) * 3, (1.0,) * 3, "bilinear", "shortest")
+    assert found.settings.source == "as tiny, b"
+    with pytest.raises(BackboneError, match="like='z' is no tag of 'tiny'; there are a, b, c"):
+        Backbone.load("tiny", str(weights), like="z")
+    # Untrained weights have no right picture: the most common one.
+    assert Backbone.load("tiny", "random").preprocess.resize_mode == "squash"
+    # The record in an artifact settles it as well.
+    again = Backbone.load("tiny", str(weights), like=found.settings.to_dict())
+    assert again.preprocess == found.preprocess
+    assert again.settings == found.settings
+    assert again.fingerprint == found.fingerprint
+
+
+def test_nothing_published_is_clips_default_and_says_so(weights: Path) -> None:
+    found = Backbone.load("tiny", str(weights))
+    assert found.preprocess == Preprocess(32)
+    assert "no weights of tiny are published" in found.settings.source
+
+
+SIGLIP_JSON = {
+    "image_processor_type": "SiglipImageProcessor",
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "resample": 2,
+    "size": {"height": 224, "width": 224},
+}
+CLIP_JSON = {
+    "image_mean": [0.4, 0.4, 0.4],
+    "image_std": [0.2, 0.2, 0.2],
+    "resample": 3,
+    "do_center_crop": True,
+    "size": {"shortest_edge": 224},
+    "crop_size": {"height": 224, "width": 224},
+}
+
+
+@pytest.mark.parametrize(
+    ("file", "data", "expected"),
+    [
+        (
+            "open_clip_config.json",
+            {"model_cfg": CONFIG, "preprocess_cfg": {**HALF, "interpolation": "bilinear"}},
+            Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash"),
+        ),
+        ("open_clip_config.json", {"model_cfg": CONFIG}, Preprocess(32)),
+        (
+            "preprocessor_config.json",
+            SIGLIP_JSON,
+            Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash"),
+        ),
+        (
+            "preprocessor_config.json",
+            CLIP_JSON,
+            Preprocess(32, (0.4,) * 3, (0.2,) * 3, "bicubic", "shortest"),
+        ),
+        (
+            "preprocessor_config.json",
+            {**SIGLIP_JSON, "do_normalize": False, "size": 224},
+            Preprocess(32, (0.0,) * 3, (1.0,) * 3, "bilinear", "shortest"),
+        ),
+        (
+            "preprocessor_config.json",
+            {**CLIP_JSON, "size": {"height": 224, "width": 224}},
+            Preprocess(32, (0.4,) * 3, (0.2,) * 3, "bicubic", "shortest"),
+        ),
+    ],
+)
+def test_a_configuration_beside_the_weights_decides(
+    weights: Path, monkeypatch: pytest.MonkeyPatch, file: str, data: Any, expected: Preprocess
+) -> None:
+    publish(monkeypatch, a=HALF, b=ZERO)  # they differ, and need not be asked
+    (weights.parent / file).write_text(json.dumps(data), encoding="utf-8")
+    found = Backbone.load("tiny", str(weights))
+    assert found.preprocess == expected
+    assert file in found.settings.source
+    # The caller knows best.
+    assert Backbone.load("tiny", str(weights), like="b").preprocess.interpolation == "bilinear"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"image_mean": [0.5], "image_std": [1, 1, 1]}', '{"resample": 0}', "{}", "\\x"],
+)
+def test_a_broken_configuration_is_named(weights: Path, text: str) -> None:
+    (weights.parent / "preprocessor_config.json").write_text(text, encoding="utf-8")
+    with pytest.raises(BackboneError, match=r"preprocessor_config\.json"):
+        Backbone.load("tiny", str(weights))
+
+
+def test_every_architecture_gets_the_picture_its_tags_share(tmp_path: Path) -> None:
+    file, asked, other = tmp_path / "x.safetensors", [], 0
+    for name in open_clip.list_models():
+        tags = open_clip.list_pretrained_tags_by_model(name)
+        pictures = {settings_of_tag(name, tag).picture for tag in tags}
+        if len(pictures) > 1:
+            asked.append(name)
+            with pytest.raises(BackboneError, match="like="):
+                settings_for_file(name, file, None)
+            for tag in tags:
+                found = settings_for_file(name, file, tag)
+                assert found.picture == settings_of_tag(name, tag).picture
+        elif pictures:
+            found = settings_for_file(name, file, None)
+            assert {found.picture} == pictures
+            assert settings_for_file(name, None, None).picture == found.picture
+            other += found.picture != WeightSettings().picture
+    assert "ViT-L-14" in asked
+    assert other > 40
+
+
+def test_a_file_with_a_quickgelu_twin_warns_and_like_settles_it(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, openai={"quick_gelu": True}, laion={})
+    with pytest.warns(UserWarning, match=r"QuickGELU.*like='openai' \(--like openai\)"):
+        plain = Backbone.load("tiny", str(weights))
+    quick = Backbone.load("tiny", str(weights), like="openai")  # no warning: they are errors here
+    other = Backbone.load("tiny", str(weights), like="laion")
+    x = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(plain.encode_image(x), other.encode_image(x))
+    assert not torch.equal(plain.encode_image(x), quick.encode_image(x))
+    kinds = {type(m).__name__ for m in quick.model.modules()}
+    assert "QuickGELU" in kinds
+    # An artifact keeps it.
+    again = Backbone.load("tiny", str(weights), like=quick.settings.to_dict())
+    assert torch.equal(again.encode_image(x), quick.encode_image(x))
+    assert quick.fingerprint == again.fingerprint != plain.fingerprint
+
+
+def test_a_twin_without_tags_is_offered_by_name(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny-quickgelu", {**CONFIG, "quick_gelu": True})
+    with pytest.warns(UserWarning, match="the name 'tiny-quickgelu'"):
+        Backbone.load("tiny", str(weights))
+    quick = Backbone.load("tiny-quickgelu", str(weights))
+    assert "QuickGELU" in {type(m).__name__ for m in quick.model.modules()}
+
+
+def test_a_configuration_beside_the_weights_tells_the_activation(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, openai={"quick_gelu": True}, laion={})
+    config = {"model_cfg": {**CONFIG, "quick_gelu": True}, "preprocess_cfg": {}}
+    path = weights.parent / "open_clip_config.json"
+    path.write_text(json.dumps(config), encoding="utf-8")
+    assert Backbone.load("tiny", str(weights)).settings.quick_gelu is True
+    path.write_text(json.dumps({"model_cfg": CONFIG, "preprocess_cfg": {}}), encoding="utf-8")
+    assert Backbone.load("tiny", str(weights)).settings.quick_gelu is False
+
+
+def test_like_is_for_files(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match="one set of weights"):
+        Backbone.load("pocket", like="openai")
+    with pytest.raises(BackboneError, match="the tag 'openai' has its own settings"):
+        Backbone.load("RN50", "openai", like="yfcc15m")
+    with pytest.raises(BackboneError, match="brings its own settings"):
+        Backbone.load(f"local-dir:{tmp_path}", like="openai")
+
+
+def test_a_torchscript_archive_is_refused_with_advice_that_works(
+    weights: Path, tmp_path: Path
+) -> None:
+    model = open_clip.create_model("tiny", pretrained=str(weights)).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        example = (torch.zeros(1, 3, 32, 32), torch.zeros(1, 24).long())
+        traced = torch.jit.trace(model, example, check_trace=False)
+        archive = tmp_path / "model.pt"
+        traced.save(archive)
+        with pytest.raises(BackboneError, match="TorchScript archive") as caught:
+            Backbone.load("tiny", str(archive))
+        advice = str(caught.value).split("what this writes: ")[1]
+        script = advice.replace("FILE", "str(archive)").replace("'w.pt'", "str(tmp_path / 'w.pt')")
+        exec(script, {"torch": torch, "archive": archive, "tmp_path": tmp_path})
+    found = Backbone.load("tiny", str(tmp_path / "w.pt"))
+    assert found.fingerprint == Backbone.load("tiny", str(weights)).fingerprint
+
+
+@pytest.mark.parametrize("name", ["ViT-B-16-SigLIP", "roberta-ViT-B-32", "ViT-S-16-CLIPA"])
+def test_a_tokenizer_out_of_reach_is_one_sentence(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    if name not in open_clip.list_models():
+        name = next(n for n in open_clip.list_models() if "CLIPA" in n)
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "_reachable", lambda address: asked.append(address) or False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    before = constants.HF_HUB_OFFLINE
+    with pytest.raises(BackboneError, match=r"its tokenizer '.*' is not in the local cache"):
+        Backbone.load(name, "random")
+    assert before == constants.HF_HUB_OFFLINE
+    assert asked or before
+
+
+def test_the_network_is_not_asked_where_nothing_comes_from_it(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(address: str) -> bool:
+        raise AssertionError(address)
+
+    monkeypatch.setattr(hub, "_reachable", never)
+    Backbone.load("tiny", str(weights))
+    Backbone.load("tiny", "random")
+    config = {"model_cfg": CONFIG, "preprocess_cfg": HALF}
+    (weights.parent / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    weights.rename(weights.parent / "open_clip_model.safetensors")
+    found = Backbone.load(f"local-dir:{weights.parent}")
+    assert found.preprocess.resize_mode == "squash"
+
+
+def test_a_server_that_does_not_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "SECONDS", 0.5)
+    for variable in ("HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    assert not hub._reachable("https://nowhere.invalid")
+    assert not hub._reachable("http://127.0.0.1:1")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.new("RGBA", (40, 30), (255, 0, 0, 0)),
+        Image.new("LA", (40, 30), (10, 0)),
+        Image.frombytes("I;16", (40, 30), bytes(range(240)) * 10),
+        Image.new("P", (40, 30), 3),
+    ],
+    ids=["transparent", "gray with alpha", "16 bit", "palette"],
+)
+def test_preprocess_is_the_streams_picture(image: Image.Image, tmp_path: Path) -> None:
+    from pvp_fast.loaders import ImageStream, ItemSource
+
+    path = tmp_path / "x.png"
+    image.save(path)
+    preprocess = Preprocess(16)
+    with ImageStream(ItemSource([("x", path)]), preprocess, 1, torch.device("cpu")) as stream:
+        (batch,) = stream
+    with Image.open(path) as opened:
+        assert torch.equal(preprocess(opened), batch.pixels[0])

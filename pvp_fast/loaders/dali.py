@@ -91,7 +91,7 @@ class DaliLoader:
             if isinstance(found, Jpeg):
                 upright = found.turn.size(found.width, found.height)
                 plan = settings.square.preprocess.plan(*upright)
-                if plan.trim is None or settings.square.augment is not None:
+                if found.by == 1 and (plan.trim is None or settings.square.augment is not None):
                     check_body(found)
                     return found, metadata
             return settings.square(found, settings.chance(listed.index)), metadata

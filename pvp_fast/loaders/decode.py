@@ -22,7 +22,8 @@ from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders.augment import Augment, View
 from pvp_fast.loaders.samples import Sample
 from pvp_fast.pictures import PictureSettings, open_image
-from pvp_fast.pictures.reader import DEFAULT, too_large
+from pvp_fast.pictures.jpeg import reduced, reduction
+from pvp_fast.pictures.reader import DEFAULT
 from pvp_fast.pictures.turn import AS_STORED, Turn, jpeg_turn
 
 try:
@@ -34,7 +35,6 @@ _JPEG = b"\xff\xd8\xff"
 _MAX_BYTES = 1 << 29  # a JPEG file over half a GiB is left to Pillow, which reads it by pieces
 _PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
 # What libjpeg warns of when pixels are missing or wrong; its other warnings are about oddities.
-_AS_STORED = PictureSettings(upright=False, max_megapixels=1e6)  # its header was checked
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG")
 
 
@@ -42,13 +42,17 @@ _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG")
 class Jpeg:
     """An encoded JPEG of a plain kind (8 bits, gray or YCbCr), its header read and bounded.
 
-    ``width`` and ``height`` are as stored; ``turn`` is still to be done.
+    ``width`` and ``height`` are as stored and as it is decoded; ``turn`` is still to be done.
+    ``by`` is 1, or 2, 4, 8 where it is too large to decode but at that fraction, ``most`` the
+    megapixels that make it so.
     """
 
     data: bytes
     width: int
     height: int
     turn: Turn = AS_STORED
+    by: int = 1
+    most: float = DEFAULT.max_megapixels
 
 
 def have_simplejpeg() -> bool:
@@ -95,11 +99,11 @@ def _plain(data: bytes, pictures: PictureSettings) -> Jpeg | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError:
         return None
-    if width * height > pictures.max_pixels:
-        raise too_large(width, height, pictures)
     if colours not in ("YCbCr", "Gray"):
         return None
-    return Jpeg(data, width, height, jpeg_turn(data) if pictures.upright else AS_STORED)
+    by = reduction(width, height, pictures, data, len(data))
+    turn = jpeg_turn(data) if pictures.upright else AS_STORED
+    return Jpeg(data, *reduced(width, height, by), turn, by, pictures.max_megapixels)
 
 
 def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
@@ -113,12 +117,14 @@ def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
         ImageError: the body is truncated or damaged.
     """
     scaled: dict[str, Any] = {}
+    if least == (0, 0) and jpeg.by > 1:
+        least = jpeg.width, jpeg.height
     if least != (0, 0):
         scaled = {"min_width": least[0], "min_height": least[1]}
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg.data, **scaled)
     except ValueError as error:
-        return _second_opinion(jpeg.data, str(error))
+        return _second_opinion(jpeg, str(error))
     return pixels
 
 
@@ -130,13 +136,14 @@ def check_body(jpeg: Jpeg) -> None:
     try:
         simplejpeg.decode_jpeg(jpeg.data, "GRAY", min_width=1, min_height=1, min_factor=8)
     except ValueError as error:
-        _second_opinion(jpeg.data, str(error))
+        _second_opinion(jpeg, str(error))
 
 
-def _second_opinion(data: bytes, warning: str) -> np.ndarray:
+def _second_opinion(jpeg: Jpeg, warning: str) -> np.ndarray:
     """Pillow's pixels, unless it finds an error or the warning means damage."""
-    pixels = np.asarray(open_image(data, _AS_STORED))
-    if _DAMAGE.match(warning) and not _is_padding(data, warning):
+    as_stored = PictureSettings(upright=False, max_megapixels=jpeg.most)
+    pixels = np.asarray(open_image(jpeg.data, as_stored))
+    if _DAMAGE.match(warning) and not _is_padding(jpeg.data, warning):
         raise ImageError(f"damaged: {warning}")
     return pixels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from PIL import features
 
-from pvp_fast.pictures import heif
+from pvp_fast.pictures import heif, raw
 
 # Pillow's names of the formats that are tried, and their endings.
 ENDINGS = {
@@ -51,9 +51,14 @@ def formats() -> tuple[str, ...]:
 SUFFIXES = frozenset(ending for name in formats() for ending in ENDINGS[name]) | (
     heif.SUFFIXES if heif.can_read() else frozenset()
 )
+SUFFIXES |= RAW if raw.can_read() else frozenset()
 LOOKS_LIKE = SUFFIXES | heif.SUFFIXES | RAW | _OTHERS | frozenset().union(*ENDINGS.values())
 
 
 def remedy(ending: str) -> str:
     """What would make files of this ending readable; empty where nothing would."""
-    return heif.HINT if ending in heif.SUFFIXES and not heif.can_read() else ""
+    if ending in SUFFIXES:
+        return ""
+    if ending in heif.SUFFIXES:
+        return heif.HINT
+    return raw.HINT if ending in RAW else ""

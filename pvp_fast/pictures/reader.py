@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -13,10 +14,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from pvp_fast.errors import ImageError
-from pvp_fast.pictures import heif, kinds
+from pvp_fast.pictures import heif, kinds, png, raw
 from pvp_fast.pictures.flatten import to_rgb
-from pvp_fast.pictures.settings import PictureSettings
-from pvp_fast.pictures.turn import upright
+from pvp_fast.pictures.jpeg import reduction
+from pvp_fast.pictures.settings import PictureSettings, too_large
+from pvp_fast.pictures.turn import AS_STORED, jpeg_turn, turned, upright
 
 DEFAULT = PictureSettings()
 # Pillow's decoders raise many kinds of error for damaged bodies.
@@ -88,12 +90,10 @@ def looks_like_picture(head: bytes) -> bool:
     return False
 
 
-def _formats(stream: IO[bytes]) -> tuple[str, ...]:
+def _formats(head: bytes) -> tuple[str, ...]:
     """The formats to try; TGA, which has no mark, only where its header makes sense."""
-    stream.seek(0)
-    head = stream.read(18)
     found = kinds.formats()
-    if len(head) == 18:
+    if len(head) >= 18:
         palette, kind, first, depth = head[1], head[2], head[3:5], head[16]
         plain = palette == 0 and first == b"\0\0" and kind in (2, 3, 10, 11)
         if (plain or (palette == 1 and kind in (1, 9))) and depth in (8, 15, 16, 24, 32):
@@ -101,48 +101,96 @@ def _formats(stream: IO[bytes]) -> tuple[str, ...]:
     return tuple(name for name in found if name != "TGA")
 
 
-def too_large(width: int, height: int, settings: PictureSettings, name: str = "") -> ImageError:
-    """The reason of a picture over the limit; it names the option."""
-    return ImageError(
-        f"too large: {width}x{height} is {width * height / 1e6:.3g} megapixels, over "
-        f"max_megapixels={settings.max_megapixels:g}",
-        name,
-    )
-
-
 def _decode(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Image:
     try:
+        return _read(stream, settings, name)
+    except ImageError:
+        stream.seek(0)
+        if stream.read(len(png.MAGIC)) != png.MAGIC:
+            raise
+        stream.seek(0)
+        data = png.essential(stream.read())
+        if data is None:
+            raise
+        return _read(io.BytesIO(data), settings, name)
+
+
+def _read(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Image:
+    try:
         with warnings.catch_warnings():
-            # Pillow only warns from its limit to twice that; our check is exact.
-            # Its words on odd metadata are of no use to anybody here.
-            warnings.simplefilter("ignore")
-            with _opened(stream) as image:
-                return _rgb(image, settings, name)
+            warnings.simplefilter("ignore")  # on odd metadata: of no use to anybody here
+            stream.seek(0)
+            head = stream.read(64)
+            ending = os.path.splitext(name)[1].lower()
+            if ending in kinds.RAW or raw.is_raw(head):
+                return _from_raw(stream, settings, name)
+            if heif.is_heif(head):
+                if not heif.can_read():
+                    raise ImageError(f"HEIC needs pillow-heif: {heif.HINT}", name)
+                image = heif.open_heif(stream)
+            else:
+                image = _open(stream, head)
+            with image:
+                if image.format == "TIFF":
+                    found = raw.pages(stream)
+                    if any(page.is_sensor for page in found):
+                        return _from_raw(stream, settings, name)
+                    image.seek(_best_page(found))
+                return _rgb(image, settings, name, stream)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        limit = f"over max_megapixels={settings.max_megapixels:g}"
+        limit = f"over --max-megapixels {settings.max_megapixels:g}"
         raise ImageError(f"too large: {limit} ({error})", name) from None
     except UnidentifiedImageError:
-        raise ImageError(
-            f"not an image of a known kind ({', '.join(kinds.formats())})", name
-        ) from None
+        known = ", ".join(kinds.formats())
+        raise ImageError(f"not an image of a known kind ({known})", name) from None
     except _DAMAGE as error:
         raise ImageError(f"damaged: {error}", name) from error
 
 
-def _opened(stream: IO[bytes]) -> Image.Image:
-    """The picture, its header read."""
-    if heif.is_heif(stream.read(64)):
-        if not heif.can_read():
-            raise ImageError(f"HEIC needs pillow-heif: {heif.HINT}")
-        return heif.open_heif(stream)
-    return Image.open(stream, formats=_formats(stream))
+def _open(stream: IO[bytes], head: bytes) -> Image.Image:
+    """As Image.open, without its own limit of 179 megapixels, which no option can raise."""
+    Image.init()
+    for name in _formats(head):
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(head[:16]) is True:
+            stream.seek(0)
+            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+                return factory(stream, "")
+    raise UnidentifiedImageError
 
 
-def _rgb(image: Image.Image, settings: PictureSettings, name: str) -> Image.Image:
+def _best_page(found: list[raw.Page]) -> int:
+    """The first page of a TIFF, unless it is a thumbnail of another."""
+    chain = [page for page in found if page.number >= 0]
+    if len(chain) < 2:
+        return 0
+    largest = max(chain, key=lambda page: page.width * page.height)
+    small = 4 * chain[0].width * chain[0].height <= largest.width * largest.height
+    return largest.number if small or chain[0].is_reduced else 0
+
+
+def _from_raw(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Image:
+    if not raw.can_read():
+        raise ImageError(f"camera raw needs rawpy: {raw.HINT}", name)
+    found = raw.develop(stream, settings.max_pixels)
+    if not isinstance(found, raw.Developed):
+        raise too_large(*found, settings, name)
+    told = isinstance(found.picture, bytes) and jpeg_turn(found.picture) != AS_STORED
+    image = open_image(found.picture, settings)
+    if told or not settings.upright:
+        return image
+    return turned(image, found.orientation)
+
+
+def _rgb(
+    image: Image.Image, settings: PictureSettings, name: str, stream: IO[bytes] | None = None
+) -> Image.Image:
     width, height = image.size
-    if width * height > settings.max_pixels:
+    if stream is not None and image.format in ("JPEG", "MPO"):
+        _shrink(image, settings, name, stream)
+    elif width * height > settings.max_pixels:
         raise too_large(width, height, settings, name)
     kind = image.format
     try:
@@ -151,7 +199,23 @@ def _rgb(image: Image.Image, settings: PictureSettings, name: str) -> Image.Imag
         raise ImageError(f"damaged: {error}", name) from error
     if settings.upright:
         image = upright(image)
-    return to_rgb(image, settings.fill, sensor_scale=kind == "TIFF")
+    found = to_rgb(image, settings.fill, sensor_scale=kind == "TIFF")
+    found.info = {}  # or who opens it again would turn it again
+    return found
+
+
+def _shrink(image: Image.Image, settings: PictureSettings, name: str, stream: IO[bytes]) -> None:
+    """Have a JPEG over the limit decoded at a fraction of its size."""
+    width, height = image.size
+    if width * height <= settings.max_pixels:
+        return
+    at = stream.tell()
+    stream.seek(0)
+    beginning = stream.read(1 << 20)
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(at)
+    by = reduction(width, height, settings, beginning, size, name)
+    image.draft(None, (width // by, height // by))
 
 
 def _from_array(array: np.ndarray, settings: PictureSettings) -> Image.Image:

@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import ImageColor
 
-from pvp_fast.errors import InputError
+from pvp_fast.errors import ImageError, InputError
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,15 @@ class PictureSettings:
 def pictures_of(config: Mapping[str, Any]) -> PictureSettings:
     """The settings that an artifact's ``config`` keeps, or the defaults."""
     return PictureSettings.from_dict(config.get("pictures", {}))
+
+
+def too_large(width: int, height: int, settings: PictureSettings, name: str = "") -> ImageError:
+    """The reason of a picture over the limit; it names the option."""
+    return ImageError(
+        f"too large: {width}x{height} is {width * height / 1e6:.4g} megapixels, over "
+        f"--max-megapixels {settings.max_megapixels:g}",
+        name,
+    )
 
 
 OPEN_CLIP = PictureSettings(upright=False, background=None)

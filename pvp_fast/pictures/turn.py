@@ -95,6 +95,12 @@ def upright(image: Image.Image) -> Image.Image:
     return image if method is None else image.transpose(method)
 
 
+def turned(image: Image.Image, orientation: int) -> Image.Image:
+    """The image upright that lies as EXIF's number says."""
+    method = _METHODS.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
 def jpeg_turn(data: bytes) -> Turn:
     """What a JPEG's own EXIF, or else its XMP, asks for: as Pillow reads it, without decoding."""
     xmp = None

@@ -232,7 +232,7 @@ def test_large_bodies_and_large_images(tagger: Tagger, photos: dict[str, bytes])
         assert post(url, content=pieces(), headers=head).status_code == 413
         assert len(data) < 16_384
         (result,) = post(url, content=data, headers=head).json()["results"]
-        assert "max_megapixels" in result["error"]
+        assert "--max-megapixels" in result["error"]
         assert 'pvp_fast_requests_total{status="413"} 2.0' in get(f"{server.url}/metrics").text
 
 

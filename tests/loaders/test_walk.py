@@ -67,7 +67,7 @@ def test_folders_are_walked_in_order_and_links_to_files_are_files(tmp_path: Path
 
 def test_every_ending_that_can_be_read_is_taken_and_the_rest_is_counted(tmp_path: Path) -> None:
     taken = ["a.jfif", "a.JPE", "a.jp2", "a.tga", "a.pgm", "a.avif", "a.qoi", "a.dib", "a.mpo"]
-    put(tmp_path, *taken, "a.svg", "b.SVG", "a.cr2", "a.jxl", "a.mp4", "a.xmp", "noending")
+    put(tmp_path, *taken, "a.svg", "b.SVG", "a.xcf", "a.jxl", "a.mp4", "a.xmp", "noending")
     source = FileSource([tmp_path])
     assert sorted(listed(source, tmp_path)) == sorted(taken)
     assert source.passed.counts[".svg"] == 2

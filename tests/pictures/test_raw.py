@@ -58,7 +58,7 @@ def test_the_full_preview_or_the_sensor(size: tuple[int, int] | None, orientatio
     else:  # developed: other tones, the same picture
         gray = [np.asarray(i.convert("L").resize((32, 24)), float) for i in (found, PHOTO)]
         assert np.corrcoef(gray[0].ravel(), gray[1].ravel())[0, 1] > 0.8
-    with pytest.raises(ImageError, match="--max-megapixels 0.1"):
+    with pytest.raises(ImageError, match=r"--max-megapixels 0\.1"):
         open_image(data, PictureSettings(max_megapixels=0.1))
 
 

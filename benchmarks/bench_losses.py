@@ -2,8 +2,8 @@
 
 ``python benchmarks/bench_losses.py [--json FILE]`` prints the table: on a CUDA device where there
 is one, in bfloat16, else on the CPU, in float32 at the sizes it can do in a second. ``--losses``,
-``--categories``, ``--batches``, ``--widths`` and ``--dtype`` choose; ``--seconds`` is the most that
-it may take.
+``--categories``, ``--batches``, ``--widths``, ``--dtype`` and ``--contenders`` choose;
+``--seconds`` is the most that it may take.
 ``pytest benchmarks/bench_losses.py`` times the same cases with pytest-benchmark.
 
 A call takes raw features and class vectors and gives the loss and the gradients of both and of the
@@ -25,7 +25,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -90,7 +90,7 @@ def graphed(forward: Forward, sets: list[Inputs]) -> Contender:
 class Race:
     """The contenders of one case that run and are right; the others with the reason."""
 
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: Case, chosen: Collection[str] = ()) -> None:
         self.case = case
         bytes_of_a_set = case.moved / 2
         self.sets = [case.inputs(seed) for seed in range(4 if bytes_of_a_set < 1 << 28 else 2)]
@@ -100,7 +100,8 @@ class Race:
         self.skipped: dict[str, str] = {}
         self.wrong: list[str] = []
         for name, prepare in contenders(case).items():
-            self._admit(name, prepare)
+            if not chosen or name in chosen:
+                self._admit(name, prepare)
         bound = 2 * self.errors.get("PyTorch eager", WRONG[case.dtype] / 2) + 1e-4
         for name in list(self.forwards):
             if not self.errors[name] <= (bound if self.own(name) else WRONG[case.dtype]):
@@ -263,6 +264,7 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=())
     parser.add_argument("--widths", type=int, nargs="+", default=(768,))
     parser.add_argument("--dtype", choices=DTYPES)
+    parser.add_argument("--contenders", nargs="+", default=(), help="by their names in the table")
     parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (median)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after these")
@@ -283,7 +285,7 @@ def main() -> int:
             left_out.append(f"{case.loss} {case.size}")
             continue
         print(f"{time.monotonic() - start:6.0f} s  {case.loss} {case.size}", file=sys.stderr)
-        race = Race(case)
+        race = Race(case, options.contenders)
         rows += race.rows(options.rounds, peaks)
         wrong += [f"{case.loss} {case.size} {name}: {race.skipped[name]}" for name in race.wrong]
         torch.compiler.reset()

@@ -322,8 +322,7 @@ def contenders(case: Case) -> dict[str, Callable[[Case], Forward]]:
         own["pvp_fast, lists"] = ours(False)
     for regime in regimes(case):
         own[f"pvp_fast {regime}"] = ours(case.dense_labels_fit, regime=regime)
-    if case.device.type == "cuda":
-        # On a CPU "auto" is "torch", and Triton only interprets.
-        own["pvp_fast in torch"] = ours(case.dense_labels_fit, backend="torch")
+    # "auto" is "native" on a CPU, "triton" on a CUDA device.
+    own["pvp_fast in torch"] = ours(case.dense_labels_fit, backend="torch")
     others = {name: how for name, (of, how) in OTHERS.items() if case.loss in of}
     return {**own, **others}

@@ -1,14 +1,13 @@
-"""A loss of your own on the fused path: built from the public losses, so no score matrix exists.
+"""A loss of your own on the fused path: no score matrix exists, forward or backward.
 
-What happens to one score is fixed by a loss's kind, in its kernels; there is no public hook for
-another formula inside a tile. What is yours: sums of losses, settings, and a differentiable factor
-per category, which reach every gradient. Here a loss for long-tailed vocabularies:
+``chunked_loss`` takes any function of scores and targets in PyTorch operations. Here generalised
+cross-entropy, which a wrong label moves less than the logarithm does (arXiv 1805.07836), with
+class-balanced weights (arXiv 1901.05555) and a share of the package's ranking hinge:
 
-    L = Σ_c k_c · asl_c + ρ · ranking,      k_c ∝ (1 − β) / (1 − β^{n_c})
+    L = Σ_c k_c · (1 − p^q) / q + ρ · ranking,      k_c ∝ (1 − β) / (1 − β^{n_c})
 
-with n_c the sentences that mention category c (class-balanced weights, arXiv 1901.05555). Anything
-else can be written on scores: spatial_softmax_pool gives (B, C) scores with (B, L, C) never in
-memory, and where x @ w.T fits, plain PyTorch is enough.
+with p the probability of the label, present or absent, and n_c the sentences that mention category
+c. A loss whose rows are no sum over categories takes ``by_row=True``.
 
 ``python examples/custom_loss.py`` trains class vectors with it, checks value and gradients against
 the definition, and says how much memory both take.
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from pvp_fast import Backbone, Vocabulary, build_corpus
 from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, read_folder
-from pvp_fast.losses import CSRLabels, asl_loss, asl_loss_ref, ranking_loss, ranking_loss_ref
+from pvp_fast.losses import CSRLabels, chunked_loss, ranking_loss, ranking_loss_ref
 from pvp_fast.losses.labels import Labels
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import prompt_ensemble
@@ -34,28 +33,45 @@ from pvp_fast.sentences import grammar_sentences
 
 
 class BalancedLoss(nn.Module):
-    """ASL with class-balanced weights, and a share of the ranking hinge.
+    """Generalised cross-entropy with class-balanced weights, and a share of the ranking hinge.
 
     Args:
         counts: (C,) how often each category occurs in training.
+        q: towards 0 the logarithm, 1 the probability itself.
         beta: 0 weighs all categories alike, towards 1 by inverse frequency.
         ranking: share ρ of the ranking hinge.
         fused: False for the definition, with (B, C) scores in memory.
     """
 
     def __init__(
-        self, counts: Tensor, *, beta: float = 0.999, ranking: float = 0.1, fused: bool = True
+        self,
+        counts: Tensor,
+        *,
+        q: float = 0.3,
+        beta: float = 0.999,
+        ranking: float = 0.1,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         weight = (1 - beta) / (1 - beta ** counts.double().clamp(min=1))
         self.register_buffer("weight", (weight / weight.mean()).float())
-        self.ranking, self.fused = ranking, fused
+        self.q, self.ranking, self.fused = q, ranking, fused
+
+    def entries(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """The loss of every entry; all that ``chunked_loss`` needs to know."""
+        return (1 - (self.q * F.logsigmoid((2 * targets - 1) * scores)).exp()) / self.q
 
     def forward(self, x: Tensor, w: Tensor, y: Labels, *, scale: float | Tensor = 1.0) -> Tensor:
         """x (B, D), w (C, D), y as in :func:`pvp_fast.losses.asl_loss`; a scalar."""
-        asl, rank = (asl_loss, ranking_loss) if self.fused else (asl_loss_ref, ranking_loss_ref)
-        entries = asl(x, w, y, scale=scale, weight=self.weight, reduction="batchmean")
-        return entries + self.ranking * rank(x, w, y, scale=scale)
+        if self.fused:
+            entries = chunked_loss(
+                self.entries, x, w, y, scale=scale, weight=self.weight, reduction="batchmean"
+            )
+            return entries + self.ranking * ranking_loss(x, w, y, scale=scale)
+        scores = scale * F.normalize(x, dim=-1) @ F.normalize(w, dim=-1).T
+        targets = (y.dense(len(w)) if isinstance(y, CSRLabels) else y).to(scores.dtype)
+        entries = (self.entries(scores, targets) * self.weight).sum() / len(x)
+        return entries + self.ranking * ranking_loss_ref(x, w, y, scale=scale)
 
 
 def learn(x: Tensor, w: Tensor, y: Tensor, loss: nn.Module, steps: int = 60) -> Tensor:

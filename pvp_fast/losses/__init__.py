@@ -6,6 +6,7 @@ Each comes as a function, a ``*_from_scores`` function for who has scores alread
 from pvp_fast.losses.asl import AsymmetricLoss, asl_loss, asl_loss_from_scores, asl_loss_ref
 from pvp_fast.losses.bce import BCELoss, bce_loss, bce_loss_from_scores, bce_loss_ref
 from pvp_fast.losses.clip import CLIPLoss, clip_loss, clip_loss_from_scores
+from pvp_fast.losses.custom import chunked_loss
 from pvp_fast.losses.focal import (
     FocalLoss,
     focal_loss,
@@ -40,6 +41,7 @@ __all__ = [
     "bce_loss",
     "bce_loss_from_scores",
     "bce_loss_ref",
+    "chunked_loss",
     "clip_loss",
     "clip_loss_from_scores",
     "focal_loss",

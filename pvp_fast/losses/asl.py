@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.losses.fused import entrywise, fused_loss, reference
+from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
 from pvp_fast.losses.labels import Labels
 
 
@@ -112,7 +112,7 @@ def _closed_form(
     return loss.sum(0)
 
 
-ASL = entrywise("asl", ASLSettings, _entries, _closed_form)
+ASL = register(entrywise("asl", ASLSettings, _entries, _closed_form))
 
 
 def asl_loss_from_scores(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvp_fast.losses.fused import entrywise, fused_loss, reference
+from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
 from pvp_fast.losses.labels import Labels
 
 
@@ -19,7 +19,7 @@ def _entries(settings: BCESettings, s: Tensor, y: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(s, y, reduction="none")
 
 
-BCE = entrywise("bce", BCESettings, _entries)
+BCE = register(entrywise("bce", BCESettings, _entries))
 
 
 def bce_loss_from_scores(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvp_fast.losses.fused import entrywise, fused_loss, reference
+from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
 from pvp_fast.losses.labels import Labels
 
 
@@ -55,7 +55,7 @@ def _closed_form(
     return loss.sum(0)
 
 
-FOCAL = entrywise("focal", FocalSettings, _entries, _closed_form)
+FOCAL = register(entrywise("focal", FocalSettings, _entries, _closed_form))
 
 
 def focal_loss_from_scores(

@@ -51,7 +51,7 @@ def entrywise(
     entries: Callable[[Any, Tensor, Tensor], Tensor],
     closed_form: Callable[[Any, Tensor, Tensor, Tensor | None, bool], Tensor | None] | None = None,
 ) -> Loss:
-    """A loss that sums ``entries(settings, scores, targets)``, (B, C) of (B, C), by category."""
+    """A loss that sums ``entries(settings, scores, targets)``, (B, C) of (B, C)."""
 
     def of_scores(
         settings: Any, scores: Tensor, y: Labels, weight: Tensor | None, reduction: str
@@ -65,7 +65,7 @@ def entrywise(
             loss = loss * weight
         return reduce(loss.sum(), loss.shape, reduction)
 
-    return register(Loss(name, settings, of_scores, closed_form=closed_form))
+    return Loss(name, settings, of_scores, closed_form=closed_form)
 
 
 def reference(
@@ -122,7 +122,7 @@ def tile_of(
     return tall, max(1, budget // max(1, min(tall, rows)))
 
 
-def _evaluate(problem: Problem, needs: Needs, engine: str, regime: str) -> Gradients:
+def evaluate(problem: Problem, needs: Needs, engine: str, regime: str) -> Gradients:
     x, loss = problem.x, problem.loss
     tile = tile_of(regime, x.device, len(x), len(problem.w), loss.by_row)
     if engine == "native":
@@ -172,10 +172,10 @@ def similarity_loss(
     if kind == "ranking":
         bias = None  # it cancels
     loss = _LOSSES[kind]
-    of_numbers = loss.settings(*settings)
-    problem = Problem(loss, of_numbers, x, w, labels, scale, bias, weight, normalize, factor)
+    named = loss.settings(*settings)
+    problem = Problem(loss, named, x, w, labels, scale, bias, weight, normalize, factor)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(_evaluate(problem, Needs(*needs), backend, regime))  # type: ignore[return-value]
+        return tuple(evaluate(problem, Needs(*needs), backend, regime))  # type: ignore[return-value]
 
 
 @similarity_loss.register_fake
@@ -300,7 +300,7 @@ similarity_loss.register_autograd(_backward, setup_context=_setup)
 similarity_loss_backward.register_autograd(_no_second)
 
 
-def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
+def scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.numel() != 1:
             raise InputError(f"{name} must be one value, not {tuple(value.shape)}")
@@ -308,7 +308,7 @@ def _scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
     return torch.full((), value, dtype=torch.float32, device=x.device)
 
 
-def _check(x: Tensor, w: Tensor, y: Labels, weight: Tensor | None) -> None:
+def check_inputs(x: Tensor, w: Tensor, y: Labels, weight: Tensor | None) -> None:
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
         raise InputError(
             f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (B, D) and (C, D) of one width D"
@@ -345,7 +345,7 @@ def fused_loss(
         InputError: arguments that do not fit each other. BackendError: an explicit backend that is
             not there.
     """
-    _check(x, w, y, weight)
+    check_inputs(x, w, y, weight)
     if not fuses(backend, x.dtype):
         return reference(loss, settings, x, w, y, scale, bias, normalize, weight, reduction)
     if w.dtype != x.dtype:
@@ -362,8 +362,8 @@ def fused_loss(
 
     engine = choose(backend, x.device, {"triton": not_triton, "native": not_native})
     regime = regime_of(regime, loss.name, x.dtype, len(w), engine == "triton")
-    scale = _scalar("scale", scale, x)
-    bias = None if bias is None else _scalar("bias", bias, x)
+    scale = scalar("scale", scale, x)
+    bias = None if bias is None else scalar("bias", bias, x)
     weight = None if weight is None else weight.to(x.device, torch.float32).contiguous()
     grad = torch.is_grad_enabled() and regime != "recompute"
     needs = [grad and t is not None and t.requires_grad for t in (x, w, scale, bias, weight)]

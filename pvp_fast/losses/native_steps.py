@@ -7,27 +7,17 @@ and dw of it, and a last pass takes out what lies along x and w. Nothing is copi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pvp_fast import native
-from pvp_fast.errors import InputError
-from pvp_fast.losses.labels import CSRLabels, Labels
-from pvp_fast.losses.tiles import (
-    Gradients,
-    Needs,
-    Problem,
-    add_product,
-    blocks,
-    multiplies,
-    product,
-)
+from pvp_fast.losses.labels import CSRLabels, Labels, check_values
+from pvp_fast.losses.similarity import EPS, add_product, multiplies, product
+from pvp_fast.losses.tiles import Gradients, Needs, Problem, blocks
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
-_EPS = 1e-12  # of torch.nn.functional.normalize
 # Tiles of the ranking loss hold all categories: at most 64 MiB, a sixth of dw at D = 768.
 WIDEST_RANKING = 1 << 17
 _LONGEST = 1e15  # of a row whose products cannot overflow
@@ -35,7 +25,7 @@ _LONGEST = 1e15  # of a row whose products cannot overflow
 
 def why_not(
     kind: str,
-    settings: Sequence[float],
+    settings: Any,
     device: torch.device,
     n_categories: int,
     y: Labels,
@@ -50,25 +40,14 @@ def why_not(
         return f"labels are soft ({y.dtype}); it takes bool, uint8, int8 and CSRLabels"
     if learns_weight:
         return "weight needs a gradient"
-    if kind == "asl" and settings[3] < _LEAST_EPS:
-        return f"eps={settings[3]} is below {_LEAST_EPS}"
+    if kind == "asl" and settings.eps < _LEAST_EPS:
+        return f"eps={settings.eps} is below {_LEAST_EPS}"
     return None
 
 
 def rows_of_ranking(budget: int, n_categories: int) -> int:
     """Rows of a tile that holds all categories: fewer would read and write dw too often."""
     return max(128, budget // max(1, n_categories))
-
-
-_SETTINGS = {
-    "asl": ("gamma_pos", "gamma_neg", "clip", "eps", "detach_focal_weight"),
-    "focal": ("alpha", "gamma"),
-    "ranking": ("margin",),
-}
-
-
-def _settings(problem: Problem) -> dict[str, float]:
-    return dict(zip(_SETTINGS.get(problem.kind, ()), problem.settings, strict=True))
 
 
 class _Labels:
@@ -79,10 +58,7 @@ class _Labels:
         if isinstance(y, CSRLabels):
             self.offsets, self.indices = _ascending(y, n_categories)
             return
-        if y.dtype == torch.int8 and y.numel():
-            low, high = (int(value) for value in y.aminmax())
-            if low < -1 or high > 1:
-                raise InputError("y: int8 labels are partial and hold only -1, 0 and 1")
+        check_values(y, n_categories)
         self.dense = y if y.stride(1) == 1 else y.contiguous()
 
     def arguments(self, rows: slice, cols: slice) -> dict[str, Any]:
@@ -116,8 +92,8 @@ class _Operand:
         if not normalize:
             return
         norms = torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
-        strange = (norms > _LONGEST) | ((norms > 0) & (norms < _EPS))
-        self.inverse = norms.clamp_min(_EPS).reciprocal_()
+        strange = (norms > _LONGEST) | ((norms > 0) & (norms < EPS))
+        self.inverse = norms.clamp_min(EPS).reciprocal_()
         if bool(strange.any()):
             # Products of such rows would overflow or vanish; those of their unit rows do not.
             self.undo = self.inverse
@@ -149,7 +125,7 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     half = multiplies(x.dtype, x.device)
     left = _Operand(x, problem.normalize, half)
     right = _Operand(w, problem.normalize, half)
-    labels, settings = _Labels(problem.y, n_categories), _settings(problem)
+    labels, settings = _Labels(problem.y, n_categories), problem.settings._asdict()
     scale, bias = problem.scale.item(), 0.0 if problem.bias is None else problem.bias.item()
 
     def gradients(rows: int, tiles: int) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pvp_fast.losses.fused import entrywise, fused_loss, reference
+from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
 from pvp_fast.losses.labels import Labels
 
 
@@ -20,7 +20,7 @@ def _entries(settings: SigLIPSettings, s: Tensor, y: Tensor) -> Tensor:
     return F.softplus((1 - 2 * y) * s)
 
 
-SIGLIP = entrywise("siglip", SigLIPSettings, _entries)
+SIGLIP = register(entrywise("siglip", SigLIPSettings, _entries))
 
 
 def siglip_loss_from_scores(

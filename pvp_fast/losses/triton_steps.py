@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -14,13 +12,6 @@ from pvp_fast.losses.labels import CSRLabels
 from pvp_fast.losses.tiles import Gradients, Needs, Problem, Step, Sums, Tile
 
 KernelLabels = Tensor | tuple[Tensor, Tensor]
-
-
-def _options(problem: Problem) -> dict[str, Any]:
-    options: dict[str, Any] = problem.settings._asdict()
-    if "detach_focal_weight" in options:
-        options["detach_focal_weight"] = bool(options["detach_focal_weight"])
-    return options
 
 
 def _once(y: CSRLabels, n_categories: int) -> CSRLabels:
@@ -41,7 +32,7 @@ def _once(y: CSRLabels, n_categories: int) -> CSRLabels:
 
 def kernel_step(problem: Problem) -> Step:
     """One launch a tile; one more where the weights learn."""
-    y, kind, options = problem.y, problem.kind, _options(problem)
+    y, kind, options = problem.y, problem.kind, problem.settings._asdict()
     if isinstance(y, CSRLabels):
         if y.indices.device.type == "cpu":
             y.check(len(problem.w))
@@ -94,7 +85,7 @@ def small(problem: Problem, needs: Needs) -> Gradients:
         weight=problem.weight,
         grads=any(needs),
         grad_scale=problem.factor,
-        **_options(problem),
+        **problem.settings._asdict(),
     )
     sums, new = found.sums, problem.x.new_empty
     zero = torch.zeros((), dtype=torch.float32, device=problem.x.device)

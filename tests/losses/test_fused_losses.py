@@ -160,7 +160,7 @@ def test_a_million_categories(kind: str, regime: str) -> None:
     loss, known = getattr(losses, f"{kind}_loss"), {"asl": ASL, "ranking": RANKING}[kind]
     with Largest() as seen:
         # The operator is one call to a dispatch mode; its inside is what is to be seen.
-        value = fused._evaluate(
+        value = fused.evaluate(
             fused.Problem(
                 known, known.settings(), x.detach(), w.detach(), y, torch.tensor(5.0),
                 None, None, True,

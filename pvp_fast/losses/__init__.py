@@ -13,6 +13,7 @@ from pvp_fast.losses.focal import (
     focal_loss_from_scores,
     focal_loss_ref,
 )
+from pvp_fast.losses.hill import HillLoss, hill_loss, hill_loss_from_scores, hill_loss_ref
 from pvp_fast.losses.labels import CSRLabels
 from pvp_fast.losses.ranking import (
     RankingLoss,
@@ -33,6 +34,7 @@ __all__ = [
     "CLIPLoss",
     "CSRLabels",
     "FocalLoss",
+    "HillLoss",
     "RankingLoss",
     "SigLIPLoss",
     "asl_loss",
@@ -47,6 +49,9 @@ __all__ = [
     "focal_loss",
     "focal_loss_from_scores",
     "focal_loss_ref",
+    "hill_loss",
+    "hill_loss_from_scores",
+    "hill_loss_ref",
     "ranking_loss",
     "ranking_loss_from_scores",
     "ranking_loss_ref",

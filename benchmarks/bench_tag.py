@@ -21,11 +21,11 @@ import torch
 from common import race, table, write_results
 
 from pvp_fast import Artifact, Backbone, Tagger, Vocabulary
-from pvp_fast.artifact import ADAPTER, BANKS
 from pvp_fast.loaders import ImageStream
 from pvp_fast.loaders.sources import find_images
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
+from pvp_fast.modules.scoring import Head
 from pvp_fast.sinks import open_sink
 from pvp_fast.tagging.tagger import TagResult
 
@@ -37,18 +37,15 @@ VOCABULARY = "coco80"
 def untrained(backbone: Backbone, vocabulary: Vocabulary) -> Artifact:
     """Class vectors of the names in every bank."""
     bank = prompt_ensemble(backbone, vocabulary.names).cpu()
-    adapter = DualAdapter(bank, bank, bank[:, None])
-    tensors = {f"{ADAPTER}{k}": v for k, v in adapter.state_dict().items() if k not in BANKS}
-    tensors |= {name: bank.clone() for name in ("original", "text_only", "text")}
-    tensors |= {"visual": bank[:, None].clone(), "thresholds": torch.full((len(bank),), 0.5)}
-    tensors["platt"] = torch.tensor([[10.0, -3.0]]).repeat(len(bank), 1)
+    platt = torch.tensor([[10.0, -3.0]]).repeat(len(bank), 1)
+    head = Head(DualAdapter(bank, bank, bank[:, None]), platt, torch.full((len(bank),), 0.5))
     about = {
         "name": backbone.name,
         "pretrained": backbone.pretrained,
         "fingerprint": backbone.fingerprint,
         "embed_dim": backbone.embed_dim,
     }
-    return Artifact(vocabulary, about, tensors)
+    return Artifact(vocabulary, about, head)
 
 
 def measure(model: str, photos: list[Path], rounds: int, folder: Path) -> dict[str, object]:

@@ -97,9 +97,9 @@ def main() -> None:
     rows = [vocabulary.index(name) for name in SHOWN]
     noise = PseudoVisualPrompts(len(vocabulary), backbone.image_size, seed=config.visual.loop.seed)
     start = noise.images(backbone.preprocess)[rows, 0]
-    pixels = backbone.preprocess.denormalize(artifact.tensors["pixels"][rows, 0])
+    pixels = backbone.preprocess.denormalize(artifact.training.pixels[rows, 0])
     learned = pixels.permute(0, 2, 3, 1)
-    cosines = backbone.encode_text(SENTENCES) @ artifact.tensors["visual"][rows, 0].T
+    cosines = backbone.encode_text(SENTENCES) @ artifact.head.adapter.visual[rows, 0].T
     scenes = encode_set(backbone, read_folder(demo_set()))
     data = score_images(artifact, scenes)
     calibrated = calibrate(artifact, data, Target.parse("precision=0.9"), common=True)

@@ -19,7 +19,7 @@ import torch
 from common import write_results
 
 from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
-from pvp_fast.artifact import Artifact, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, read_folder
 from pvp_fast.evaluation.calibrate import Scored, calibrate, score_images, score_sentences, unseen
@@ -32,8 +32,8 @@ Row = dict[str, float]
 
 def judge(artifact: Artifact, data: Scored) -> Row:
     """Percentages of an artifact on rows that it was not calibrated on."""
-    chances = probability(data.scores, artifact.tensors["platt"])
-    counts = counts_at_threshold(chances, data.labels, artifact.tensors["thresholds"])
+    chances = artifact.head.probabilities(data.scores)
+    counts = counts_at_threshold(chances, data.labels, artifact.head.thresholds)
     found = {
         "precision": counts.precision,
         "macro_precision": counts.macro_precision,

@@ -53,7 +53,10 @@ def main() -> None:
             z = torch.cat([backbone.encode_image(part) for part in pixels.split(100)])
             near = {
                 artifact.version: torch.cat(
-                    [artifact.local_scores(backbone.encode_regions(p)) for p in pixels.split(100)]
+                    [
+                        artifact.head.local_cosines(backbone.encode_regions(part))
+                        for part in pixels.split(100)
+                    ]
                 )
                 for artifact in artifacts
                 if artifact.has_local

@@ -64,7 +64,7 @@ artifact = train(backbone, corpus, run.name, TrainConfig.demo(), progress=False)
 # image side of CLIP answers to when it reads sentences about the category.
 
 # %%
-pictures = backbone.preprocess.denormalize(artifact.tensors["pixels"][:, 0])
+pictures = backbone.preprocess.denormalize(artifact.training.pixels[:, 0])
 figure, axes = plt.subplots(2, 7, figsize=(9.5, 3.1), layout="constrained")
 for axis, name, picture in zip(axes.flat, vocabulary.names, pictures, strict=True):
     axis.imshow(picture.permute(1, 2, 0))

@@ -1,39 +1,42 @@
-"""What training leaves behind: class vectors, adapters and vocabulary in one small folder.
+"""What training leaves behind: a head, its vocabulary and what training needs again, in a folder.
 
-``artifact.safetensors`` holds every tensor, ``artifact.json`` the rest: vocabulary, backbone
-fingerprint, settings, metrics and the tensors' SHA-256. The JSON is written last, so a folder
-with a JSON that verifies is whole.
+``*.artifact.safetensors`` holds the tensors that tagging reads, ``*.training.safetensors`` the
+learned images and contexts, and ``artifact.json`` the rest: vocabulary, backbone fingerprint,
+settings, metrics, and name and SHA-256 of both files. The files are named by their content and the
+JSON is written last, so it always names a whole pair. Folders of format 1, with all tensors in one
+file, are read too.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pvp_fast.errors import ArtifactError, InputError
-from pvp_fast.files import atomic_write, json_text
-from pvp_fast.losses.pooling import spatial_softmax_pool
+from pvp_fast.errors import ArtifactError
+from pvp_fast.files import atomic_write
 from pvp_fast.modules.adapters import DualAdapter
+from pvp_fast.modules.scoring import Head, LocalBranch
 from pvp_fast.vocabulary.categories import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 TENSORS = "artifact.safetensors"
+TRAINING = "training.safetensors"
 MANIFEST = "artifact.json"
-BANKS = ("original", "text_only", "text", "visual")
-ADAPTER = "adapter."
-# The local branch, optional: all four or none.
-LOCAL = ("local", "local_ctx", "local_weight", "local_temperature")
-LOCAL_TILE = 128
+
+_BANKS = ("original", "text", "visual")
+_ADAPTER = "adapter."
+_LOCAL = {"vectors": "local", "weight": "local_weight", "temperature": "local_temperature"}
 
 # What a manifest of the wrong shape or depth, absurd values in it, or a bad file can raise.
 _UNREADABLE = (
@@ -47,8 +50,43 @@ _UNREADABLE = (
     SafetensorError,
 )
 
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingState:
+    """What training learned on the way and only training, a report or the ladder reads; float32.
+
+    Attributes:
+        text_only: (C, D), prompts trained without transfer.
+        pixels: (C, P, 3, H, W), the pseudo visual prompts.
+        ctx: the text prompts' context, (M, W), or (C, M, W) of each category's own.
+        local_ctx: that of the local branch's prompts, if there is one.
+    """
+
+    text_only: Tensor
+    pixels: Tensor
+    ctx: Tensor
+    local_ctx: Tensor | None = None
+
 
 @dataclass(frozen=True)
+class StoredTraining:
+    """A training state that lies in a file of an artifact folder, unread."""
+
+    path: Path
+    sha256: str
+
+    def read(self) -> TrainingState:
+        """Read and verify it.
+
+        Raises:
+            ArtifactError: the file is missing or damaged.
+        """
+        return _guarded(self.path.parent, lambda: _training(load(_read(self.path, self.sha256))))
+
+
+@dataclass(frozen=True, eq=False)
 class Artifact:
     """A trained vocabulary.
 
@@ -56,155 +94,142 @@ class Artifact:
         vocabulary: the C categories.
         backbone: ``name``, ``pretrained``, ``fingerprint`` and ``embed_dim`` (D) of the CLIP that
             made the vectors; no other can use them.
-        tensors: float32. ``original`` e (C, D), ``text_only`` (C, D; prompts trained without
-            transfer), ``text`` g (C, D), ``visual`` v (C, P, D), ``pixels`` (C, P, 3, H, W),
-            ``ctx`` (the prompts' context), ``adapter.*``, ``platt`` (C, 2) slope and intercept
-            from mixed cosine to probability, ``thresholds`` (C,) probabilities, and optionally
-            the local branch: ``local`` g' (C, D), ``local_ctx`` (its context), ``local_weight``
-            (C,) share of the local score, ``local_temperature`` (1,) of the spatial softmax.
+        head: what turns features into tags; on the CPU, in float32.
+        state: what :attr:`training` gives: at hand, in a file, or none.
         config: the training settings. metrics: what training measured.
+
+    Raises:
+        ArtifactError: the head does not fit the vocabulary or the backbone.
     """
 
     vocabulary: Vocabulary
     backbone: dict[str, Any]
-    tensors: dict[str, Tensor]
+    head: Head
+    state: TrainingState | StoredTraining | None = None
     config: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        count, width = len(self.vocabulary), int(self.backbone.get("embed_dim", 0))
-        for name in BANKS:
-            if name not in self.tensors:
-                raise ArtifactError(f"the artifact lacks the tensor {name!r}")
-            shape = tuple(self.tensors[name].shape)
-            if shape[0] != count or shape[-1] != width:
-                raise ArtifactError(
-                    f"tensor {name!r} has shape {shape}; the vocabulary has {count} categories "
-                    f"and the backbone width {width}"
-                )
-        for name, shape in (("thresholds", (count,)), ("platt", (count, 2))):
-            if name not in self.tensors or tuple(self.tensors[name].shape) != shape:
-                raise ArtifactError(f"the artifact needs a tensor {name!r} of shape {shape}")
-        self._check_local(count, width)
-
-    def _check_local(self, count: int, width: int) -> None:
-        present = [name for name in LOCAL if name in self.tensors]
-        if not present:
-            return
-        shapes = {"local": (count, width), "local_weight": (count,), "local_temperature": (1,)}
-        for name in LOCAL:
-            if name not in present:
-                raise ArtifactError(f"the artifact has {present[0]!r} but lacks {name!r}")
-            found = tuple(self.tensors[name].shape)
-            if found != shapes.get(name, found):
-                raise ArtifactError(f"tensor {name!r} has shape {found}, not {shapes[name]}")
-        weight, heat = self.tensors["local_weight"], self.tensors["local_temperature"]
-        if not bool(((weight >= 0) & (weight <= 1)).all()):
-            raise ArtifactError("tensor 'local_weight' has values outside 0 to 1")
-        if not bool(((heat > 0) & heat.isfinite()).all()):
-            raise ArtifactError("tensor 'local_temperature' is not a number above 0")
+        fits = (len(self.vocabulary), int(self.backbone.get("embed_dim", 0)))
+        if (len(self.head), self.head.width) != fits:
+            raise ArtifactError(
+                f"the head has {len(self.head)} categories of width {self.head.width}; the "
+                f"vocabulary has {fits[0]} and the backbone width {fits[1]}"
+            )
 
     @property
     def has_local(self) -> bool:
         """Whether there is a local branch: then images need region features too."""
-        return "local" in self.tensors
+        return self.head.local is not None
 
-    def local_scores(self, regions: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Local cosines (B, C) of region or token features (B, L, D); see :func:`local_scores`.
+    @cached_property
+    def training(self) -> TrainingState:
+        """What growing the vocabulary, the ladder and reports need; read at the first use.
 
         Raises:
-            ArtifactError: the artifact has no local branch.
+            ArtifactError: the artifact has none, or its file is missing or damaged.
         """
-        if not self.has_local:
-            raise ArtifactError("the artifact has no local branch; train with local=True")
-        vectors = self.tensors["local"].to(regions.device)
-        return local_scores(regions, vectors, float(self.tensors["local_temperature"]), mask)
-
-    def adapter(self) -> DualAdapter:
-        """The dual adapter over the artifact's banks."""
-        state = {
-            name.removeprefix(ADAPTER): value
-            for name, value in self.tensors.items()
-            if name.startswith(ADAPTER)
-        }
-        banks = (self.tensors["original"], self.tensors["text"], self.tensors["visual"])
-        try:
-            return DualAdapter.from_state(*banks, state).eval()
-        except InputError as error:
-            raise ArtifactError(f"the adapter cannot be rebuilt: {error}") from error
+        if self.state is None:
+            raise ArtifactError(
+                "the artifact has no training state (learned images and contexts); use the one "
+                "that training wrote"
+            )
+        found = self.state.read() if isinstance(self.state, StoredTraining) else self.state
+        if len(found.text_only) != len(self.vocabulary):
+            raise ArtifactError(
+                f"the training state has {len(found.text_only)} categories, the vocabulary "
+                f"{len(self.vocabulary)}"
+            )
+        if self.has_local and found.local_ctx is None:
+            raise ArtifactError("the training state lacks the context of the local branch")
+        return found
 
     @cached_property
     def version(self) -> str:
-        """Twelve hexadecimal digits that name this content."""
-        digest = sha256(self._payload())
+        """Twelve hexadecimal digits that name what tags.
+
+        They cover all that decides a tag: every bit of the head, the vocabulary with its synonyms
+        and the backbone's fingerprint. Config, metrics and the training state may differ.
+        """
+        digest = sha256()
+        for name, tensor in sorted(_head_tensors(self.head).items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         digest.update(json.dumps(self.vocabulary.to_dict(), sort_keys=True).encode())
         digest.update(str(self.backbone.get("fingerprint")).encode())
         return digest.hexdigest()[:12]
 
-    def _payload(self) -> bytes:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in sorted(self.tensors.items())}
-        return save(tensors)
-
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the folder ``path``; a reader sees the old artifact or the new one."""
+        """Write the folder ``path``; a reader sees the old artifact or the new one.
+
+        Raises:
+            ArtifactError: the training state is still to be read, and its file is gone.
+        """
         folder = Path(path)
-        payload = self._payload()
-        # Named by content: the old manifest keeps its tensors until the new one takes its place.
-        name = f"{sha256(payload).hexdigest()[:16]}.{TENSORS}"
-        previous = {p for p in folder.glob(f"*.{TENSORS}") if p.name != name}
+        head = _File.of(_head_tensors(self.head), TENSORS)
+        state = None
+        if self.state is not None:
+            state = _File.of(_plain(vars(self.training)), TRAINING)
         manifest = {
             "format": FORMAT,
-            "tensors": name,
-            "sha256": sha256(payload).hexdigest(),
+            "tensors": head.entry(),
+            "training": None if state is None else state.entry(),
             "vocabulary": self.vocabulary.to_dict(),
             "backbone": self.backbone,
             "config": self.config,
             "metrics": self.metrics,
         }
-        with atomic_write(folder / name) as stream:
-            stream.write(payload)
+        files = [head] if state is None else [head, state]
+        for file in files:
+            with atomic_write(folder / file.name) as stream:
+                stream.write(file.payload)
+        # Until the new manifest takes its place, the old one keeps its files.
         with atomic_write(folder / MANIFEST, "w") as stream:
-            stream.write(json_text(manifest, indent=2))
-        for old in previous:
-            old.unlink(missing_ok=True)
+            json.dump(manifest, stream, indent=2)
+        for old in [*folder.glob(f"*.{TENSORS}"), *folder.glob(f"*.{TRAINING}")]:
+            if old.name not in {file.name for file in files}:
+                old.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Artifact:
-        """Read and verify an artifact folder.
+        """Read and verify an artifact folder: what tagging needs, :attr:`training` when asked for.
 
         Raises:
             ArtifactError: a file is missing, damaged, or of a later format.
         """
         folder = Path(path)
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            found = manifest["format"]
-            if found != FORMAT:
-                raise ArtifactError(f"{folder} has format {found}; this version reads {FORMAT}")
-            name = manifest["tensors"]
-            if name != Path(name).name:
-                raise ArtifactError(f"{folder / MANIFEST} names tensors outside its folder")
-            payload = (folder / name).read_bytes()
-            if sha256(payload).hexdigest() != manifest["sha256"]:
-                raise ArtifactError(f"{folder / name} is damaged: its SHA-256 does not match")
-            backbone = dict(manifest["backbone"])
-            if not isinstance(backbone["name"], str) or not isinstance(
-                backbone["pretrained"], str | None
-            ):
-                raise ArtifactError(f"{folder / MANIFEST} does not say which backbone it is for")
-            return cls(
-                vocabulary=Vocabulary.from_dict(manifest["vocabulary"]),
-                backbone=backbone,
-                tensors=load(payload),
-                config=manifest["config"],
-                metrics=manifest["metrics"],
-            )
-        except FileNotFoundError as error:
-            raise ArtifactError(
-                f"{folder} is no artifact: {Path(error.filename).name} is missing"
-            ) from error
-        except _UNREADABLE as error:
-            raise ArtifactError(f"{folder} cannot be read: {error!r}") from error
+        return _guarded(folder, lambda: cls._load(folder))
+
+    @classmethod
+    def _load(cls, folder: Path) -> Artifact:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        given = manifest["format"]
+        if given not in (1, FORMAT):
+            raise ArtifactError(f"{folder} has format {given}; this version reads up to {FORMAT}")
+        stored: StoredTraining | TrainingState | None = None
+        if given == 1:
+            tensors = load(_read(_inside(folder, manifest["tensors"]), manifest["sha256"]))
+            if "pixels" in tensors:
+                stored = _training(tensors)
+        else:
+            part = manifest["tensors"]
+            tensors = load(_read(_inside(folder, part["file"]), part["sha256"]))
+            if manifest["training"] is not None:
+                part = manifest["training"]
+                stored = StoredTraining(_inside(folder, part["file"]), str(part["sha256"]))
+        backbone = dict(manifest["backbone"])
+        if not isinstance(backbone["name"], str) or not isinstance(
+            backbone["pretrained"], str | None
+        ):
+            raise ArtifactError(f"{folder / MANIFEST} does not say which backbone it is for")
+        return cls(
+            vocabulary=Vocabulary.from_dict(manifest["vocabulary"]),
+            backbone=backbone,
+            head=_head(tensors),
+            state=stored,
+            config=manifest["config"],
+            metrics=manifest["metrics"],
+        )
 
     def check_backbone(self, fingerprint: str) -> None:
         """Raise ArtifactError unless ``fingerprint`` is that of the artifact's backbone."""
@@ -217,36 +242,81 @@ class Artifact:
             )
 
 
-def probability(cosines: Tensor, platt: Tensor) -> Tensor:
-    """Calibrated probabilities of mixed cosines (B, C): sigmoid(slope · s + intercept)."""
-    return torch.sigmoid(cosines * platt[:, 0] + platt[:, 1])
+def _guarded(folder: Path, read: Callable[[], _T]) -> _T:
+    try:
+        return read()
+    except FileNotFoundError as error:
+        raise ArtifactError(
+            f"{folder} is no artifact: {Path(error.filename).name} is missing"
+        ) from error
+    except _UNREADABLE as error:
+        raise ArtifactError(f"{folder} cannot be read: {error!r}") from error
 
 
-def local_scores(
-    regions: Tensor, vectors: Tensor, temperature: float, mask: Tensor | None = None
-) -> Tensor:
-    """Local cosines (B, C) of features (B, L, D) with g' (C, D): METHOD section 4, unscaled.
-
-    Computed in tiles of one fixed number of categories. That bounds the memory by B·L·128, and
-    keeps every bit of a category's score when others are added behind it: matrix products of
-    another shape may round in another order.
-    """
-    count = len(vectors)
-    if not count:
-        return regions.new_zeros(len(regions), 0)
-    missing = -count % LOCAL_TILE
-    padded = torch.cat([vectors, vectors.new_zeros(missing, vectors.shape[1])])
-    parts = [
-        spatial_softmax_pool(regions, tile, mask, temperature=temperature)
-        for tile in padded.split(LOCAL_TILE)
-    ]
-    return torch.cat(parts, 1)[:, :count]
+def _inside(folder: Path, name: str) -> Path:
+    if name != Path(name).name:
+        raise ArtifactError(f"{folder / MANIFEST} names tensors outside its folder")
+    return folder / name
 
 
-def merge(overall: Tensor, local: Tensor, weight: Tensor) -> Tensor:
-    """Final cosines (B, C): (1 − μ_c) of the whole-image score plus μ_c of the local one.
+def _read(path: Path, digest: str) -> bytes:
+    payload = path.read_bytes()
+    if sha256(payload).hexdigest() != digest:
+        raise ArtifactError(f"{path} is damaged: its SHA-256 does not match")
+    return payload
 
-    Our reading of METHOD section 5's "or a weight": a score standardised over the categories
-    would change with every category that is added.
-    """
-    return (1 - weight) * overall + weight * local
+
+class _File(NamedTuple):
+    """A file to be written, named by its content."""
+
+    name: str
+    sha256: str
+    payload: bytes
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], ending: str) -> _File:
+        payload = save(dict(sorted(tensors.items())))
+        digest = sha256(payload).hexdigest()
+        return cls(f"{digest[:16]}.{ending}", digest, payload)
+
+    def entry(self) -> dict[str, str]:
+        """What the manifest says of it."""
+        return {"file": self.name, "sha256": self.sha256}
+
+
+def _plain(tensors: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    return {k: v.detach().cpu().contiguous() for k, v in tensors.items() if v is not None}
+
+
+def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    if name not in tensors:
+        raise ArtifactError(f"the artifact lacks the tensor {name!r}")
+    return tensors[name]
+
+
+def _head_tensors(head: Head) -> dict[str, Tensor]:
+    state = head.adapter.state_dict()
+    named = {name if name in _BANKS else _ADAPTER + name: value for name, value in state.items()}
+    named |= {"platt": head.platt, "thresholds": head.thresholds}
+    if head.local is not None:
+        named |= {name: getattr(head.local, part) for part, name in _LOCAL.items()}
+    return _plain(named)
+
+
+def _head(tensors: Mapping[str, Tensor]) -> Head:
+    banks = [_get(tensors, name) for name in _BANKS]
+    state = {k.removeprefix(_ADAPTER): v for k, v in tensors.items() if k.startswith(_ADAPTER)}
+    local = None
+    if any(name in tensors for name in _LOCAL.values()):
+        local = LocalBranch(**{part: _get(tensors, name) for part, name in _LOCAL.items()})
+    adapter = DualAdapter.from_state(banks[0], banks[1], banks[2], state).eval()
+    return Head(adapter, _get(tensors, "platt"), _get(tensors, "thresholds"), local)
+
+
+def _training(tensors: Mapping[str, Tensor]) -> TrainingState:
+    return TrainingState(
+        text_only=_get(tensors, "text_only"),
+        pixels=_get(tensors, "pixels"),
+        ctx=_get(tensors, "ctx"),
+        local_ctx=tensors.get("local_ctx"),
+    )

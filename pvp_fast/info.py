@@ -53,7 +53,7 @@ def describe_artifact(path: str | os.PathLike[str]) -> dict[str, str]:
         "backbone": f"{artifact.backbone.get('name')} {artifact.backbone.get('pretrained') or ''}",
         "fingerprint": str(artifact.backbone.get("fingerprint")),
         "width": str(artifact.backbone.get("embed_dim")),
-        "local branch": "yes" if "local" in artifact.tensors else "no",
+        "local branch": "yes" if artifact.has_local else "no",
     }
     for stage, value in artifact.metrics.get("held_out_map", {}).items():
         facts[f"held-out mAP, {stage}"] = "none" if value is None else f"{value:.1f}"

@@ -226,7 +226,7 @@ def manifest(**changes: Any) -> Damage:
 
 
 def tensors_of(folder: Path) -> Path:
-    return next(folder.glob("*.safetensors"))
+    return next(folder.glob("*.artifact.safetensors"))
 
 
 def flip(folder: Path) -> None:
@@ -247,7 +247,7 @@ def without(name: str) -> Damage:
     def damage(folder: Path) -> None:
         path = tensors_of(folder)
         save_file({k: v for k, v in load_file(path).items() if k != name}, path)
-        manifest(sha256=sha256_file(path))(folder)
+        manifest(tensors={"sha256": sha256_file(path)})(folder)
 
     return damage
 
@@ -271,7 +271,9 @@ def half_a_manifest(folder: Path) -> None:
         (without("text"), "'text'"),
         (without("thresholds"), "'thresholds'"),
         (without("adapter.query_adapter.up"), "adapter"),
-        (manifest(sha256=None), "sha256"),
+        (manifest(tensors={"sha256": "gone"}), "sha256"),
+        (manifest(tensors=None), "tensors"),
+        (manifest(training=None), "training"),
         (manifest(vocabulary=None), "vocabulary"),
         (manifest(backbone=None), "backbone"),
         (manifest(format=99), "format 99"),

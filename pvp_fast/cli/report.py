@@ -69,7 +69,7 @@ def report(
         pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
         tagger.pictures = pictures
         names = tagger.artifact.vocabulary.names
-        threshold = float(tagger.artifact.tensors["thresholds"].median())
+        threshold = float(tagger.artifact.head.thresholds.median())
         entries = []
         with console.status("tagging"):
             for found in tagger.tag(find_images([root]), top_k=None, threshold=LEAST):

@@ -9,12 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.evaluation import encode_set, ladder, read_folder
+from pvp_fast.evaluation import encode_set, final_scores, ladder, read_folder
 from pvp_fast.evaluation.ladder import Rung
 from pvp_fast.files import atomic_write
 from pvp_fast.report.page import Page, Picture, Row, build_page, png_uri, read_curve
@@ -24,6 +23,7 @@ STAGES = {
     "text_only": "text prompts alone",
     "text": "text prompts + transfer",
     "adapter": "dual adapter",
+    "local": "local branch",
 }
 
 
@@ -33,6 +33,7 @@ def run_demo(
     seeds: int = 1,
     sentences: int = 6000,
     steps: int | None = None,
+    local: bool = False,
     progress: bool = True,
 ) -> Path:
     """Train on grammar sentences, tag the demo set, print the ladder, write ``out/index.html``.
@@ -42,6 +43,7 @@ def run_demo(
         seeds: how many runs; the ladder shows mean and spread.
         sentences: grammar sentences to learn from.
         steps: steps of every stage instead of the demo preset's.
+        local: train the local branch too.
         progress: print and show progress bars, on stderr.
 
     Returns:
@@ -70,7 +72,7 @@ def run_demo(
     done("loaded the pocket model, a small CLIP that stays frozen")
     corpus = build_corpus(grammar_sentences(vocabulary, sentences, seed=0), vocabulary)
     done(f"wrote and labelled {len(corpus)} sentences about {len(vocabulary)} categories")
-    configs = [TrainConfig.demo(seed) for seed in range(seeds)]
+    configs = [dataclasses.replace(TrainConfig.demo(seed), local=local) for seed in range(seeds)]
     if steps is not None:
         configs = [_with_steps(config, steps) for config in configs]
     runs = [folder / f"seed{config.seed}" for config in configs]
@@ -84,15 +86,15 @@ def run_demo(
         train(backbone, corpus, run, config, progress=progress)
         for config, run in zip(configs, runs, strict=True)
     ]
-    done(f"trained three stages{f', {seeds} seeds' if seeds > 1 else ''}")
+    stages = "four stages" if local else "three stages"
+    done(f"trained {stages}{f', {seeds} seeds' if seeds > 1 else ''}")
     dataset = read_folder(demo_set())
-    features = encode_set(backbone, dataset)
+    features = encode_set(backbone, dataset, artifacts=artifacts)
     result = ladder(artifacts, features)
     rows = [_row(rung) for rung in result.rungs]
     done(f"tagged {len(dataset.paths)} pictures in a style that was never trained on")
     first = artifacts[0]
-    with torch.no_grad():
-        scores = probability(first.adapter()(features.z), first.tensors["platt"])
+    scores = first.head.probabilities(final_scores(first, features))
     page = Page(
         names=vocabulary.names,
         sentences=len(corpus),
@@ -107,8 +109,9 @@ def run_demo(
         curves=tuple(
             (title, read_curve(folder / "seed0" / stage / "log.csv"))
             for stage, title in STAGES.items()
+            if local or stage != "local"
         ),
-        threshold=float(first.tensors["thresholds"].median()),
+        threshold=float(first.head.thresholds.median()),
     )
     target = folder / "index.html"
     with atomic_write(target, "w") as stream:
@@ -121,9 +124,9 @@ def run_demo(
 
 def backbone_for(artifact: Artifact, device: str = "cpu") -> Backbone:
     """The CLIP that an artifact was trained with."""
-    found = artifact.backbone
+    spec = artifact.backbone
     return Backbone.load(
-        str(found["name"]), found.get("pretrained"), device=device, like=found.get("settings")
+        str(spec["name"]), spec.get("pretrained"), device=device, like=spec.get("settings")
     )
 
 
@@ -138,7 +141,7 @@ def _row(rung: Rung) -> Row:
 
 
 def _with_steps(config: Any, steps: int) -> Any:
-    for name in ("visual", "text", "adapter"):
+    for name in ("visual", "text", "adapter", "local_prompts"):
         stage = getattr(config, name)
         loop = dataclasses.replace(stage.loop, steps=steps)
         config = dataclasses.replace(config, **{name: dataclasses.replace(stage, loop=loop)})
@@ -146,5 +149,5 @@ def _with_steps(config: Any, steps: int) -> Any:
 
 
 def _prompt_images(artifact: Artifact, backbone: Backbone) -> Tensor:
-    pixels = artifact.tensors["pixels"][:, 0]
+    pixels = artifact.training.pixels[:, 0]
     return (backbone.preprocess.denormalize(pixels) * 255).round().byte().permute(0, 2, 3, 1)

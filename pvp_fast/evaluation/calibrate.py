@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, local_scores, merge, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.ladder import Features, final_scores, match_categories
@@ -20,7 +20,7 @@ from pvp_fast.training.thresholds import Target, cross_fit, fit_platt, threshold
 
 @dataclass(frozen=True)
 class Scored:
-    """Rows to calibrate on: ``scores`` (N, C) mixed cosines, ``labels`` (N, C) int8 in −1/0/1.
+    """Rows to calibrate on: ``scores`` (N, C) final cosines, ``labels`` (N, C) int8 in −1/0/1.
 
     0 is unknown (a category the data set does not have, or VOC's difficult): it counts nowhere.
     """
@@ -58,7 +58,7 @@ class Calibration:
             }
             return {k: None if v != v else round(v, 6) for k, v in numbers.items()}
 
-        thresholds = self.artifact.tensors["thresholds"].tolist()
+        thresholds = self.artifact.head.thresholds.tolist()
         return {
             "target": str(self.target),
             "rows": self.rows,
@@ -81,7 +81,7 @@ class Calibration:
 def calibrate(
     artifact: Artifact, data: Scored, target: Target, *, common: bool = False, seed: int = 0
 ) -> Calibration:
-    """A new artifact with other ``platt`` and ``thresholds``; its other tensors are the same.
+    """A new artifact with other probabilities and thresholds; all else is the same.
 
     Args:
         data: from :func:`score_sentences` or :func:`score_images`; rows that training never saw.
@@ -102,19 +102,16 @@ def calibrate(
     platt = fit_platt(scores, positive, known)
     thresholds = thresholds_for(target, scores, positive, platt, known, common=common)
     held = cross_fit(target, scores, positive, known, common=common, seed=seed)
-    old = probability(scores, artifact.tensors["platt"])
+    head = artifact.head
+    old = head.probabilities(scores)
     ignore = "ignore"
     result = Calibration(
-        artifact=dataclasses.replace(
-            artifact, tensors={**artifact.tensors, "platt": platt, "thresholds": thresholds}
-        ),
+        artifact=dataclasses.replace(artifact, head=head.calibrated(platt, thresholds)),
         target=target,
         rows=len(scores),
         before=reliability(old, labels, difficult=ignore),
         after=reliability(held.chances, labels, difficult=ignore),
-        counts_before=counts_at_threshold(
-            old, labels, artifact.tensors["thresholds"], difficult=ignore
-        ),
+        counts_before=counts_at_threshold(head.accepted(scores), labels, 0.5, difficult=ignore),
         counts=counts_at_threshold(held.chances, labels, held.thresholds, difficult=ignore),
     )
     record = {k: v for k, v in result.to_dict().items() if k != "categories"}
@@ -124,7 +121,6 @@ def calibrate(
     )
 
 
-@torch.no_grad()
 def score_sentences(backbone: Backbone, artifact: Artifact, corpus: Corpus) -> Scored:
     """Scores of labelled sentences.
 
@@ -134,15 +130,16 @@ def score_sentences(backbone: Backbone, artifact: Artifact, corpus: Corpus) -> S
     artifact.check_backbone(backbone.fingerprint)
     if corpus.vocabulary.names != artifact.vocabulary.names:
         raise InputError("corpus: its categories are not the artifact's; label with its vocabulary")
-    scores = artifact.adapter()(backbone.encode_text(corpus.sentences).cpu())
+    head = artifact.head.to(backbone.device)
+    local = None
     if artifact.has_local:
-        heat = float(artifact.tensors["local_temperature"])
         near = []
         for start in range(0, len(corpus), 256):
             tokens, mask = backbone.encode_text_tokens(corpus.sentences[start : start + 256])
-            near.append(local_scores(tokens.cpu(), artifact.tensors["local"], heat, mask.cpu()))
-        scores = merge(scores, torch.cat(near), artifact.tensors["local_weight"])
-    return Scored(scores, corpus.multi_hot().to(torch.int8) * 2 - 1)
+            near.append(head.local_cosines(tokens, mask))
+        local = torch.cat(near)
+    scores = head.cosines(backbone.encode_text(corpus.sentences), local=local)
+    return Scored(scores.cpu(), corpus.multi_hot().to(torch.int8) * 2 - 1)
 
 
 def score_images(artifact: Artifact, features: Features) -> Scored:
@@ -168,5 +165,5 @@ def unseen(artifact: Artifact, corpus: Corpus) -> tuple[Corpus, bool]:
     """
     if artifact.metrics.get("corpus") != corpus.fingerprint:
         return corpus, False
-    share, seed = artifact.config.get("held_out", 0.1), artifact.config.get("seed", 0)
-    return corpus.split(float(share), int(seed))[1], True
+    held_out, seed = artifact.config.get("held_out", 0.1), artifact.config.get("seed", 0)
+    return corpus.split(float(held_out), int(seed))[1], True

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, merge, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
@@ -60,7 +60,8 @@ def encode_set(
         BackboneError: an artifact has a local branch and the backbone has no region features.
     """
     parts: list[Tensor] = []
-    near: dict[str, list[Tensor]] = {a.version: [] for a in artifacts if a.has_local}
+    heads = {a.version: a.head.to(backbone.device) for a in artifacts if a.has_local}
+    near: dict[str, list[Tensor]] = {version: [] for version in heads}
     kept: list[int] = []
     items = [(os.fspath(path), path) for path in dataset.paths]
     stream = ImageStream(
@@ -70,11 +71,10 @@ def encode_set(
         for batch in stream:
             kept += batch.indices
             parts.append(backbone.encode_image(batch.pixels).cpu())
-            if near:
+            if heads:
                 regions = backbone.encode_regions(batch.pixels)
-                scores = {a.version: a.local_scores(regions) for a in artifacts if a.has_local}
-                for version, values in scores.items():
-                    near[version].append(values.cpu())
+                for version, head in heads.items():
+                    near[version].append(head.local_cosines(regions).cpu())
             if progress:
                 progress(stream.listed, len(items))
     failures = tuple((dataset.paths[f.index], f.reason) for f in stream.failures)
@@ -211,10 +211,8 @@ def ladder(
             rung.of1.append(100 * f1.of1)
             for column, value in zip(columns, precision.tolist(), strict=True):
                 rung.per_category[features.names[column]] = 100 * value
-        final = list(steps.values())[-1]
-        chances = probability(final, artifact.tensors["platt"])[:, rows]
-        least = artifact.tensors["thresholds"][rows]
-        own = f1_at_threshold(chances, labels, least, difficult=difficult)
+        kept = artifact.head.accepted(final_scores(artifact, features))[:, rows]
+        own = f1_at_threshold(kept.float(), labels, 0.5, difficult=difficult)
         tagging.append((100 * own.cf1, 100 * own.of1))
     return Ladder(
         rungs=list(rungs.values()),
@@ -231,29 +229,31 @@ def ladder(
     )
 
 
-@torch.no_grad()
 def final_scores(artifact: Artifact, features: Features) -> Tensor:
-    """Mixed cosines (N, C) of the full method, before calibration; what the tagger uses."""
-    return list(_scores(artifact, features).values())[-1]
+    """Final cosines (N, C) of the full method, before calibration; what the tagger uses.
+
+    Raises:
+        InputError: the features lack the local scores of an artifact with a local branch.
+    """
+    if artifact.has_local and artifact.version not in features.local:
+        raise InputError(
+            "features: they lack the local scores of an artifact with a local branch; give "
+            "the artifacts to encode_set"
+        )
+    return artifact.head.cosines(features.z, local=features.local.get(artifact.version))
 
 
 def _scores(artifact: Artifact, features: Features) -> dict[str, Tensor]:
     """Cosines (N, C) of every rung; the last one is what the tagger uses."""
-    t, z = artifact.tensors, features.z
-    visual = F.normalize(t["visual"].mean(1), dim=-1)
+    z, head = features.z, artifact.head
+    visual = F.normalize(head.adapter.visual.mean(1), dim=-1)
     steps = {
-        "zero-shot CLIP": z @ t["original"].T,
+        "zero-shot CLIP": z @ head.adapter.original.T,
         "pseudo visual prompts": z @ visual.T,
-        "text prompts": z @ t["text_only"].T,
-        "text prompts + transfer": z @ t["text"].T,
-        "+ dual adapter": artifact.adapter()(z),
+        "text prompts": z @ artifact.training.text_only.T,
+        "text prompts + transfer": z @ head.adapter.text.T,
+        "+ dual adapter": head.global_cosines(z),
     }
     if artifact.has_local:
-        if artifact.version not in features.local:
-            raise InputError(
-                "features: they lack the local scores of an artifact with a local branch; give "
-                "the artifacts to encode_set"
-            )
-        near = features.local[artifact.version]
-        steps["+ local"] = merge(steps["+ dual adapter"], near, t["local_weight"])
+        steps["+ local"] = final_scores(artifact, features)
     return steps

@@ -12,6 +12,8 @@ from pvp_fast.errors import InputError
 
 # alpha and beta live as logits; exactly 0 or 1 would have no gradient and no finite logit.
 _EDGE = 1e-3
+# Everything of the dual adapter that has one row a category.
+_BY_CATEGORY = ("original", "text", "visual", "alpha_logit", "beta_logit")
 
 
 class ResidualAdapter(nn.Module):
@@ -30,6 +32,10 @@ class ResidualAdapter(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, D) -> (N, D), not normalised."""
         return x + self.residual * F.linear(F.relu(F.linear(x, self.down)), self.up)
+
+    def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, D) unit rows -> (N, 2D): x and its adapted, normalised self side by side."""
+        return torch.cat([x, F.normalize(self(x), dim=-1)], dim=1)
 
 
 class DualAdapter(nn.Module):
@@ -109,12 +115,12 @@ class DualAdapter(nn.Module):
 
     @property
     def alpha(self) -> torch.Tensor:
-        """(C,) share of the new banks."""
+        """(C,) weight of the new banks in the mixture with the original one."""
         return self.alpha_logit.sigmoid()
 
     @property
     def beta(self) -> torch.Tensor:
-        """(C,) share of the visual bank among the new ones."""
+        """(C,) weight of the visual bank in the mixture of the new ones."""
         return self.beta_logit.sigmoid()
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
@@ -122,11 +128,11 @@ class DualAdapter(nn.Module):
         width = self.original.shape[1]
         if x.ndim != 2 or x.shape[1] != width:
             raise InputError(f"x has shape {tuple(x.shape)}; give (B, {width})")
-        return torch.cat([x, F.normalize(self.query_adapter(x), dim=-1)], dim=1)
+        return self.query_adapter.queries(x)
 
     def class_vectors(self) -> torch.Tensor:
         """(C, 2D): the banks under the mixture, in the layout of ``queries``."""
-        return self._mixed(*self._rows())
+        return self._mixed(*(getattr(self, name) for name in _BY_CATEGORY))
 
     @torch.no_grad()
     def stable_class_vectors(self, tile: int = 128) -> torch.Tensor:
@@ -138,15 +144,11 @@ class DualAdapter(nn.Module):
         count = len(self.original)
         parts = []
         for start in range(0, count, tile):
-            rows = [bank.detach()[start : start + tile] for bank in self._rows()]
+            rows = [getattr(self, name).detach()[start : start + tile] for name in _BY_CATEGORY]
             fill = tile - len(rows[0])
             padded = [torch.cat([r, r.new_zeros(fill, *r.shape[1:])]) for r in rows]
             parts.append(self._mixed(*padded))
         return torch.cat(parts)[:count]
-
-    def _rows(self) -> tuple[torch.Tensor, ...]:
-        """Everything that has one row a category."""
-        return self.original, self.text, self.visual, self.alpha_logit, self.beta_logit
 
     def _mixed(
         self,
@@ -188,19 +190,26 @@ class DualAdapter(nn.Module):
                 f"the present categories have {self.visual.shape[1]}"
             )
         state = {name: value.detach().clone() for name, value in self.state_dict().items()}
-        for name in ("original", "text", "visual", "alpha_logit", "beta_logit"):
+        for name in _BY_CATEGORY:
             addition = getattr(fresh, name).detach().to(state[name])
             state[name] = torch.cat([state[name], addition])
         return self.from_state(state["original"], state["text"], state["visual"], state)
 
+    def take(self, rows: torch.Tensor) -> DualAdapter:
+        """A new adapter over some of the categories, in that order."""
+        state = {name: value.detach().clone() for name, value in self.state_dict().items()}
+        for name in _BY_CATEGORY:
+            state[name] = state[name][rows]
+        return self.from_state(state["original"], state["text"], state["visual"], state)
+
 
 def _logits(name: str, value: float | torch.Tensor, count: int) -> torch.Tensor:
-    share = torch.as_tensor(value, dtype=torch.float64).detach()
-    if share.ndim and tuple(share.shape) != (count,):
-        raise InputError(f"{name} has shape {tuple(share.shape)}; give a number or ({count},)")
-    if not bool(((share >= 0) & (share <= 1)).all()):
-        raise InputError(f"{name}={value}: a share lies between 0 and 1")
-    return torch.logit(share.clamp(_EDGE, 1 - _EDGE)).expand(count).clone()
+    weight = torch.as_tensor(value, dtype=torch.float64).detach()
+    if weight.ndim and tuple(weight.shape) != (count,):
+        raise InputError(f"{name} has shape {tuple(weight.shape)}; give a number or ({count},)")
+    if not bool(((weight >= 0) & (weight <= 1)).all()):
+        raise InputError(f"{name}={value}: the weight of a mixture lies between 0 and 1")
+    return torch.logit(weight.clamp(_EDGE, 1 - _EDGE)).expand(count).clone()
 
 
 def _check_banks(original: torch.Tensor, text: torch.Tensor, visual: torch.Tensor) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, merge, probability
-from pvp_fast.errors import ArtifactError, InputError
+from pvp_fast.artifact import Artifact
+from pvp_fast.errors import InputError
 from pvp_fast.modules.prompts import prompt_ensemble
-from pvp_fast.tagging.tagger import Tagger
+from pvp_fast.tagging.tagger import Tagger, require_region_features
 from pvp_fast.training.thresholds import Target, fit_platt, thresholds_for
 from pvp_fast.vocabulary.categories import Category
 from pvp_fast.vocabulary.matching import noun_lemma, tokenize
@@ -91,8 +91,8 @@ def discover(
        deviation, since some names lie nearer to all images than others. That supposes that a name
        is missing from most images: one that is in half of them or more is not found.
     2. What such a score is worth is calibrated on the artifact's own categories, whose presence
-       its tags tell: one logistic curve for all, and the lowest threshold at which the expected
-       precision of what is kept reaches ``precision``.
+       its tags, at its own thresholds, tell: one logistic curve for all, and the lowest threshold
+       at which the expected precision of what is kept reaches ``precision``.
     3. An image counts for a name when it passes the threshold and the name scores higher than its
        nearest category, so that "wolf" does not live on images of dogs. Nearest is the category
        of the highest correlation over the images.
@@ -136,7 +136,7 @@ def discover(
     # images' covariance; no score is needed for it.
     centred = z - z.mean(0)
     metric = centred.T @ centred / count
-    bank = artifact.tensors["original"].float()
+    bank = artifact.head.adapter.original.float()
     own = _Scores(z, bank)
     platt, threshold, wrong = _calibrate(own, tagged, precision)
     everything = prompt_ensemble(backbone, wanted).float().cpu()
@@ -208,12 +208,8 @@ def _lemmas(name: str) -> tuple[str, ...]:
 
 
 def _read(artifact: Artifact, store: EmbeddingStore) -> tuple[list[str], Tensor, Tensor]:
-    """Keys, features (N, D) and which categories the artifact finds, (N, C) bool."""
-    if artifact.has_local and not store.has_regions:
-        raise ArtifactError(
-            f"{store.folder} has no region features, which this artifact's local branch needs; "
-            "embed with --regions"
-        )
+    """Keys, features (N, D) and which categories the tagger gives, (N, C) bool."""
+    require_region_features(store, artifact)
     if len(store) < FEWEST:
         raise InputError(
             f"store: {store.folder} has {len(store)} images; give at least {FEWEST}, they are "
@@ -221,16 +217,10 @@ def _read(artifact: Artifact, store: EmbeddingStore) -> tuple[list[str], Tensor,
         )
     keys: list[str] = []
     features, tagged = [], []
-    adapter = artifact.adapter()
-    with torch.no_grad():
-        for batch in store.batches():
-            keys += batch.keys
-            scores = adapter(batch.z)
-            if batch.regions is not None and artifact.has_local:
-                near = artifact.local_scores(batch.regions)
-                scores = merge(scores, near, artifact.tensors["local_weight"])
-            tagged.append(probability(scores, artifact.tensors["platt"]) >= 0.5)
-            features.append(batch.z)
+    for batch in store.batches():
+        keys += batch.keys
+        tagged.append(artifact.head.accepted(artifact.head.cosines(batch.z, batch.regions)))
+        features.append(batch.z)
     return keys, torch.cat(features), torch.cat(tagged)
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.modules.adapters import ResidualAdapter
 from pvp_fast.tagging.tagger import Tagger
 
 METADATA = "pvp_fast"
@@ -38,9 +39,9 @@ class TaggerModule(nn.Module):
     """
 
     visual: nn.Module
-    query_adapter: nn.Module
+    query_adapter: ResidualAdapter
     vectors: Tensor
-    bias: Tensor
+    intercept: Tensor
 
     def __init__(self, tagger: Tagger) -> None:
         super().__init__()
@@ -51,11 +52,11 @@ class TaggerModule(nn.Module):
             )
         tower: Any = backbone.model.visual
         self.visual = copy.deepcopy(tower).float().cpu().requires_grad_(False)
-        adapter = artifact.adapter().float().requires_grad_(False)
-        self.query_adapter = adapter.query_adapter
-        platt = artifact.tensors["platt"].float()
-        self.register_buffer("vectors", adapter.stable_class_vectors() * platt[:, :1])
-        self.register_buffer("bias", platt[:, 1].clone())
+        head = artifact.head.to("cpu")
+        self.query_adapter = head.adapter.query_adapter.requires_grad_(False)
+        vectors, intercept, _ = head.linear()
+        self.register_buffer("vectors", vectors)
+        self.register_buffer("intercept", intercept)
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -63,9 +64,8 @@ class TaggerModule(nn.Module):
         features = self.visual(pixels)
         if isinstance(features, tuple):  # CoCa: pooled features and tokens
             features = features[0]
-        z = F.normalize(features, dim=-1)
-        queries = torch.cat([z, F.normalize(self.query_adapter(z), dim=-1)], dim=1)
-        return torch.sigmoid(queries @ self.vectors.T + self.bias)
+        queries = self.query_adapter.queries(F.normalize(features, dim=-1))
+        return torch.sigmoid(queries @ self.vectors.T + self.intercept)
 
 
 def metadata(tagger: Tagger) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def metadata(tagger: Tagger) -> dict[str, Any]:
         "version": 1,
         "artifact": tagger.artifact.version,
         "labels": list(tagger.artifact.vocabulary.names),
-        "thresholds": tagger.artifact.tensors["thresholds"].tolist(),
+        "thresholds": tagger.artifact.head.thresholds.tolist(),
         "preprocess": asdict(tagger.backbone.preprocess),
         "input": "pixels: (B, 3, size, size) float32, RGB in [0, 1], minus mean, over std",
         "output": "probabilities: (B, labels) float32",

@@ -74,20 +74,11 @@ class Tagger:
             require_regions(backbone.model, "the artifact has a local branch")
         self.artifact, self.backbone = artifact, backbone
         self.pictures = pictures_of(artifact.config)
-        self._adapter = artifact.adapter().to(backbone.device)
-        platt = artifact.tensors["platt"]
-        # The calibration is linear in the mixed cosine, so it folds into the class vectors: the
-        # index ranks the logits of the probabilities.
-        with torch.no_grad():
-            vectors = self._adapter.stable_class_vectors().cpu() * platt[:, :1]
-        self._local_share: Tensor | None = None
-        if artifact.has_local:
-            weight = artifact.tensors["local_weight"]
-            vectors = vectors * (1 - weight)[:, None]
-            self._local_share = platt[:, 0] * weight
-        self._index = TagIndex(vectors, normalize=False)
-        self._bias = platt[:, 1].contiguous()
-        self._thresholds = artifact.tensors["thresholds"]
+        self._head = artifact.head.to(backbone.device)
+        vectors, intercept, gain = self._head.linear()
+        self._index = TagIndex(vectors.cpu(), normalize=False)
+        self._intercept = intercept.cpu()
+        self._gain = None if gain is None else gain.cpu()
 
     @classmethod
     def load(
@@ -173,8 +164,8 @@ class Tagger:
         Raises:
             ImageError: an image that cannot be read.
         """
-        found = self.tag([images] if _is_single(images) else images, errors="raise", **options)
-        lists = [[{"label": t.name, "score": t.score} for t in result.tags] for result in found]
+        results = self.tag([images] if _is_single(images) else images, errors="raise", **options)
+        lists = [[{"label": t.name, "score": t.score} for t in r.tags] for r in results]
         return lists[0] if _is_single(images) else lists
 
     def _stream(
@@ -201,8 +192,8 @@ class Tagger:
         with stream:
             for batch in stream:
                 tags = self._tag_pixels(batch.pixels, top_k, threshold)
-                found = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
-                yield from _in_order(dict(found), stream.failures[reported:], strict)
+                results = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
+                yield from _in_order(dict(results), stream.failures[reported:], strict)
                 reported = stream.failed
             yield from _in_order({}, stream.failures[reported:], strict)
 
@@ -221,19 +212,15 @@ class Tagger:
                 that an artifact with a local branch needs.
         """
         store.check_backbone(self.backbone.fingerprint)
-        if self._local_share is not None and not store.has_regions:
-            raise ArtifactError(
-                f"{store.folder} has no region features, which this artifact's local branch "
-                "needs; embed with --regions"
-            )
+        require_region_features(store, self.artifact)
         failures = deque(store.failures)
         for batch in store.batches(batch_size):
             tags = self.tag_features(batch.z, batch.regions, top_k=top_k, threshold=threshold)
-            found = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
+            results = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
             bad: list[Failure] = []
             while failures and failures[0].index < batch.indices[-1]:
                 bad.append(failures.popleft())
-            yield from _in_order(dict(found), bad, strict=False)
+            yield from _in_order(dict(results), bad, strict=False)
         yield from _in_order({}, failures, strict=False)
 
     def _tag_pixels(
@@ -250,7 +237,7 @@ class Tagger:
             Image features (B, D), and region features (B, L, D) where there is a local branch.
         """
         z = self.backbone.encode_image(pixels)
-        return z, None if self._local_share is None else self.backbone.encode_regions(pixels)
+        return z, self.backbone.encode_regions(pixels) if self.artifact.has_local else None
 
     @torch.no_grad()
     def tag_features(
@@ -271,14 +258,13 @@ class Tagger:
             InputError: no regions though there is a local branch, or of another batch.
         """
         names = self.artifact.vocabulary.names
-        least = self._thresholds if threshold is None else torch.tensor(float(threshold))
-        cut = torch.logit(least.double()).float().expand(len(names)).contiguous()
-        queries = self._adapter.queries(z.to(self.backbone.device)).float().cpu()
-        if self._local_share is None:
-            best = self._index.topk(queries, top_k or len(names), cut, self._bias)
+        cut = self._head.cuts(threshold).cpu()
+        queries = self._head.queries(z).cpu()
+        if self._gain is None:
+            best = self._index.topk(queries, top_k or len(names), cut, self._intercept)
             scores, indices, counts = best.scores, best.indices, best.counts
         else:
-            logits = self._merged(queries, regions, self._local_share)
+            logits = self._with_local(queries, regions, self._gain)
             logits = logits.masked_fill(logits < cut, -torch.inf)
             # Stable: of equal scores the lower index comes first, as in the index.
             order = logits.sort(stable=True, dim=1, descending=True)
@@ -286,7 +272,7 @@ class Tagger:
             counts = (scores > -torch.inf).sum(1)
         return [
             tuple(
-                Tag(names[c], _chance(s), c)
+                Tag(names[c], _probability(s), c)
                 for s, c in zip(score[:count], index[:count], strict=True)
             )
             for score, index, count in zip(
@@ -294,20 +280,14 @@ class Tagger:
             )
         ]
 
-    def _merged(self, queries: Tensor, regions: Tensor | None, share: Tensor) -> Tensor:
+    def _with_local(self, queries: Tensor, regions: Tensor | None, gain: Tensor) -> Tensor:
         """Logits (B, C) of both branches. A category's bits do not depend on the others'."""
-        if regions is None or regions.ndim != 3 or len(regions) != len(queries):
-            found = None if regions is None else tuple(regions.shape)
-            raise InputError(
-                f"regions: {found} for {len(queries)} images; this artifact has a local branch, "
-                "give backbone.encode_regions(pixels) of the same images"
-            )
+        near = self._head.check_regions(regions, len(queries))
         count = len(self.artifact.vocabulary)
         everything = torch.full((count,), -torch.inf)
-        best = self._index.topk(queries, count, everything, self._bias)
+        best = self._index.topk(queries, count, everything, self._intercept)
         overall = torch.empty_like(best.scores).scatter_(1, best.indices, best.scores)
-        local = self.artifact.local_scores(regions.to(self.backbone.device)).float().cpu()
-        return overall + local * share
+        return overall + self._head.local_cosines(near).cpu() * gain
 
     def add_category(
         self,
@@ -349,7 +329,16 @@ def _in_order(
     yield from (tagged[index] for index in sorted(tagged))
 
 
-def _chance(logit: float) -> float:
+def require_region_features(store: EmbeddingStore, artifact: Artifact) -> None:
+    """Raise ArtifactError if the artifact has a local branch and the embeddings no regions."""
+    if artifact.has_local and not store.has_regions:
+        raise ArtifactError(
+            f"{store.folder} has no region features, which this artifact's local branch needs; "
+            "embed with --regions"
+        )
+
+
+def _probability(logit: float) -> float:
     # Not torch.sigmoid: it rounds the ends of a tensor differently from its middle, and a tag's
     # score must not depend on how many categories there are.
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0

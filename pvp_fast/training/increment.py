@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.artifact import ADAPTER, Artifact, local_scores, merge
+from pvp_fast.artifact import Artifact, TrainingState
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts, prompt_ensemble
+from pvp_fast.modules.scoring import Head, LocalBranch, local_scores
 from pvp_fast.sentences import build_corpus, grammar_sentences
 from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
 from pvp_fast.vocabulary.categories import Category, Vocabulary
@@ -51,7 +53,8 @@ def add_category(
         steps: optimiser steps. seed: of every random choice.
 
     Raises:
-        ArtifactError: another backbone. InputError: the name is there already.
+        ArtifactError: another backbone, or an artifact without its training state.
+        InputError: the name is there already.
     """
     artifact.check_backbone(backbone.fingerprint)
     vocabulary = artifact.vocabulary.extended(Category(name, tuple(synonyms)))
@@ -67,15 +70,16 @@ def add_category(
     x = backbone.encode_text(corpus.sentences)
     labels = labels.to(x.device)
 
-    tensors = artifact.tensors
+    head, old = artifact.head, artifact.training
+    banks = head.adapter
     images = PseudoVisualPrompts(
-        1, backbone.image_size, per_category=tensors["visual"].shape[1], seed=seed + new
+        1, backbone.image_size, per_category=banks.visual.shape[1], seed=seed + new
     ).to(x.device)
-    prompts = _prompts(backbone, name, tensors["ctx"])
+    prompts = _prompts(backbone, name, old.ctx)
     specific = prompts.class_specific
 
-    visual_bank = F.normalize(tensors["visual"].mean(1), dim=-1).to(x.device)
-    text_bank = tensors["text"].to(x.device)
+    visual_bank = F.normalize(banks.visual.mean(1), dim=-1).to(x.device)
+    text_bank = banks.text.to(x.device)
     groups = [{"params": [images.pixels], "lr": LR_PIXELS}]
     if specific:
         groups.append({"params": [prompts.ctx], "lr": LR_CTX})
@@ -97,35 +101,38 @@ def add_category(
             optimizer.step()
 
     with torch.no_grad():
-        fresh = {
-            "original": prompt_ensemble(backbone, [name]),
-            "text": prompts(backbone),
-            "visual": images(backbone),
-        }
-        adapter = artifact.adapter().extended(
-            *(fresh[k].cpu() for k in ("original", "text", "visual")),
-            alpha=float(artifact.adapter().alpha.mean()),
-            beta=float(artifact.adapter().beta.mean()),
+        vector = prompts(backbone).cpu()
+        adapter = banks.extended(
+            prompt_ensemble(backbone, [name]).cpu(),
+            vector,
+            images(backbone).cpu(),
+            alpha=float(banks.alpha.mean()),
+            beta=float(banks.beta.mean()),
         )
-        score = adapter(x.cpu())[:, new:]
-        if artifact.has_local:
-            added, near = _local(backbone, artifact, name, corpus.sentences, labels, steps, seed)
-            fresh |= added
-            score = merge(score, near.cpu(), added["local_weight"])
-    platt = fit_platt(score, labels[:, new:].cpu())
-    fresh["text_only"] = fresh["text"]
-    fresh["pixels"] = images.pixels.detach()
-    fresh["platt"] = platt
-    fresh["thresholds"] = best_f1_thresholds(score, labels[:, new:].cpu(), platt)
-    if specific:
-        fresh["ctx"] = prompts.ctx.detach()
-    grown = {k: torch.cat([tensors[k], v.detach().cpu()]) for k, v in fresh.items()}
-    state = {k: v for k, v in adapter.state_dict().items() if k not in fresh}
-    grown |= {f"{ADAPTER}{k}": v for k, v in state.items()}
-    # Contexts shared by all categories, and what belongs to none.
-    whole = ("ctx", "local_ctx", "local_temperature")
-    kept = {k: v for k, v in tensors.items() if k in whole and k not in fresh}
-    return dataclasses.replace(artifact, vocabulary=vocabulary, tensors={**kept, **grown})
+    branch, near, local_ctx = head.local, None, old.local_ctx
+    if branch is not None and local_ctx is not None:
+        added = _local(backbone, branch, local_ctx, name, corpus.sentences, labels, steps, seed)
+        branch, near = branch.extended(added.vector, branch.weight.mean()[None]), added.cosines
+        local_ctx = _with(local_ctx, added.ctx)
+    scores = Head.uncalibrated(adapter, branch).take([new]).cosines(x.cpu(), local=near)
+    truth = labels[:, new:].cpu()
+    platt = fit_platt(scores, truth)
+    least = best_f1_thresholds(scores, truth, platt)
+    grown = Head(
+        adapter, torch.cat([head.platt, platt]), torch.cat([head.thresholds, least]), branch
+    )
+    state = TrainingState(
+        text_only=torch.cat([old.text_only, vector]),
+        pixels=torch.cat([old.pixels, images.pixels.detach().cpu()]),
+        ctx=_with(old.ctx, prompts.ctx),
+        local_ctx=local_ctx,
+    )
+    return dataclasses.replace(artifact, vocabulary=vocabulary, head=grown, state=state)
+
+
+def _with(ctx: Tensor, added: Tensor) -> Tensor:
+    """Each category's own contexts with one more; a context that all share stays."""
+    return torch.cat([ctx, added.detach().cpu()]) if ctx.ndim == 3 else ctx
 
 
 def _prompts(backbone: Backbone, name: str, ctx: Tensor) -> TextPrompts:
@@ -142,24 +149,34 @@ def _prompts(backbone: Backbone, name: str, ctx: Tensor) -> TextPrompts:
     return prompts
 
 
+class _Added(NamedTuple):
+    """A new category's part of the local branch, on the CPU.
+
+    ``vector`` (1, D), ``ctx`` its context and ``cosines`` (N, 1) of the sentences.
+    """
+
+    vector: Tensor
+    ctx: Tensor
+    cosines: Tensor
+
+
 def _local(
     backbone: Backbone,
-    artifact: Artifact,
+    branch: LocalBranch,
+    ctx: Tensor,
     name: str,
     sentences: Sequence[str],
     labels: Tensor,
     steps: int,
     seed: int,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """The new category's part of the local branch, and its local cosines (N, 1)."""
-    tensors = artifact.tensors
-    heat = float(tensors["local_temperature"])
+) -> _Added:
+    heat = float(branch.temperature)
     parts = [sentences[i : i + BATCH] for i in range(0, len(sentences), BATCH)]
     encoded = [backbone.encode_text_tokens(part) for part in parts]
     tokens = torch.cat([z.half() for z, _ in encoded])
     mask = torch.cat([real for _, real in encoded])
-    prompts = _prompts(backbone, name, tensors["local_ctx"])
-    bank = tensors["local"].to(tokens.device)
+    prompts = _prompts(backbone, name, ctx)
+    bank = branch.vectors.to(tokens.device)
     if prompts.class_specific:
         optimizer = torch.optim.AdamW([prompts.ctx], lr=LR_CTX, weight_decay=0.0)
         generator = torch.Generator().manual_seed(seed)
@@ -181,10 +198,7 @@ def _local(
             local_scores(z.float(), vector, heat, real)
             for z, real in zip(tokens.split(BATCH), mask.split(BATCH), strict=True)
         ]
-    added = {"local": vector, "local_weight": tensors["local_weight"].mean()[None]}
-    if prompts.class_specific:
-        added["local_ctx"] = prompts.ctx.detach()
-    return added, torch.cat(near)
+    return _Added(vector.cpu(), prompts.ctx.detach(), torch.cat(near).cpu())
 
 
 def _ranking(x: Tensor, w: Tensor, y: Tensor) -> Tensor:

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pvp_fast.artifact import local_scores, merge
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import TextPrompts
+from pvp_fast.modules.scoring import local_scores, mixture
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import TokenSentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig
@@ -120,6 +120,6 @@ def choose_weight(overall: Tensor, local: Tensor, labels: Tensor) -> float:
 
     def score(share: float) -> float:
         weight = torch.full((count,), share, device=local.device)
-        return mean_average_precision(merge(overall, local, weight), labels)
+        return mean_average_precision(mixture(overall, local, weight), labels)
 
     return max(GRID, key=lambda share: (score(share), -share))

@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.artifact import ADAPTER, Artifact, merge
+from pvp_fast.artifact import Artifact, TrainingState
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import prompt_ensemble
+from pvp_fast.modules.scoring import Head, LocalBranch
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.distributed import Ranks
@@ -191,9 +192,9 @@ def train(
     )
 
     x, y = clean.all()
-    with torch.no_grad():
-        scores = adapter.module(x)
-    extra: dict[str, Tensor] = {}
+    head = Head.uncalibrated(adapter.module)
+    near: Tensor | None = None
+    local_ctx: Tensor | None = None
     if config.local:
         with ranks.in_turn():
             tokens, token_judge = _token_sentences(cache, backbone, config.gap, seen, unseen)
@@ -202,29 +203,15 @@ def train(
             local, config.local_prompts.loop, folder / "local", progress=progress
         )
         near, weight = local.held_out_scores(), config.local_prompts.weight
-        share = choose_weight(scores, near, y) if weight is None else weight
-        extra = {
-            "local": local.vectors(),
-            "local_ctx": local.module.ctx.detach(),
-            "local_weight": torch.full((len(names),), share, device=scores.device),
-            "local_temperature": torch.tensor([config.local_prompts.temperature]),
-        }
-        scores = merge(scores, near, extra["local_weight"])
+        if weight is None:
+            weight = choose_weight(head.global_cosines(x), near, y)
+        heat = torch.tensor([config.local_prompts.temperature])
+        branch = LocalBranch(local.vectors(), torch.full((len(names),), weight), heat)
+        head = Head.uncalibrated(adapter.module, branch)
+        local_ctx = local.module.ctx.detach().cpu()
+    scores = head.cosines(x, local=near)
     platt = fit_platt(scores, y)
-    tensors: dict[str, Tensor] = {
-        "original": original,
-        "text_only": plain.vectors(),
-        "text": text.vectors(),
-        "visual": vectors,
-        "pixels": images.pixels.detach(),
-        "ctx": text.module.prompts.ctx.detach(),
-        "platt": platt,
-        "thresholds": best_f1_thresholds(scores, y, platt),
-        **extra,
-    }
-    banks = ("original", "text", "visual")
-    state = adapter.module.state_dict()
-    tensors |= {f"{ADAPTER}{k}": v for k, v in state.items() if k not in banks}
+    head = head.calibrated(platt, best_f1_thresholds(scores, y, platt))
     artifact = Artifact(
         vocabulary=corpus.vocabulary,
         backbone={
@@ -234,7 +221,13 @@ def train(
             "embed_dim": backbone.embed_dim,
             "settings": backbone.settings.to_dict(),
         },
-        tensors={name: value.detach().cpu() for name, value in tensors.items()},
+        head=head.to("cpu"),
+        state=TrainingState(
+            text_only=plain.vectors().cpu(),
+            pixels=images.pixels.detach().cpu(),
+            ctx=text.module.prompts.ctx.detach().cpu(),
+            local_ctx=local_ctx,
+        ),
         config=config.to_dict(),
         metrics={
             "held_out_map": metrics,

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.artifact import probability
 from pvp_fast.errors import InputError
+from pvp_fast.modules.scoring import probability
 
 # Pulls each category's intercept towards the common one: a few sentences decide little alone.
 RIDGE = 1e-2

@@ -347,8 +347,8 @@ def test_a_category_learns_from_what_a_language_model_wrote(
     assert run([*line[:3], "--out", str(plain)]) == 0
     old, new, bare = (Artifact.load(p) for p in (artifact, tmp_path / "new", plain))
     assert new.vocabulary.names == (*old.vocabulary.names, "drone")
-    assert (new.tensors["text"][:-1] == old.tensors["text"]).all()
-    assert not (new.tensors["visual"][-1] == bare.tensors["visual"][-1]).all()
+    assert (new.head.adapter.text[:-1] == old.head.adapter.text).all()
+    assert not (new.head.adapter.visual[-1] == bare.head.adapter.visual[-1]).all()
 
 
 def test_a_language_model_that_is_not_there_is_one_sentence(tmp_path, capsys):

@@ -11,10 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.artifacts import every_tensor
 from support.training import small
 from torch import Tensor
 
-from pvp_fast.artifact import Artifact, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
@@ -32,6 +33,7 @@ from pvp_fast.metrics import (
     expected_calibration_error,
     reliability,
 )
+from pvp_fast.modules.scoring import probability
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences
 from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import train
@@ -184,17 +186,18 @@ def trained(
 def test_only_platt_and_thresholds_change(
     trained: Artifact, backbone: Backbone, corpus: Corpus, tmp_path: Path
 ) -> None:
-    before = {name: value.clone() for name, value in trained.tensors.items()}
+    before = {name: value.clone() for name, value in every_tensor(trained).items()}
     data = score_sentences(backbone, trained, corpus)
     result = calibrate(trained, data, Target("precision", 0.8))
     result.artifact.save(tmp_path)
     loaded = Artifact.load(tmp_path)
-    assert set(loaded.tensors) == set(before)
+    now, after = every_tensor(trained), every_tensor(loaded)
+    assert set(after) == set(before)
     for name, value in before.items():
-        assert torch.equal(trained.tensors[name], value), name
+        assert torch.equal(now[name], value), name
         if name not in ("platt", "thresholds"):
-            assert torch.equal(loaded.tensors[name], value), name
-    assert not torch.equal(loaded.tensors["platt"], before["platt"])
+            assert torch.equal(after[name], value), name
+    assert not torch.equal(after["platt"], before["platt"])
     assert loaded.metrics["calibration"]["target"] == "precision=0.8"
     assert loaded.version != trained.version
     Tagger(loaded, backbone)
@@ -211,7 +214,7 @@ def test_what_training_held_out_is_found_again(
     if len(part) >= 10:  # training calibrated the same scores for the best F1
         result = calibrate(trained, score_sentences(backbone, trained, part), Target("f1"))
         torch.testing.assert_close(
-            result.artifact.tensors["platt"], trained.tensors["platt"], atol=0.05, rtol=0.05
+            result.artifact.head.platt, trained.head.platt, atol=0.05, rtol=0.05
         )
 
 
@@ -253,9 +256,7 @@ def test_precision_is_reached_on_held_out_sentences(
     fresh = build_corpus(grammar_sentences(vocabulary, 800, seed=78), vocabulary, templates=False)
     data = score_sentences(Backbone.load("pocket"), artifact, fresh)
     counts = counts_at_threshold(
-        probability(data.scores, artifact.tensors["platt"]),
-        data.labels,
-        artifact.tensors["thresholds"],
+        artifact.head.probabilities(data.scores), data.labels, artifact.head.thresholds
     )
     assert counts.precision == pytest.approx(0.8, abs=0.04)
     assert run([*line[:-1], "--seed", "0", *options]) == 0
@@ -269,10 +270,10 @@ def test_labelled_images_mend_what_sentences_cannot_know(pocket: Path, tmp_path:
     half = Scored(data.scores[::2], data.labels[::2])
     result = calibrate(artifact, half, Target("precision", 0.7), common=True)
     rest, truth = data.scores[1::2], data.labels[1::2]
-    before = expected_calibration_error(probability(rest, artifact.tensors["platt"]), truth)
-    after = expected_calibration_error(probability(rest, result.artifact.tensors["platt"]), truth)
+    before = expected_calibration_error(artifact.head.probabilities(rest), truth)
+    after = expected_calibration_error(result.artifact.head.probabilities(rest), truth)
     assert after < before / 2
-    assert len(set(result.artifact.tensors["thresholds"].tolist())) == 1
+    assert len(set(result.artifact.head.thresholds.tolist())) == 1
 
 
 def test_images_by_the_command_and_its_errors(

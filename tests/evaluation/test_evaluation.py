@@ -128,7 +128,7 @@ def test_missing_data_is_one_clear_error(kind: str, tmp_path: Path) -> None:
 
 def test_ladder_matches_categories_by_name_and_lists_the_rest() -> None:
     artifact = make()
-    z = artifact.tensors["original"]  # every image is a category's own original vector
+    z = artifact.head.adapter.original  # every image is a category's own original vector
     labels = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1]], dtype=torch.int8)
     features = Features(z, labels, ("Hot-Dog", "zeppelin", "dog"), ((Path("x.jpg"), "damaged"),))
     found = ladder([artifact, make(1)], features)
@@ -147,7 +147,7 @@ def test_ladder_matches_categories_by_name_and_lists_the_rest() -> None:
 
 def test_the_mean_says_over_how_many_categories() -> None:
     artifact = make()
-    z = artifact.tensors["original"]
+    z = artifact.head.adapter.original
     labels = torch.tensor([[1, -1, -1], [1, -1, -1], [-1, -1, -1]], dtype=torch.int8)
     found = ladder([artifact], Features(z, labels, artifact.vocabulary.names, ()))
     assert (found.counted, found.categories) == (1, 3)
@@ -162,7 +162,7 @@ def test_the_mean_says_over_how_many_categories() -> None:
 
 def test_a_nan_feature_is_an_error_that_names_image_and_category() -> None:
     artifact = make()
-    z = artifact.tensors["original"].clone()
+    z = artifact.head.adapter.original.clone()
     z[1] = torch.nan
     labels = torch.ones(3, 3, dtype=torch.int8)
     with pytest.raises(InputError, match=r"row 1, category .* is NaN"):

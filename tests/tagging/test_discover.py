@@ -16,7 +16,7 @@ from PIL import Image
 
 from pocket.scenes import SceneRenderer
 from pocket.sprites import load_sprites, read_styles
-from pvp_fast.artifact import ADAPTER, BANKS, Artifact
+from pvp_fast.artifact import Artifact
 from pvp_fast.cli import run
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
@@ -24,6 +24,7 @@ from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.evaluation.calibrate import Scored, calibrate
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.prompts import prompt_ensemble
+from pvp_fast.modules.scoring import Head
 from pvp_fast.tagging.discover import Discovery, discover
 from pvp_fast.tagging.embeddings import EmbeddingStore, embed_images
 from pvp_fast.tagging.tagger import Tagger
@@ -48,18 +49,15 @@ class World(NamedTuple):
 def untrained(backbone: Backbone, vocabulary: Vocabulary, labelled: Scored) -> Artifact:
     """Plain class vectors, calibrated on labelled images: what training would only sharpen."""
     bank = prompt_ensemble(backbone, vocabulary.names)
-    state = DualAdapter(bank, bank, bank[:, None]).state_dict()
-    tensors = {f"{ADAPTER}{k}": v for k, v in state.items() if k not in BANKS}
-    tensors |= {"original": bank, "text_only": bank, "text": bank, "visual": bank[:, None]}
-    tensors |= {"platt": torch.ones(len(bank), 2), "thresholds": torch.full((len(bank),), 0.5)}
+    head = Head.uncalibrated(DualAdapter(bank, bank, bank[:, None]))
     about = {
         "name": "pocket",
         "pretrained": None,
         "fingerprint": backbone.fingerprint,
         "embed_dim": backbone.embed_dim,
     }
-    artifact = Artifact(vocabulary, about, {k: v.clone() for k, v in tensors.items()})
-    scores = Scored(artifact.adapter()(labelled.scores).detach(), labelled.labels)
+    scores = Scored(head.cosines(labelled.scores), labelled.labels)
+    artifact = Artifact(vocabulary, about, head)
     return calibrate(artifact, scores, Target("f1"), common=True).artifact
 
 
@@ -172,6 +170,20 @@ def test_pure_noise_gives_no_proposal(world: World, tagger: Tagger) -> None:
     assert len(found.proposals) <= 1
 
 
+def test_what_an_image_shows_is_what_the_tagger_says(world: World, tagger: Tagger) -> None:
+    """The calibration goes by the artifact's own thresholds, not by a half."""
+    results = list(tagger.tag_embeddings(world.store, top_k=None, threshold=0.0))
+    ranked = sorted((tag.score for result in results for tag in result.tags), reverse=True)
+    least = (ranked[9] + ranked[10]) / 2
+    head = tagger.artifact.head
+    strict = head.calibrated(head.platt, torch.full((len(head),), least))
+    few = Tagger(dataclasses.replace(tagger.artifact, head=strict), world.backbone)
+    assert sum(len(r.tags) for r in few.tag_embeddings(world.store, top_k=None)) == 10
+    assert ranked[10] > 0.5
+    with pytest.raises(InputError, match="tags 10 things"):
+        discover(few, world.store, world.missing)
+
+
 def test_what_cannot_be_judged_is_said(world: World, tagger: Tagger, tmp_path: Path) -> None:
     few = embed_images(world.backbone, sorted(demo_set().glob("*.jpg"))[:5], tmp_path / "few")
     with pytest.raises(InputError, match="at least 30"):
@@ -183,9 +195,10 @@ def test_what_cannot_be_judged_is_said(world: World, tagger: Tagger, tmp_path: P
     with pytest.raises(InputError, match="least_images"):
         discover(tagger, world.store, world.missing, least_images=0)
     artifact = tagger.artifact
-    blind = artifact.tensors["platt"].clone()
+    blind = artifact.head.platt.clone()
     blind[:, 1] -= 100
-    nothing = dataclasses.replace(artifact, tensors={**artifact.tensors, "platt": blind})
+    head = artifact.head.calibrated(blind, artifact.head.thresholds)
+    nothing = dataclasses.replace(artifact, head=head)
     with pytest.raises(InputError, match="tags 0 things"):
         discover(Tagger(nothing, world.backbone), world.store, world.missing)
     other = shutil.copytree(world.store.folder, tmp_path / "other")

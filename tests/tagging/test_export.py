@@ -43,7 +43,7 @@ def right(tagger: Tagger, pixels: torch.Tensor) -> np.ndarray:
 def check_metadata(text: str, tagger: Tagger) -> None:
     found = json.loads(text)
     assert found["labels"] == list(NAMES)
-    assert found["thresholds"] == tagger.artifact.tensors["thresholds"].tolist()
+    assert found["thresholds"] == tagger.artifact.head.thresholds.tolist()
     assert found["preprocess"]["size"] == tagger.backbone.preprocess.size
 
 
@@ -51,9 +51,9 @@ def test_the_module_tags_as_the_tagger(tagger: Tagger, pixels: torch.Tensor, rig
     module = TaggerModule(tagger)
     np.testing.assert_allclose(module(pixels).numpy(), right, atol=2e-5)
     assert not any(p.requires_grad for p in module.parameters())
-    before = tagger.artifact.tensors["platt"].clone()
-    module.bias.zero_()
-    assert torch.equal(tagger.artifact.tensors["platt"], before)
+    before = tagger.artifact.head.platt.clone()
+    module.intercept.zero_()
+    assert torch.equal(tagger.artifact.head.platt, before)
 
 
 def test_torch_export(

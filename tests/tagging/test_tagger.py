@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from pathlib import Path
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support.artifacts import NAMES
+from support.artifacts import NAMES, every_tensor
 
-from pvp_fast.artifact import Artifact, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.demo import demo_set
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import ImageStream
 from pvp_fast.tagging.tagger import Tagger, TagResult
+from pvp_fast.topk import TagIndex
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +35,7 @@ def test_scores_are_the_calibrated_probabilities(tagger: Tagger, images: list[Pa
     for pixels, tolerance in ((batch.pixels, 1e-5), (plain, 1e-3)):
         with torch.no_grad():
             z = backbone.encode_image(pixels)
-            expected = probability(artifact.adapter()(z), artifact.tensors["platt"])
+            expected = artifact.head.probabilities(artifact.head.cosines(z))
         for result, row in zip(results, expected, strict=True):
             assert [t.index for t in result.tags] == row.argsort(descending=True).tolist()
             for tag in result.tags:
@@ -41,8 +43,35 @@ def test_scores_are_the_calibrated_probabilities(tagger: Tagger, images: list[Pa
                 assert tag.score == pytest.approx(row[tag.index].item(), abs=tolerance)
 
 
+def test_tags_are_the_heads_answer(tagger: Tagger) -> None:
+    """Bit for bit what an index over its linear form gives, and its own answer to rounding."""
+    generator = torch.Generator().manual_seed(3)
+    z = torch.nn.functional.normalize(torch.randn(300, 256, generator=generator), dim=-1)
+    head, count = tagger.artifact.head, len(NAMES)
+    vectors, intercept, _ = head.linear()
+    index = TagIndex(vectors, normalize=False)
+    cosines = head.cosines(z)
+    p = head.probabilities(cosines)
+    for threshold in (None, 0.0, float(p.median())):
+        cuts = head.cuts(threshold)
+        best = index.topk(head.queries(z), count, cuts, intercept)
+        rows = tagger.tag_features(z, top_k=None, threshold=threshold)
+        for row, scores, indices, kept in zip(rows, *best, strict=True):
+            logits = scores[:kept].tolist()
+            assert [tag.index for tag in row] == indices[:kept].tolist()
+            assert [tag.score for tag in row] == [1 / (1 + math.exp(-s)) for s in logits]
+        given = torch.zeros(len(z), count, dtype=torch.bool)
+        for number, row in enumerate(rows):
+            for tag in row:
+                given[number, tag.index] = True
+                assert tag.score == pytest.approx(float(p[number, tag.index]), abs=2e-6)
+        sure = (torch.logit(p) - cuts).abs() > 1e-4
+        assert sure.float().mean() > 0.98
+        assert torch.equal(given[sure], head.accepted(cosines, threshold)[sure])
+
+
 def test_default_thresholds_are_the_artifacts(tagger: Tagger, images: list[Path]) -> None:
-    least = tagger.artifact.tensors["thresholds"]
+    least = tagger.artifact.head.thresholds
     everything = tagger.tag(images, top_k=None, threshold=0.0)
     for result, full in zip(tagger.tag(images, top_k=None), everything, strict=True):
         kept = [t.name for t in full.tags if t.score >= least[t.index] + 1e-5]
@@ -100,7 +129,7 @@ def test_threads_share_a_tagger(tagger: Tagger, images: list[Path]) -> None:
 def test_an_added_category_changes_nothing_else(tagger: Tagger, images: list[Path]) -> None:
     grown = tagger.add_category("castle", ["fortress"], ["An old castle on a hill."], steps=2)
     assert grown.artifact.vocabulary.names == (*NAMES, "castle")
-    before, after = tagger.artifact.tensors, grown.artifact.tensors
+    before, after = every_tensor(tagger.artifact), every_tensor(grown.artifact)
     for name, value in before.items():
         same = after[name][: len(value)] if after[name].shape != value.shape else after[name]
         assert torch.equal(same, value), name
@@ -124,7 +153,7 @@ def test_a_score_does_not_depend_on_the_number_of_categories(tagger: Tagger) -> 
 def test_a_wrong_backbone_or_argument_is_refused(tagger: Tagger, images: list[Path]) -> None:
     artifact = tagger.artifact
     other = Artifact(
-        artifact.vocabulary, {**artifact.backbone, "fingerprint": "0" * 64}, artifact.tensors
+        artifact.vocabulary, {**artifact.backbone, "fingerprint": "0" * 64}, artifact.head
     )
     with pytest.raises(ArtifactError, match="pocket"):
         Tagger(other, tagger.backbone)

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from support.artifacts import every_tensor
 from support.training import TEXT, VIT, Toy, config, rows
 from torch import Tensor
 
@@ -177,11 +178,12 @@ def test_two_processes_learn_what_one_learns(
 ) -> None:
     tolerance = 0.01 if case == "adamw" else 3e-4  # of moves of 0.1 and more
     alone, shared = single.get(case, single["ranking"]), Artifact.load(folder / case / "artifact")
-    assert set(shared.tensors) == set(alone.tensors)
-    for name, value in alone.tensors.items():
+    learned, expected = every_tensor(shared), every_tensor(alone)
+    assert set(learned) == set(expected)
+    for name, value in expected.items():
         if name not in ("platt", "thresholds"):  # fitted to the rest, which is compared
             torch.testing.assert_close(
-                shared.tensors[name],
+                learned[name],
                 value,
                 rtol=0,
                 atol=tolerance,

@@ -12,15 +12,16 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from support.artifacts import make
+from support.artifacts import every_tensor, make
 from support.training import TEXT, VIT, settings
 from torch import Tensor
 
-from pvp_fast.artifact import LOCAL_TILE, Artifact, local_scores, merge, probability
+from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone, Preprocess
-from pvp_fast.errors import ArtifactError, BackboneError, InputError
+from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.evaluation import EvalSet, Features, encode_set, ladder
 from pvp_fast.loaders import ImageStream
+from pvp_fast.modules.scoring import LOCAL_TILE, local_scores
 from pvp_fast.sentences import Corpus
 from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import LocalPromptConfig, LoopConfig, TrainConfig, add_category, train
@@ -138,14 +139,14 @@ def test_the_artifact_holds_the_branch_and_round_trips(
 ) -> None:
     artifact, folder = trained
     assert artifact.has_local
-    assert artifact.tensors["local"].shape == (4, 16)
+    assert artifact.head.local.vectors.shape == (4, 16)
     assert artifact.metrics["held_out_map"]["local"] > 0
     assert (folder / "local" / "log.csv").is_file()
     artifact.save(tmp_path)
     loaded = Artifact.load(tmp_path)
     assert loaded.version == artifact.version
     z = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(loaded.local_scores(z), artifact.local_scores(z))
+    assert torch.equal(loaded.head.local_cosines(z), artifact.head.local_cosines(z))
     assert TrainConfig.from_dict(loaded.config) == settings(weight=0.4)
 
 
@@ -153,32 +154,8 @@ def test_artifacts_without_it_still_load_and_say_so(tmp_path: Path) -> None:
     make().save(tmp_path)
     old = Artifact.load(tmp_path)
     assert not old.has_local
-    with pytest.raises(ArtifactError, match="no local branch"):
-        old.local_scores(torch.ones(1, 2, 8))
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("local", torch.ones(2, 8), "shape"),
-        ("local_weight", torch.full((3,), 1.5), "outside 0 to 1"),
-        ("local_weight", None, "lacks 'local_weight'"),
-        ("local_temperature", torch.tensor([torch.nan]), "above 0"),
-    ],
-)
-def test_a_damaged_branch_is_refused(name: str, value: Tensor | None, message: str) -> None:
-    base = make()
-    branch = {
-        "local": base.tensors["text"],
-        "local_ctx": torch.ones(2, 4),
-        "local_weight": torch.full((3,), 0.5),
-        "local_temperature": torch.tensor([50.0]),
-    }
-    good = {**base.tensors, **branch}
-    assert Artifact(base.vocabulary, base.backbone, good).has_local
-    bad = {k: v for k, v in {**good, name: value}.items() if v is not None}
-    with pytest.raises(ArtifactError, match=message):
-        Artifact(base.vocabulary, base.backbone, bad)
+    with pytest.raises(InputError, match="no local branch"):
+        old.head.local_cosines(torch.ones(1, 2, 8))
 
 
 def test_the_ladder_ends_with_what_the_tagger_does(
@@ -197,10 +174,9 @@ def test_the_ladder_ends_with_what_the_tagger_does(
         (batch,) = stream
         pixels = batch.pixels
         regions, z = backbone.encode_regions(pixels), backbone.encode_image(pixels)
-        near = artifact.local_scores(regions)
+        near = artifact.head.local_cosines(regions)
         torch.testing.assert_close(features.local[artifact.version], near)
-        merged = merge(artifact.adapter()(z), near, artifact.tensors["local_weight"])
-        expected = probability(merged, artifact.tensors["platt"])
+        expected = artifact.head.probabilities(artifact.head.cosines(z, regions))
     tagger = Tagger(artifact, backbone)
     everything = tagger.tag(images, top_k=None, threshold=0.0)
     for result_, row in zip(everything, expected, strict=True):
@@ -232,13 +208,14 @@ def test_an_added_category_keeps_every_other_bit(
     config = settings(weight=0.4, class_specific=specific)
     artifact = train(backbone, corpus, tmp_path, config, progress=False)
     grown = add_category(backbone, artifact, "castle", ["fortress"], steps=2)
-    assert set(grown.tensors) == set(artifact.tensors)
-    for name, old in artifact.tensors.items():
-        new = grown.tensors[name]
+    changed, kept = every_tensor(grown), every_tensor(artifact)
+    assert set(changed) == set(kept)
+    for name, old in kept.items():
+        new = changed[name]
         assert torch.equal(new if new.shape == old.shape else new[: len(old)], old), name
-    assert grown.tensors["local"].shape == (5, 16)
-    assert grown.tensors["local_weight"][4] == pytest.approx(0.4)
-    learned = float(grown.tensors["local"][4].norm())
+    assert grown.head.local.vectors.shape == (5, 16)
+    assert grown.head.local.weight[4] == pytest.approx(0.4)
+    learned = float(grown.head.local.vectors[4].norm())
     assert learned == pytest.approx(1.0, abs=1e-4)
     few = Tagger(artifact, backbone).tag(images, top_k=None, threshold=0.0)
     more = Tagger(grown, backbone).tag(images, top_k=None, threshold=0.0)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.artifacts import every_tensor
 from support.training import settings, small
 from torch import Tensor
 
@@ -66,9 +67,10 @@ def test_a_run_cut_in_a_stage_and_resumed_gives_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             train(backbone, corpus, tmp_path, together(), progress=False)
     resumed = train(backbone, corpus, tmp_path, together(), progress=False)
-    assert set(resumed.tensors) == set(whole.tensors)
-    for name, value in whole.tensors.items():
-        assert torch.equal(resumed.tensors[name], value), name
+    found, expected = every_tensor(resumed), every_tensor(whole)
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
     assert resumed.metrics == whole.metrics
     assert resumed.version == whole.version
 
@@ -78,13 +80,13 @@ def test_co_learning_moves_the_pictures_with_the_words(
 ) -> None:
     config = dataclasses.replace(settings(), gap=together().gap)
     apart = train(backbone, corpus, tmp_path, config, progress=False)
-    assert torch.equal(apart.tensors["text_only"], whole.tensors["text_only"])
-    assert not torch.equal(apart.tensors["pixels"], whole.tensors["pixels"])
-    assert not torch.equal(apart.tensors["text"], whole.tensors["text"])
+    assert torch.equal(apart.training.text_only, whole.training.text_only)
+    assert not torch.equal(apart.training.pixels, whole.training.pixels)
+    assert not torch.equal(apart.head.adapter.text, whole.head.adapter.text)
     # The stored vectors are those of the stored pictures.
     with torch.no_grad():
-        seen = backbone.encode_image(whole.tensors["pixels"].flatten(0, 1))
-    torch.testing.assert_close(whole.tensors["visual"].flatten(0, 1), seen)
+        seen = backbone.encode_image(whole.training.pixels.flatten(0, 1))
+    torch.testing.assert_close(whole.head.adapter.visual.flatten(0, 1), seen)
 
 
 def test_the_local_branch_leaves_the_rest_as_it_was(
@@ -92,9 +94,10 @@ def test_the_local_branch_leaves_the_rest_as_it_was(
 ) -> None:
     without = train(backbone, corpus, tmp_path / "a", small(), progress=False)
     beside = train(backbone, corpus, tmp_path / "b", settings(), progress=False)
-    for name, value in without.tensors.items():
-        if name not in ("platt", "thresholds"):  # they follow the merged score
-            assert torch.equal(beside.tensors[name], value), name
+    both = every_tensor(beside)
+    for name, value in every_tensor(without).items():
+        if name not in ("platt", "thresholds"):  # they follow the final score
+            assert torch.equal(both[name], value), name
 
 
 def test_a_run_from_before_a_field_existed_goes_on(

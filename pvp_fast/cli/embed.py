@@ -44,14 +44,22 @@ def embed(
     exclude: Exclude = None,
     follow: Follow = False,
     shard: Shard = None,
+    redo: Annotated[
+        bool,
+        typer.Option("--redo", help="Encode again what has changed, drop what is gone."),
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try damaged images again, too.")
+    ] = False,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
 ) -> None:
     """Encode images once; tag them later with any vocabulary by ``tag --embeddings``.
 
-    A run that was stopped goes on where it was. Images that cannot be read are listed on stderr,
-    and the exit code is then 3.
+    A run that was stopped goes on where it was, and one whose source has grown encodes what is
+    new; a source that has changed is an error. Images that cannot be read are listed on stderr and
+    tried again by the next run, and the exit code is then 3.
 
     Examples:
 
@@ -74,6 +82,8 @@ def embed(
             shard_rows=shard_rows,
             progress=advance_to,
             pictures=picture_settings(upright, background, max_megapixels),
+            redo=redo,
+            retry_failed=retry_failed,
         )
     for failure in store.failures:
         print(f"pvp-fast: {failure.key}: {failure.reason}", file=sys.stderr)

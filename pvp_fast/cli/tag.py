@@ -20,7 +20,9 @@ from pvp_fast.files import is_stdout
 if TYPE_CHECKING:
     from pvp_fast.loaders.passed import PassedOver
     from pvp_fast.loaders.samples import Sample, Source
+    from pvp_fast.sinks import Sink
     from pvp_fast.sinks.captions import CaptionStyle
+    from pvp_fast.tagging.embeddings import EmbeddingStore
 
 SOME_UNREADABLE = 3
 
@@ -224,9 +226,13 @@ def tag(
             )
             count = wanted.count
         else:
-            from pvp_fast.tagging.embeddings import EmbeddingStore
-
-            store = EmbeddingStore(embeddings)
+            store = _noting(embeddings, sink)
+            if not store.complete:
+                print(
+                    f"pvp-fast: {embeddings} is unfinished: {len(store)} images are in it, not all "
+                    "of its source; run pvp-fast embed again to complete it",
+                    file=sys.stderr,
+                )
             results = tagger.tag_embeddings(store, top_k=top_k, threshold=threshold)
             count = lambda: len(store) + len(store.failures)  # noqa: E731
         show = output is not None or not sys.stdout.isatty()
@@ -328,3 +334,17 @@ class _Wanted:
 
     def count(self) -> int | None:
         return None if self._source is None else self._source.count()
+
+
+def _noting(folder: Path, sink: Sink) -> EmbeddingStore:
+    """A store that tells the sink what its rows were made from, before they are tagged."""
+    from pvp_fast.tagging.embeddings import EmbeddedImages, EmbeddingStore
+
+    class Noting(EmbeddingStore):
+        def batches(self, batch_size: int = 1024) -> Iterator[EmbeddedImages]:
+            for batch in super().batches(batch_size):
+                for key, content in zip(batch.keys, batch.contents, strict=True):
+                    sink.note(key, content)
+                yield batch
+
+    return Noting(folder)

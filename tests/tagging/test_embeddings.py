@@ -96,6 +96,130 @@ def test_another_source_cannot_finish_the_folder(
     assert [k for b in store.batches() for k in b.keys] == [f"a{n}" for n in range(8)]
 
 
+def keys(store: EmbeddingStore, size: int = 1024) -> list[str]:
+    """Names of the rows, failures and all, each with a place of its own."""
+    rows = [Path(k).name for b in store.batches(size) for k in b.keys]
+    indices = [i for b in store.batches(size) for i in b.indices]
+    assert len(rows) == len(store) == len(set(indices))
+    assert not {f.index for f in store.failures} & set(indices)
+    return sorted([*rows, *(Path(f.key).name for f in store.failures)])
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.rglob("*.jpg"))
+
+
+def vectors(store: EmbeddingStore) -> dict[str, torch.Tensor]:
+    return {k: z for b in store.batches(2) for k, z in zip(b.keys, b.z, strict=True)}
+
+
+def same(one: EmbeddingStore, other: EmbeddingStore) -> bool:
+    """Whether they hold the same images, encoded alike up to the batch they were in."""
+    mine, yours = vectors(one), vectors(other)
+    return mine.keys() == yours.keys() and all(
+        torch.allclose(mine[k], yours[k], atol=2e-3) for k in mine
+    )
+
+
+SMALL: dict[str, int] = {"batch_size": 3, "shard_rows": 4}
+
+
+def test_a_folder_that_has_grown_is_gone_on_with(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    embed_images(backbone, pictures, out, **SMALL)
+    before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert embed_images(backbone, pictures, out, **SMALL).complete
+    (pictures / "sub").mkdir()
+    for name in ("00a.jpg", "05b.jpg", "zz.jpg", "sub/x.jpg"):  # at the front, amid, at the end
+        shutil.copy(pictures / "01.jpg", pictures / name)
+    store = embed_images(backbone, [pictures], out, **SMALL)
+    assert keys(store, 2) == names(pictures)
+    assert (len(store), len(store.failures)) == (21, 3)
+    assert all((out / name).stat().st_mtime_ns == stamp for name, stamp in before.items())
+    assert same(store, embed_images(backbone, pictures, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("how", ["replaced", "touched", "removed", "another source"])
+def test_a_source_that_has_changed_is_an_error_or_done_anew(
+    backbone: Backbone, pictures: Path, tmp_path: Path, how: str
+) -> None:
+    out = tmp_path / "out"
+    embed_images(backbone, pictures, out, **SMALL)
+    source, manifest = pictures, (out / MANIFEST).read_bytes()
+    if how == "replaced":
+        (pictures / "05.jpg").write_bytes(encoded(scene(90, 30, 99)))
+    elif how == "touched":
+        os.utime(pictures / "05.jpg", (5, 5))
+    elif how == "removed":
+        (pictures / "05.jpg").unlink()
+        (pictures / "07.jpg").unlink()  # this one had failed: nothing is lost with it
+    else:
+        source = tmp_path / "other"
+        source.mkdir()
+        shutil.copy(pictures / "01.jpg", source / "1.jpg")
+    with pytest.raises(InputError, match="--redo"):
+        embed_images(backbone, source, out, **SMALL)
+    assert (out / MANIFEST).read_bytes() == manifest
+    store = embed_images(backbone, source, out, redo=True, **SMALL)
+    assert store.complete
+    assert keys(store, 2) == keys(store) == names(source)
+    assert same(store, embed_images(backbone, source, tmp_path / "whole"))
+    assert keys(embed_images(backbone, source, out, **SMALL)) == names(source)
+
+
+def test_failures_are_tried_again_and_damage_is_remembered(
+    backbone: Backbone, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    good = (pictures / "01.jpg").read_bytes()
+    (pictures / "03.jpg").write_bytes(b"")  # still being copied
+    store = embed_images(backbone, pictures, out, **SMALL)
+    assert [Path(f.key).stem for f in store.failures] == ["00", "03", "07", "19"]
+    again = embed_images(backbone, pictures, out, **SMALL)
+    assert keys(again) == names(pictures)
+    indices = {Path(f.key).stem: f.index for f in again.failures}
+    assert indices["00"] == 0  # not read again
+    assert indices["03"] > 19
+    forced = embed_images(backbone, pictures, out, retry_failed=True, **SMALL)
+    assert all(f.index > 19 for f in forced.failures)
+    for name in ("00", "03", "07"):
+        (pictures / f"{name}.jpg").write_bytes(good)
+    monkeypatch.chdir(tmp_path)
+    mended = embed_images(backbone, "in", out, **SMALL)  # another spelling, the same images
+    assert [Path(f.key).stem for f in mended.failures] == ["19"]
+    assert keys(mended, 2) == names(pictures)
+
+
+def test_what_is_known_as_often_as_it_was_listed(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    twice = [pictures / "01.jpg", pictures / "02.jpg", pictures / "01.jpg"]
+    out = tmp_path / "out"
+    assert len(embed_images(backbone, twice, out)) == 3
+    assert len(embed_images(backbone, twice, out)) == 3
+    assert len(embed_images(backbone, [*twice, pictures / "02.jpg"], out)) == 4
+    data = encoded(scene(40, 40))
+    items = [("same", data), ("same", data), ("other", data)]
+    for _ in range(2):
+        assert len(embed_images(backbone, iter(items), tmp_path / "items")) == 3
+
+
+def test_parts_of_a_source_are_folders_of_their_own(
+    backbone: Backbone, pictures: Path, tmp_path: Path
+) -> None:
+    stores = [
+        embed_images(backbone, pictures, tmp_path / str(rank), rank=rank, world=2, **SMALL)
+        for rank in range(2)
+    ]
+    assert sorted(keys(stores[0]) + keys(stores[1])) == names(pictures)
+    with pytest.raises(InputError, match="part"):
+        embed_images(backbone, pictures, tmp_path / "0", rank=1, world=2)
+    with pytest.raises(InputError, match="rank"):
+        embed_images(backbone, pictures, tmp_path / "2", rank=2, world=2)
+
+
 def test_a_full_disk_leaves_what_was_whole(backbone: Backbone, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -36,6 +36,9 @@ def calibrate(
     seed: Annotated[
         int | None, typer.Option(help="Seed of the grammar (train's, to find what it held out).")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="As train's, where it was used.")
+    ] = False,
     images: Annotated[
         Path | None, typer.Option(help="Labelled images to calibrate on instead of sentences.")
     ] = None,
@@ -109,10 +112,12 @@ def calibrate(
         count = grammar if grammar is not None else (0 if files else SENTENCES)
         number = seed if seed is not None else (0 if grammar is not None else SEED)
         texts, source = gather_sentences(old.vocabulary, files, count, number)
-        corpus = build_corpus(texts, old.vocabulary, source=source)
+        corpus = build_corpus(texts, old.vocabulary, source=source, strict=strict)
         part, known = recalibrate.unseen(old, corpus)
         if not known:  # training has seen the prompt templates
-            part = build_corpus(texts, old.vocabulary, templates=False, source=source)
+            part = build_corpus(
+                texts, old.vocabulary, templates=False, source=source, strict=strict
+            )
         what = f"sentences that training held out of {source}" if known else f"sentences ({source})"
         with console.status("encoding sentences"):
             data = recalibrate.score_sentences(backbone_for(old, pick_device(device)), old, part)

@@ -25,6 +25,10 @@ def sentences(
     label: Annotated[
         Path | None, typer.Option(help="Label a captions file; counts go to stderr.")
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Count plain mentions alone: for prose, not for captions."),
+    ] = False,
     generate: Annotated[
         int | None, typer.Option(min=1, help="Ask a language model for N sentences.")
     ] = None,
@@ -71,7 +75,7 @@ def sentences(
         texts = _generate(
             words, generate or 0, base_url, llm, api_key, local_llm, record, workers, seed
         )
-    corpus = build_corpus(texts, words, templates=False, source=str(label or ""))
+    corpus = build_corpus(texts, words, templates=False, source=str(label or ""), strict=strict)
     lines = (
         json.dumps({"text": text, "labels": [words.names[i] for i in row]})
         for text, row in zip(corpus.sentences, corpus.labels, strict=True)

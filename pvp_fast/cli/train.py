@@ -36,6 +36,10 @@ def train(
         int | None,
         typer.Option(min=0, help="Add N grammar sentences (default 6000 without --captions)."),
     ] = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Count plain mentions alone: for prose, not for captions."),
+    ] = False,
     model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
@@ -84,7 +88,7 @@ def train(
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
     texts, source = gather_sentences(words, files, count, seed)
-    corpus = build_corpus(texts, words, source=source)
+    corpus = build_corpus(texts, words, source=source, strict=strict)
     with process_group(device) as place:
         ranks = Ranks()
         quiet = quiet or not ranks.first

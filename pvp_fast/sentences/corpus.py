@@ -171,6 +171,7 @@ def build_corpus(
     *,
     templates: bool | Sequence[str] = True,
     source: str = "",
+    strict: bool = False,
 ) -> Corpus:
     """Label sentences, drop those with no category, drop repeats, add prompt templates.
 
@@ -182,6 +183,7 @@ def build_corpus(
             name that implies a broader category ("dog" where "animal" lists it) labels both, and
             a template in which the name reads as something else ("a toy bear") is left out.
         source: a note on where the sentences came from.
+        strict: label plain mentions alone, for prose (see :meth:`Vocabulary.label`).
 
     Raises:
         CorpusError: nothing is left, none of the given sentences mentions a category (templates
@@ -208,7 +210,7 @@ def build_corpus(
                 f"sentence {read} is {type(sentence).__name__}, not a string; give texts"
             )
         read += 1
-        row = vocabulary.label(sentence)
+        row = vocabulary.label(sentence, strict=strict)
         mentioning += bool(row)
         mentioned.update(row)
         add(" ".join(sentence.split()), row)

@@ -191,15 +191,20 @@ class Vocabulary:
         """A new vocabulary with ``categories`` appended; existing label indices stay."""
         return Vocabulary([*self._categories, *categories])
 
-    def label(self, sentence: str) -> tuple[int, ...]:
+    def label(self, sentence: str, *, strict: bool = False) -> tuple[int, ...]:
         """Sorted label indices of the categories that ``sentence`` mentions (may be empty).
 
         Case, plurals, hyphens and punctuation do not matter; longer compounds win, so
         "teddy bear" does not also label "bear".
+
+        Args:
+            strict: for prose that no image is behind, such as a language model's descriptions:
+                a word counts as the head of its phrase only, hyphenated parts and verbs do not,
+                and neither does a synonym that is part of its category's longer name.
         """
         if not isinstance(sentence, str):
             raise InputError(f"sentence is {type(sentence).__name__}; give one string")
-        return self._matcher.label(sentence)
+        return self._matcher.label(sentence, strict=strict)
 
     @cached_property
     def _matcher(self) -> PhraseMatcher:

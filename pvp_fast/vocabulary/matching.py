@@ -8,11 +8,13 @@ from "glass" when both are categories.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
 
 import regex
+
+from pvp_fast.vocabulary.prose import is_part, is_plain
 
 # Scripts written without spaces: every letter is a token, so a phrase is found inside a sentence.
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
@@ -34,6 +36,7 @@ _OPTIONAL = regex.compile(
 )
 _APOSTROPHES = str.maketrans({"\u2019": "'", "\u02bc": "'", "\u00b4": "'", "`": "'"})
 _POSSESSIVE = regex.compile(r"\s?'s\b")
+_HYPHENS = "-\u2010\u2011"
 
 # Plurals the lemmatiser takes for verbs, adjectives or other nouns.
 _NOUN_LEMMAS = {
@@ -95,15 +98,24 @@ def tokenize(text: str) -> list[str]:
     Marks that end a phrase (comma, full stop, bracket ...) come out as tokens of their own, and so
     does every letter of a script that puts no spaces between words.
     """
+    folded = _folded(text)
+    return _TOKEN.findall(folded) if folded.isascii() else [token for token, _ in _placed(folded)]
+
+
+def _folded(text: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = _POSSESSIVE.sub("", folded.translate(_APOSTROPHES))
-    if folded.isascii():
-        return _TOKEN.findall(folded)
-    folded = _OPTIONAL.sub("", folded)
-    return [
-        m[0] + _JOINED if _INNER_KATAKANA.match(folded, m.start()) else m[0]
-        for m in _TOKEN.finditer(folded)
-    ]
+    return folded if folded.isascii() else _OPTIONAL.sub("", folded)
+
+
+def _placed(folded: str) -> Iterator[tuple[str, bool]]:
+    """Tokens, and whether a hyphen ties each to the one before."""
+    last = -2
+    for m in _TOKEN.finditer(folded):
+        inner = _INNER_KATAKANA.match(folded, m.start())
+        glued = m.start() == last + 1 and folded[last] in _HYPHENS
+        yield m[0] + _JOINED if inner else m[0], glued
+        last = m.end()
 
 
 @lru_cache(maxsize=1 << 16)
@@ -158,13 +170,22 @@ def _verb_forms(token: str) -> tuple[str, ...]:
     return gerunds if base == token else (token, *gerunds)
 
 
-def _is_verb(tokens: Sequence[str], i: int) -> bool:
-    """Whether ``tokens[i]``, by its place, is a verb in the present tense or after "to"."""
+def _is_verb(tokens: Sequence[str], i: int, strict: bool) -> bool:
+    """Whether ``tokens[i]``, by its place, is a verb in the present tense or after "to".
+
+    ``strict`` needs no object, and takes a bare word behind "can", an adverb or a plural for one.
+    """
     before = tokens[i - 1] if i else ""
     object_follows = i + 1 < len(tokens) and tokens[i + 1] in _DETERMINERS
     token = tokens[i]
     if not (token.endswith("s") and noun_lemma(token) != token):
-        if before not in _BEFORE_VERB or not object_follows:
+        if strict and (
+            before in ("can", "may")
+            or before.endswith("ly")
+            or (before.endswith("s") and noun_lemma(before) != before)
+        ):
+            return True  # "costumes range from": a thing would have its article
+        if before not in _BEFORE_VERB or not (object_follows or strict):
             return False
         return not (before == "to" and _is_place(tokens, i - 1))
     if not object_follows or before in _SUBJECTS:
@@ -188,13 +209,14 @@ def _is_place(tokens: Sequence[str], to: int) -> bool:
 class _Node:
     """One step of the phrase tree."""
 
-    __slots__ = ("children", "ends", "ignored", "labels")
+    __slots__ = ("children", "ends", "ignored", "labels", "loose")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.labels: tuple[int, ...] = ()
         self.ends = False  # a phrase ends here, with or without labels
         self.ignored: tuple[int, ...] = ()
+        self.loose: tuple[int, ...] = ()  # of the labels, those with a longer name around this
 
 
 class PhraseMatcher:
@@ -213,10 +235,15 @@ class PhraseMatcher:
     ) -> None:
         self._root = _Node()
         for category, group in enumerate(phrases):
+            name: list[str] = []
             for phrase in group:
-                for node in self._nodes(phrase):
+                tokens = tokenize(phrase)
+                name = name or tokens
+                for node in self._nodes(tokens):
                     if category not in node.labels:
                         node.labels = (*node.labels, category)
+                        if is_part(tokens, name):
+                            node.loose = (*node.loose, category)
                     node.ends = True
         for category, group in enumerate(ignored):
             for phrase in group:
@@ -226,11 +253,10 @@ class PhraseMatcher:
                 if category not in node.ignored:
                     node.ignored = (*node.ignored, category)
         for phrase in OPAQUE_COMPOUNDS:
-            for node in self._nodes(phrase):
+            for node in self._nodes(tokenize(phrase)):
                 node.ends = True
 
-    def _nodes(self, phrase: str) -> list[_Node]:
-        tokens = tokenize(phrase)
+    def _nodes(self, tokens: Sequence[str]) -> list[_Node]:
         choices = [(t,) if t in _OWN_MEANING else _forms(t) for t in tokens]
         return [self._node(path) for path in product(*choices)]
 
@@ -240,15 +266,24 @@ class PhraseMatcher:
             node = node.children.setdefault(token, _Node())
         return node
 
-    def label(self, sentence: str) -> tuple[int, ...]:
-        """Sorted indices of the categories that ``sentence`` mentions."""
-        tokens = tokenize(sentence)
+    def label(self, sentence: str, *, strict: bool = False) -> tuple[int, ...]:
+        """Sorted indices of the categories that ``sentence`` mentions.
+
+        Args:
+            strict: count plain mentions alone, see :mod:`pvp_fast.vocabulary.prose`.
+        """
+        glued: list[bool] = []
+        if strict:
+            placed = list(_placed(_folded(sentence)))
+            tokens, glued = [token for token, _ in placed], [tied for _, tied in placed]
+        else:
+            tokens = tokenize(sentence)
         forms = [_forms(token) for token in tokens]
         found: list[tuple[int, int, tuple[int, ...]]] = []  # (-length, start, categories)
         silenced: list[tuple[int, int, tuple[int, ...]]] = []  # (start, end, categories)
         first = self._root.children
         for i, token in enumerate(tokens):
-            if any(form in first for form in forms[i]) and _is_verb(tokens, i):
+            if any(form in first for form in forms[i]) and _is_verb(tokens, i, strict):
                 forms[i] = _verb_forms(token)
         for start in range(len(forms)):
             # Breadth-first over surface form and lemma: "horses" is what lists it and what lists
@@ -261,9 +296,11 @@ class PhraseMatcher:
                 if tokens[end - 1] in _OWN_MEANING:
                     del ended[1:]
                 if ended:
-                    labels = ended[0].labels
-                    for node in ended[1:]:
-                        labels += tuple(c for c in node.labels if c not in labels)
+                    labels: tuple[int, ...] = ()
+                    plain = not strict or is_plain(tokens, glued, start, end)
+                    for node in ended if plain else ():
+                        loose = node.loose if strict else ()
+                        labels += tuple(c for c in node.labels if c not in (*labels, *loose))
                     found.append((start - end, start, labels))
                 for node in level:
                     if node.ignored and not (tokens[start] == "to" and _is_place(tokens, start)):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pvp_fast.sentences import read_captions
+from pvp_fast.sentences import build_corpus, read_captions
 from pvp_fast.vocabulary.categories import Category, Vocabulary
 from pvp_fast.vocabulary.matching import noun_lemma
 
@@ -182,3 +182,46 @@ def test_labels_of_photos_are_as_precise_as_before(shared_data: Path) -> None:
             present += len(set(photo["labels"]))
     assert right / given >= 0.888
     assert right / present >= 0.542
+
+
+@pytest.mark.parametrize(
+    ("sentence", "expected"),
+    [
+        # Part of a hyphenated word, and in front of the word it describes.
+        ("Anti-aircraft guns and plant-based food.", set()),
+        ("A bird's-eye view, a single-seat cockpit.", set()),
+        ("An aircraft engine has human anatomy.", set()),
+        ("A visual novel game.", set()),
+        # Verbs without an object.
+        ("They can range in size and typically range from small to large.", set()),
+        ("Costumes range from old to new; it is used to monitor them.", set()),
+        # A part of the category's own name is too wide.
+        ("A billiard table with a rice ball and solar cells.", set()),
+        ("It is two meters.", set()),
+        # What is named is still found, the name and longer synonyms as well.
+        ("An aircraft is a vehicle; birds, too.", {"airplane", "bird"}),
+        ("A double-decker bus may carry passengers.", {"bus", "person"}),
+        ("The cell phone is on the dining table.", {"cell phone", "dining table"}),
+        ("Skiing can be hard for a rider who owns a horse.", {"skis", "person", "horse"}),
+        ("A dog", {"dog"}),
+    ],
+)
+def test_strict_counts_plain_mentions(sentence: str, expected: set[str]) -> None:
+    assert {COCO.names[i] for i in COCO.label(sentence, strict=True)} == expected
+
+
+def test_strict_labels_are_some_of_the_labels(shared_data: Path) -> None:
+    written = shared_data / "sentences" / "openimages_rare_200_llm_tag_descriptions.json"
+    usual = strict = 0
+    for text in read_captions(written):
+        found = COCO.label(text, strict=True)
+        usual, strict = usual + len(COCO.label(text)), strict + len(found)
+    assert 0.6 < strict / usual < 0.85
+    corpus = build_corpus(["a range of dogs", "can range"], COCO, templates=False, strict=True)
+    assert corpus.mentioning == 1
+
+
+def test_strict_in_scripts_without_spaces_changes_nothing() -> None:
+    words = Vocabulary(["猫", "自転車", "バス"])
+    for sentence in ("猫と自転車に乗る人", "スクールバスが来た", "黒い猫"):
+        assert words.label(sentence, strict=True) == words.label(sentence)

@@ -1,4 +1,4 @@
-"""The ladder of METHOD section 9: what each part of the method adds, in one table."""
+"""The ladder: what each part of the method adds, in one table."""
 
 from __future__ import annotations
 

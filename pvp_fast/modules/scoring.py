@@ -34,7 +34,7 @@ def probability(cosines: Tensor, platt: Tensor) -> Tensor:
 def mixture(overall: Tensor, local: Tensor, weight: Tensor) -> Tensor:
     """Final cosines (B, C): (1 − μ_c) of the whole-image score plus μ_c of the local one.
 
-    Our reading of METHOD section 5's "or a weight": a score standardised over the categories
+    METHOD section 5, at its end; a score standardised over the categories, as others have it,
     would change with every category that is added.
     """
     return (1 - weight) * overall + weight * local

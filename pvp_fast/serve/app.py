@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
+from urllib.parse import unquote, unquote_to_bytes
 
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.serve.batching import Batcher, Closed, QueueFull
@@ -63,7 +64,7 @@ _JSON_BODY = _body_of(
         "properties": {
             "image": {"type": "string", "description": "A name; by default its number."},
             "key": {"type": "string", "deprecated": True, "description": "As image."},
-            "data": {"type": "string", "format": "byte", "description": "Base64."},
+            "data": {"type": "string", "format": "byte", "description": "Base64, or a data URI."},
         },
     }
 )
@@ -197,8 +198,11 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
         if running.waiting >= config.queue:  # before a body is held that nobody will look at
             raise QueueFull
         images = await _images(request, config.max_images)
-        found = await running.tag([data for _, data in images], top_k, threshold)
-        results = [_result(name, tags) for (name, _), tags in zip(images, found, strict=True)]
+        good = [data for _, data in images if isinstance(data, bytes)]
+        found = iter(await running.tag(good, top_k, threshold) if good else ())
+        results = [
+            _result(name, next(found) if isinstance(data, bytes) else data) for name, data in images
+        ]
         for result in results:
             metrics.images.labels("tagged" if result["error"] is None else "failed").inc()
         return results
@@ -293,8 +297,9 @@ def _check_token(request: Request, token: str | None) -> None:
         raise HTTPException(401, "send Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"})
 
 
-async def _images(request: Request, most: int) -> list[tuple[str, bytes]]:
-    """Keys and encoded images of a request."""
+async def _images(request: Request, most: int) -> list[tuple[str, bytes | str]]:
+    """Names and encoded images of a request, or why one has none."""
+    images: list[tuple[str, bytes | str]]
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         images = await _from_form(request, most)
@@ -311,9 +316,9 @@ async def _images(request: Request, most: int) -> list[tuple[str, bytes]]:
     return images
 
 
-async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
+async def _from_form(request: Request, most: int) -> list[tuple[str, bytes | str]]:
     async with request.form(max_files=most + 1, max_fields=most + 1) as form:
-        images: list[tuple[str, bytes]] = []
+        images: list[tuple[str, bytes | str]] = []
         for name, value in form.multi_items():
             if name != "images" or not isinstance(value, UploadFile):
                 raise HTTPException(400, f"form field {name!r}: send files named 'images'")
@@ -321,26 +326,46 @@ async def _from_form(request: Request, most: int) -> list[tuple[str, bytes]]:
         return images
 
 
-def _from_json(body: bytes) -> list[tuple[str, bytes]]:
+def _from_json(body: bytes) -> list[tuple[str, bytes | str]]:
     try:
         read = json.loads(body)
         images = read["images"]
         if not isinstance(images, list):
             raise InputError("images is no list")
         return [_from_entry(number, entry) for number, entry in enumerate(images)]
-    except (ValueError, KeyError, TypeError, RecursionError, binascii.Error) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise HTTPException(
             400, f'send {{"images": [{{"image": …, "data": BASE64}}, …]}} ({error})'
         ) from error
 
 
-def _from_entry(number: int, entry: Any) -> tuple[str, bytes]:
+def _from_entry(number: int, entry: Any) -> tuple[str, bytes | str]:
     if not isinstance(entry, dict) or not isinstance(entry.get("data"), str):
         raise InputError(f"image {number} has no string 'data'")
     names = [entry[field] for field in ("image", "key") if field in entry]
     if not all(isinstance(name, str) for name in names):
         raise InputError(f"image {number} has a name that is no string")
-    return (names or [str(number)])[0], base64.b64decode(entry["data"], validate=True)
+    return (names or [str(number)])[0], _decoded(entry["data"])
+
+
+def _decoded(text: str) -> bytes | str:
+    """The bytes that Base64 stands for, or why it stands for none.
+
+    As programs write it: wrapped to lines, with the two marks of URLs, without padding, or in a
+    data URI (RFC 2397), which may also be percent-encoded.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma:
+            return "a data URI without a comma"
+        if not head.rstrip().lower().endswith(";base64"):
+            return unquote_to_bytes(text)
+        text = unquote(text)
+    text = "".join(text.split()).rstrip("=").replace("-", "+").replace("_", "/")
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (ValueError, binascii.Error) as error:
+        return f"'data' is no Base64: {error}"
 
 
 def _result(name: str, found: tuple[Tag, ...] | str) -> dict[str, Any]:

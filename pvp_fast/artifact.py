@@ -134,15 +134,15 @@ class Artifact:
                 "the artifact has no training state (learned images and contexts); use the one "
                 "that training wrote"
             )
-        found = self.state.read() if isinstance(self.state, StoredTraining) else self.state
-        if len(found.text_only) != len(self.vocabulary):
+        state = self.state.read() if isinstance(self.state, StoredTraining) else self.state
+        if len(state.text_only) != len(self.vocabulary):
             raise ArtifactError(
-                f"the training state has {len(found.text_only)} categories, the vocabulary "
+                f"the training state has {len(state.text_only)} categories, the vocabulary "
                 f"{len(self.vocabulary)}"
             )
-        if self.has_local and found.local_ctx is None:
+        if self.has_local and state.local_ctx is None:
             raise ArtifactError("the training state lacks the context of the local branch")
-        return found
+        return state
 
     @cached_property
     def version(self) -> str:

@@ -74,7 +74,7 @@ def discover(
         )
     console.print(
         f"{found.images} images, {found.names} new names; {len(found.known)} repeat a category; "
-        f"{found.chance:.1f} images a name by accident, {found.least} needed"
+        f"{found.accidents:.1f} images a name by accident, {found.least} needed"
     )
     _print(found, top, sys.stderr if is_stdout(json_out) or is_stdout(report) else sys.stdout)
     if json_out is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ FEWEST = 30  # images; a median of fewer says little
 ANCHORS = 20  # tags of the artifact's own categories that the calibration needs
 PAIRS = 200_000  # the highest scores of the artifact's categories, to calibrate on
 CHUNK = 64  # names scored at once: N x 64 numbers
-LEVEL = 0.01  # chance of one proposal, of all names, that is an accident
+LEVEL = 0.01  # probability that one proposal, of all names, is an accident
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Discovery:
         proposals: most images first.
         images: how many were looked at. names: how many names competed.
         threshold: the probability from which on an image counts.
-        chance: images that a name gets though it is in none. least: images a proposal needs.
+        accidents: images that a name gets though it is in none. least: images a proposal needs.
         known: names left out, and the category that each repeats.
     """
 
@@ -64,7 +64,7 @@ class Discovery:
     images: int
     names: int
     threshold: float
-    chance: float
+    accidents: float
     least: int
     known: dict[str, str]
 
@@ -96,13 +96,14 @@ def discover(
     3. An image counts for a name when it passes the threshold and the name scores higher than its
        nearest category, so that "wolf" does not live on images of dogs. Nearest is the category
        of the highest correlation over the images.
-    4. The share of images that pass for the artifact's categories though they are not tagged gives
-       the number that a name gets by accident. A proposal has more: of a Poisson law with that
-       mean, its count has a chance below 1 % after Bonferroni's correction for all names.
+    4. How many images pass for the artifact's categories though they are not tagged gives the
+       number that a name gets by accident. A proposal has more: of a Poisson law with that mean,
+       its count has a probability below 1 % after Bonferroni's correction for all names.
 
     Names that read like a category or a synonym (plurals aside) are left out, and those that
     correlate with a category by ``similarity`` or more: the images cannot tell them apart. Of the
-    proposals that correlate like this, or share half of their images, the first stands for all.
+    proposals that correlate like this, or have half of their images in common, the first stands
+    for all.
 
     Args:
         tagger: its vocabulary is what is known; its CLIP must have made the embeddings.
@@ -148,37 +149,37 @@ def discover(
     rows = (like < similarity).nonzero().flatten()
     if not len(rows):
         raise InputError(f"names: all {len(wanted)} repeat categories of the artifact")
-    chance = wrong * count
-    least = least_images or _least(chance, len(rows))
-    candidates = _Scores(z, everything[rows])
-    found: list[tuple[int, int, Tensor, Tensor]] = []
-    for start, score in candidates.chunks():
+    accidents = wrong * count
+    least = least_images or _least(accidents, len(rows))
+    candidates: list[_Candidate] = []
+    for start, score in _Scores(z, everything[rows]).chunks():
         part = rows[start : start + score.shape[1]]
         logits = score * platt[0] + platt[1]
         shown = (logits.sigmoid() >= threshold) & (score > own.columns(nearest[part]))
         for column in (shown.sum(0) >= least).nonzero().flatten().tolist():
             images = shown[:, column].nonzero().flatten()
             order = logits[images, column].sort(descending=True, stable=True)
-            found.append((len(images), int(part[column]), images[order.indices], order.values))
-    found.sort(key=lambda entry: (-entry[0], entry[1]))
-    kept = _merged(found, everything, metric, similarity)
+            candidates.append(_Candidate(int(part[column]), images[order.indices], order.values))
+    candidates.sort(key=lambda candidate: (-len(candidate.images), candidate.row))
     proposals = tuple(
         Proposal(
-            wanted[row],
-            images,
-            labels[int(nearest[row])],
-            round(float(like[row]), 4),
+            wanted[first.row],
+            len(first.images),
+            labels[int(nearest[first.row])],
+            round(float(like[first.row]), 4),
             tuple(
-                (keys[i], round(p, 4))
-                for i, p in zip(
-                    which[:examples].tolist(), best[:examples].sigmoid().tolist(), strict=True
+                (keys[image], round(probability, 4))
+                for image, probability in zip(
+                    first.images[:examples].tolist(),
+                    first.logits[:examples].sigmoid().tolist(),
+                    strict=True,
                 )
             ),
-            tuple(wanted[other] for other in others),
+            tuple(wanted[row] for row in also),
         )
-        for (images, row, which, best), others in kept
+        for first, also in _grouped(candidates, everything, metric, similarity)
     )
-    return Discovery(proposals, count, len(rows), threshold, round(chance, 4), least, known)
+    return Discovery(proposals, count, len(rows), threshold, round(accidents, 4), least, known)
 
 
 def _new_names(artifact: Artifact, names: Sequence[str]) -> tuple[list[str], dict[str, str]]:
@@ -244,7 +245,7 @@ class _Scores:
 
 
 def _calibrate(own: _Scores, tagged: Tensor, precision: float) -> tuple[Tensor, float, float]:
-    """Slope and intercept (2,), the threshold, and the share of untagged pairs that pass it."""
+    """Slope and intercept (2,), the threshold, and the rate of untagged pairs that pass it."""
     if int(tagged.sum()) < ANCHORS:
         raise InputError(
             f"store: the artifact tags {int(tagged.sum())} things in these {len(tagged)} images; "
@@ -253,7 +254,7 @@ def _calibrate(own: _Scores, tagged: Tensor, precision: float) -> tuple[Tensor, 
     scores = torch.empty(0)
     labels = torch.empty(0, dtype=torch.bool)
     for start, part in own.chunks():
-        # The chance at a score is the same whether or not low scores are in the fit.
+        # The probability at a score is the same whether or not low scores are in the fit.
         truth = tagged[:, start : start + part.shape[1]]
         scores, labels = torch.cat([scores, part.flatten()]), torch.cat([labels, truth.flatten()])
         if len(scores) > PAIRS:
@@ -268,10 +269,10 @@ def _calibrate(own: _Scores, tagged: Tensor, precision: float) -> tuple[Tensor, 
     return platt[0], threshold, wrong
 
 
-def _least(chance: float, names: int) -> int:
-    """The smallest count that a Poisson law of mean ``chance`` reaches in 1 % of 1 / names."""
+def _least(mean: float, names: int) -> int:
+    """The smallest count that a Poisson law of that mean reaches in 1 % of 1 / names."""
     count = 1
-    while float(_poisson_tail(count, chance)) * names >= LEVEL:
+    while float(_poisson_tail(count, mean)) * names >= LEVEL:
         count += 1
     return count
 
@@ -290,22 +291,27 @@ def _correlation(first: Tensor, second: Tensor, metric: Tensor) -> Tensor:
     return ((a @ m @ b.T) / (norm[0][:, None] * norm[1])).float()
 
 
-Found = tuple[int, int, Tensor, Tensor]
+class _Candidate(NamedTuple):
+    """A name's row, the images that show it, best first, and their logits."""
+
+    row: int
+    images: Tensor
+    logits: Tensor
 
 
-def _merged(
-    found: Sequence[Found], vectors: Tensor, metric: Tensor, similarity: float
-) -> list[tuple[Found, list[int]]]:
-    """Found names with those behind them that say the same."""
-    kept: list[tuple[Found, list[int]]] = []
-    for entry in found:
-        images = set(entry[2].tolist())
-        for (_, row, which, _), others in kept:
-            both = len(images.intersection(which.tolist()))
-            pair = _correlation(vectors[[entry[1]]], vectors[[row]], metric)
+def _grouped(
+    candidates: Sequence[_Candidate], vectors: Tensor, metric: Tensor, similarity: float
+) -> list[tuple[_Candidate, list[int]]]:
+    """Candidates, each with the rows of those behind it that say the same."""
+    groups: list[tuple[_Candidate, list[int]]] = []
+    for candidate in candidates:
+        images = set(candidate.images.tolist())
+        for first, also in groups:
+            both = len(images.intersection(first.images.tolist()))
+            pair = _correlation(vectors[[candidate.row]], vectors[[first.row]], metric)
             if float(pair) >= similarity or 2 * both >= len(images):
-                others.append(entry[1])
+                also.append(candidate.row)
                 break
         else:
-            kept.append((entry, []))
-    return kept
+            groups.append((candidate, []))
+    return groups

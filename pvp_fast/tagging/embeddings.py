@@ -164,14 +164,14 @@ def _shard(number: int) -> str:
 def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path} cannot be read: {error}") from error
-    if not isinstance(found, dict) or found.get("version") != _VERSION:
+    if not isinstance(manifest, dict) or manifest.get("version") != _VERSION:
         raise ArtifactError(f"{path} is no manifest of version {_VERSION}")
-    return found
+    return manifest
 
 
 def embed_images(

@@ -139,5 +139,5 @@ def _onnx(module: TaggerModule, example: Tensor, text: str) -> bytes:
     model = program.model_proto
     onnx.helper.set_model_props(model, {METADATA: text})
     onnx.checker.check_model(model)
-    found: bytes = model.SerializeToString()
-    return found
+    written: bytes = model.SerializeToString()
+    return written

@@ -131,7 +131,7 @@ def add_category(
 
 
 def _with(ctx: Tensor, added: Tensor) -> Tensor:
-    """Each category's own contexts with one more; a context that all share stays."""
+    """Each category's own contexts with one more; a common context stays."""
     return torch.cat([ctx, added.detach().cpu()]) if ctx.ndim == 3 else ctx
 
 
@@ -170,7 +170,7 @@ def _local(
     steps: int,
     seed: int,
 ) -> _Added:
-    heat = float(branch.temperature)
+    temperature = float(branch.temperature)
     parts = [sentences[i : i + BATCH] for i in range(0, len(sentences), BATCH)]
     encoded = [backbone.encode_text_tokens(part) for part in parts]
     tokens = torch.cat([z.half() for z, _ in encoded])
@@ -186,7 +186,7 @@ def _local(
             with torch.enable_grad():
                 w = torch.cat([bank, prompts(backbone)])
                 scores = spatial_softmax_pool(
-                    tokens[rows], w, mask[rows], temperature=heat, scale=SCALE
+                    tokens[rows], w, mask[rows], temperature=temperature, scale=SCALE
                 )
                 loss = ranking_loss_from_scores(scores, labels[rows])
                 optimizer.zero_grad()
@@ -195,7 +195,7 @@ def _local(
     with torch.no_grad():
         vector = prompts(backbone)
         near = [
-            local_scores(z.float(), vector, heat, real)
+            local_scores(z.float(), vector, temperature, real)
             for z, real in zip(tokens.split(BATCH), mask.split(BATCH), strict=True)
         ]
     return _Added(vector.cpu(), prompts.ctx.detach(), torch.cat(near).cpu())

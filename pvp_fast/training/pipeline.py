@@ -205,8 +205,8 @@ def train(
         near, weight = local.held_out_scores(), config.local_prompts.weight
         if weight is None:
             weight = choose_weight(head.global_cosines(x), near, y)
-        heat = torch.tensor([config.local_prompts.temperature])
-        branch = LocalBranch(local.vectors(), torch.full((len(names),), weight), heat)
+        temperature = torch.tensor([config.local_prompts.temperature])
+        branch = LocalBranch(local.vectors(), torch.full((len(names),), weight), temperature)
         head = Head.uncalibrated(adapter.module, branch)
         local_ctx = local.module.ctx.detach().cpu()
     scores = head.cosines(x, local=near)

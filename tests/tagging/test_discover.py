@@ -121,8 +121,8 @@ def found(world: World, tagger: Tagger) -> Discovery:
 def test_what_is_missing_comes_first(world: World, found: Discovery) -> None:
     top = [p.name for p in found.proposals[:MISSING]]
     precision = sum(name in world.missing for name in top) / MISSING
-    chance = MISSING / found.names
-    assert chance < 0.1  # 12 of some 250 names are right
+    blind = MISSING / found.names
+    assert blind < 0.1  # 12 of some 250 names are right
     assert precision >= 0.8
     # Of the names that the model knows and that are in no scene, next to none is proposed.
     assert sum(p.name in world.absent for p in found.proposals) <= 1
@@ -135,9 +135,9 @@ def test_counts_and_examples_are_of_images_that_show_it(world: World, found: Dis
             right += [proposal.name in world.truth[key] for key, _ in proposal.examples]
             drawn = sum(proposal.name in shown for shown in world.truth.values())
             ratios.append(proposal.images / drawn)
-            chances = [chance for _, chance in proposal.examples]
-            assert chances == sorted(chances, reverse=True)
-            assert min(chances) >= found.threshold - 1e-4
+            shown = [probability for _, probability in proposal.examples]
+            assert shown == sorted(shown, reverse=True)
+            assert min(shown) >= found.threshold - 1e-4
     assert statistics.mean(right) >= 0.9
     assert 0.6 <= statistics.median(ratios) <= 1.1
     assert all(found.least <= p.images for p in found.proposals)
@@ -231,7 +231,7 @@ def test_command(
     data = json.loads(out.read_text())
     first = data["proposals"][0]
     assert first["name"] in world.missing
-    assert first["images"] >= data["least"] > data["chance"]
+    assert first["images"] >= data["least"] > data["accidents"]
     text = page.read_text()
     assert text.count("<figure") >= len(data["proposals"])
     assert "data:image/" in text

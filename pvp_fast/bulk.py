@@ -33,14 +33,20 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pvp_fast.errors import InputError, PvpFastError, SinkError
+from pvp_fast.errors import ImageError, InputError, PvpFastError, SinkError
 from pvp_fast.files import atomic_write, sync_folder
+from pvp_fast.loaders.passed import PassedOver
+from pvp_fast.loaders.shards import is_shard, read_shard
+from pvp_fast.loaders.sources import FileSource
+from pvp_fast.loaders.walk import Search
+from pvp_fast.pictures.settings import PictureSettings, pictures_of
 from pvp_fast.sinks.base import lock, plain, writing
 from pvp_fast.sinks.ledger import Content, Ledger, Record, content_of, describe, place
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
+_SHARD = -1  # in place of a row group
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FORMATS = ("parquet", "jsonl")
 DEATHS = 2  # of a worker alone with an image, until the image is given up
@@ -55,6 +61,7 @@ class BulkReport:
         skipped: done by earlier runs. failed_before: of them, damaged and unchanged since.
         partitions: written now.
         seconds: wall time.
+        passed_over: files that were seen and left out, in words.
     """
 
     images: int = 0
@@ -63,6 +70,7 @@ class BulkReport:
     failed_before: int = 0
     partitions: int = 0
     seconds: float = 0.0
+    passed_over: str = ""
 
     @property
     def images_per_second(self) -> float:
@@ -72,13 +80,15 @@ class BulkReport:
 
 @dataclass(frozen=True)
 class _Partition:
-    """Images in one go: files named ``paths``, or rows of one row group of a Parquet file."""
+    """Images in one go: files named ``paths``, rows of one row group of a Parquet file, or some of
+    a tar shard's."""
 
     id: str
     keys: list[str]
     paths: list[str] | None = None
     file: str = ""
     group: int = 0
+    shard: str = ""  # as the source names it
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,7 @@ class _Job:
     threshold: float | None
     batch_size: int
     device: str
+    pictures: dict[str, Any]
 
 
 def tag_dataset(
@@ -111,6 +122,8 @@ def tag_dataset(
     cpus_per_actor: float = 1,
     address: str | None = None,
     progress: Callable[[BulkReport], None] | None = None,
+    search: Search | None = None,
+    pictures: PictureSettings | None = None,
 ) -> BulkReport:
     """Tag every image of ``source`` exactly once into the folder ``out``.
 
@@ -119,9 +132,10 @@ def tag_dataset(
     are damaged and unchanged.
 
     Args:
-        source: image files, folders and globs; or ``.parquet`` files with a column ``image`` (a
-            path) and optionally ``bytes`` (the encoded image; ``image`` is then only its name).
-            On a cluster, paths that every node can read.
+        source: what :class:`pvp_fast.loaders.FileSource` takes (files, folders, globs, lists,
+            shards), and ``.parquet`` files with a column ``image`` (a path) and optionally
+            ``bytes`` (the encoded image; ``image`` is then only its name). On a cluster, paths that
+            every node can read.
         artifact: artifact folder, readable on every node.
         out: folder for the results, on storage that every node can write.
         format: "parquet" or "jsonl" for the tags; failures are JSON lines.
@@ -134,6 +148,8 @@ def tag_dataset(
         address: of a Ray cluster ("auto" for this machine's); None starts one here and stops it
             afterwards. A Ray that is already connected is used as it is.
         progress: called with what is done after each partition.
+        search: what is taken of folders and globs.
+        pictures: how images are opened; the artifact's own settings by default.
 
     Returns:
         What this call did.
@@ -149,13 +165,24 @@ def tag_dataset(
     ray = _import_ray()
     started = time.monotonic()
     folder = Path(out).absolute()
-    version = Artifact.load(artifact).version
-    settings = {"artifact": version, "format": format, "top_k": top_k, "threshold": threshold}
-    said = describe(top_k=top_k, threshold="own" if threshold is None else threshold)
+    loaded = Artifact.load(artifact)
+    version = loaded.version
+    opened = (pictures or pictures_of(loaded.config)).to_dict()
+    settings = {
+        "artifact": version,
+        "format": format,
+        "top_k": top_k,
+        "threshold": threshold,
+        "pictures": opened,
+    }
+    said = describe(top_k=top_k, threshold="own" if threshold is None else threshold, **opened)
+    passed = PassedOver()
     with _claimed(folder, settings) as staging:
         done = _Done(folder, settings, Ledger(said, retry_failed=retry_failed))
-        partitions, skipped = _left(source, done, partition_size)
-        report = BulkReport(skipped=skipped, failed_before=done.ledger.failed_before)
+        partitions, skipped = _left(source, done, partition_size, search, passed)
+        report = BulkReport(
+            skipped=skipped, failed_before=done.ledger.failed_before, passed_over=str(passed)
+        )
         if not partitions:
             return replace(report, seconds=time.monotonic() - started)
         with _connected(ray, address):
@@ -172,6 +199,7 @@ def tag_dataset(
                 threshold=threshold,
                 batch_size=batch_size,
                 device="cuda" if gpus else "cpu",
+                pictures=opened,
             )
             keys_of = {part.id: part for part in partitions}
             items = [{"partition": json.dumps(asdict(part))} for part in partitions]
@@ -210,6 +238,7 @@ class _Actor:
 
         self.job = _Job(**job)
         self.tagger = Tagger.load(self.job.artifact, device=self.job.device)
+        self.tagger.pictures = PictureSettings.from_dict(self.job.pictures)
         if self.tagger.artifact.version != self.job.version:
             raise InputError(
                 f"artifact: {self.job.artifact} is version {self.tagger.artifact.version} here "
@@ -323,9 +352,15 @@ def _images(part: _Partition, size: int) -> Iterator[tuple[list[str], list[Any]]
             chosen = slice(first, first + size)
             yield part.keys[chosen], list(part.paths[chosen])
         return
+    wanted = set(part.keys)
+    if part.group == _SHARD:
+        found = ((part.shard + s.key[len(part.file) :], s.image) for s in read_shard(part.file))
+        chosen_pairs = (pair for pair in found if _take(wanted, pair[0]))
+        while pairs := list(islice(chosen_pairs, size)):
+            yield [key for key, _ in pairs], [_encoded(image) for _, image in pairs]
+        return
     import pyarrow.parquet
 
-    wanted = set(part.keys)
     with pyarrow.parquet.ParquetFile(part.file) as file:
         for rows in file.iter_batches(size, [part.group], columns=["image", "bytes"]):
             names = rows.column("image").to_pylist()
@@ -334,6 +369,14 @@ def _images(part: _Partition, size: int) -> Iterator[tuple[list[str], list[Any]]
             pairs = [(n, d or b"") for n, d in zip(names, data, strict=True) if _take(wanted, n)]
             if pairs:
                 yield [n for n, _ in pairs], [d for _, d in pairs]
+
+
+def _encoded(image: Any) -> Any:
+    """An image in a shard, read; or why it cannot be."""
+    try:
+        return image() if callable(image) else image
+    except ImageError as error:
+        return error
 
 
 def _take(wanted: set[str], key: str) -> bool:
@@ -421,25 +464,35 @@ def _drop(path: Path, names: set[str]) -> None:
             stream.writelines(kept)
 
 
-def _left(source: Source, done: _Done, size: int) -> tuple[list[_Partition], int]:
+def _left(
+    source: Source, done: _Done, size: int, search: Search | None, passed: PassedOver
+) -> tuple[list[_Partition], int]:
     """Partitions still to do, and how many images earlier runs have done."""
-    planned = list(_partitions(source, done.settings, size, lambda key: True))
+
+    def plan(passed: PassedOver, wanted: Callable[[str], bool]) -> list[_Partition]:
+        return list(_partitions(source, done.settings, size, wanted, search, passed))
+
+    planned = plan(passed, lambda key: True)
     if not planned:
-        raise InputError(f"source: no image in {source!r}")
+        beside = f"; passed over: {passed}" if passed else ""
+        raise InputError(f"source: no image in {source!r}{beside}")
     there = done.partitions
     if there <= {part.id for part in planned} and not any((done.folder / "failures").iterdir()):
         left = [part for part in planned if part.id not in there]
     else:  # the source is no longer what it was: leave out what is done image by image
         done.read(failures_only=False)
-        left = list(_partitions(source, done.settings, size, lambda key: not done.ledger.has(key)))
+        left = plan(PassedOver(), lambda key: not done.ledger.has(key))
     return left, sum(len(p.keys) for p in planned) - sum(len(p.keys) for p in left)
 
 
 def _partitions(
-    source: Source, settings: dict[str, Any], size: int, wanted: Callable[[str], bool]
+    source: Source,
+    settings: dict[str, Any],
+    size: int,
+    wanted: Callable[[str], bool],
+    search: Search | None,
+    passed: PassedOver,
 ) -> Iterator[_Partition]:
-    from pvp_fast.loaders.sources import find_images
-
     sources = [source] if isinstance(source, str | os.PathLike) else list(source)
     tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]
     seen: set[str] = set()
@@ -460,8 +513,19 @@ def _partitions(
                 name = _name(chosen, settings)
                 yield _Partition(name, chosen, None, str(table.absolute()), group)
     others = [each for each in sources if Path(each).suffix != ".parquet"]
-    files = filter(fresh, map(os.fspath, find_images(others)))
-    waiting = iter((*named, *files))
+    shards = []
+    for path, trouble in FileSource(others, search).found(passed) if others else ():
+        if trouble is None and is_shard(path):
+            shards.append(path)
+        elif fresh(path):
+            named.append(path)
+    for shard in shards:
+        members = filter(fresh, (sample.key for sample in read_shard(shard, passed)))
+        while chosen := list(islice(members, size)):
+            content = (content_of(shard) or (shard, 0, 0))[1:]
+            name = _name(chosen, settings, content)
+            yield _Partition(name, chosen, None, os.path.abspath(shard), _SHARD, shard)
+    waiting = iter(named)
     while chosen := list(islice(waiting, size)):
         paths = [os.path.abspath(key) for key in chosen]
         contents = [(content_of(path) or (path, 0, 0))[1:] for path in paths]

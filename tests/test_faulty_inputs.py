@@ -156,7 +156,9 @@ def test_bad_images_are_listed_with_their_reason_and_the_rest_is_tagged(
         else:
             assert "error" not in row
             assert len(row["tags"]) == len(NAMES)
-    assert complaints[-1] == f"{len(reasons)} images could not be tagged"
+    assert complaints[-1] == (
+        f"{len(paths) - len(reasons)} images tagged; {len(reasons)} failed, each named above"
+    )
 
     for path, result in zip(paths, tagger.tag(paths, threshold=0), strict=True):
         assert (result.error is not None) == (path.name in reasons), path.name

@@ -10,6 +10,7 @@ import typer
 
 from pvp_fast.cli.common import pick_device, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import summary_line
 
 
 def evaluate(
@@ -72,6 +73,8 @@ def evaluate(
     typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)", err=aside)
     for image, reason in features.failures:
         print(f"{image}: {reason}", file=sys.stderr)
+    line = summary_line(len(features.z), "evaluated", failed=len(features.failures))
+    progress_console().print(line, soft_wrap=True, markup=False)
     if json_out is not None:
         with open_output(json_out, "w") as stream:
             stream.write(json_text(result.to_dict(), indent=2))

@@ -68,19 +68,30 @@ def named_source(
 
 
 def summary_line(
-    done: int, word: str, *, before: int = 0, failed: int = 0, passed: PassedOver | None = None
+    done: int,
+    word: str,
+    *,
+    before: int = 0,
+    failed: int = 0,
+    failed_before: int = 0,
+    passed: PassedOver | str = "",
 ) -> str:
     """What became of everything that was seen, in one sentence.
 
     Args:
-        done: images that were, say, "tagged" (``word``). before: by earlier runs. failed: that
-            could not be. passed: files that were seen and left out.
+        done: images that were, say, "tagged" (``word``). before: by earlier runs.
+        failed: that could not be. failed_before: found damaged by earlier runs, and unchanged.
+        passed: files that were seen and left out.
     """
     parts = [f"{done} image{'s' * (done != 1)} {word}"]
     if before:
         parts.append(f"{before} had been before")
     if failed:
-        parts.append(f"{failed} could not be read")
+        parts.append(f"{failed} failed, each named above")
+    if failed_before:
+        parts.append(
+            f"{failed_before} found damaged before, unchanged (--retry-failed tries them again)"
+        )
     if passed:
         parts.append(f"passed over: {passed}")
     return "; ".join(parts)

@@ -13,8 +13,8 @@ import typer
 
 from pvp_fast.cli.common import image_progress, pick_device, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
-from pvp_fast.cli.sources import IMAGES, Exclude, Follow, Hidden, Shard, named_source
-from pvp_fast.errors import InputError
+from pvp_fast.cli.sources import IMAGES, Exclude, Follow, Hidden, Shard, named_source, summary_line
+from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import is_stdout
 
 if TYPE_CHECKING:
@@ -167,10 +167,14 @@ def tag(
         output = None
     kind = format_for(output, format and format.value)
     if engine is Engine.ray:
-        if output is None or append or dry_run or redo or embeddings is not None:
+        from pvp_fast.artifact import Artifact
+        from pvp_fast.loaders import Search
+        from pvp_fast.pictures.settings import pictures_of
+
+        if output is None or append or dry_run or redo or shard or embeddings is not None:
             raise InputError(
                 "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --redo, "
-                "--embeddings"
+                "--shard, --embeddings"
             )
         _bulk(
             names,
@@ -184,6 +188,10 @@ def tag(
             retry_failed=retry_failed,
             actors=actors,
             address=address,
+            search=Search(hidden, tuple(exclude or ()), follow),
+            pictures=picture_settings(
+                upright, background, max_megapixels, pictures_of(Artifact.load(artifact).config)
+            ),
         )
         return
     from pvp_fast.loaders.shards import is_shard
@@ -219,7 +227,7 @@ def tag(
         resumes = append or kind == "sqlite"
 
         count: Callable[[], int | None]
-        wanted = _Wanted(source, sink.has if resumes else lambda key: False)
+        wanted = _Wanted(source, sink.has if resumes else lambda key: False, kind in BESIDE)
         if embeddings is None:
             results = tagger.tag(
                 wanted, top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
@@ -253,7 +261,16 @@ def tag(
         if not done + skipped:
             raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
         before = 0 if sink.ledger is None else sink.ledger.failed_before
-    _summary(done, skipped, before, bad, dry_run)
+    line = summary_line(
+        done - bad,
+        "would be tagged" if dry_run else "tagged",
+        before=skipped - before,
+        failed=bad,
+        failed_before=before,
+        passed=wanted.passed,
+    )
+    console = progress_console()
+    console.print(f"dry run: {line}" if dry_run else line, soft_wrap=True, markup=False)
     if bad or before:
         raise typer.Exit(SOME_UNREADABLE)
 
@@ -284,36 +301,32 @@ def _bulk(images: list[str], artifact: Path, output: Path, **options: Any) -> No
             )
 
         report = tag_dataset(images, artifact, output, progress=shown, **options)
+    line = summary_line(
+        report.images,
+        "tagged",
+        before=report.skipped - report.failed_before,
+        failed=report.failures,
+        failed_before=report.failed_before,
+        passed=report.passed_over,
+    )
     console.print(
-        f"{report.images} images tagged, {report.skipped} had been before, {report.failures} "
-        f"could not be read; {report.partitions} partitions, {report.seconds:.1f} s, "
-        f"{report.images_per_second:.1f} images/s"
+        f"{line}; {report.partitions} partitions, {report.seconds:.1f} s, "
+        f"{report.images_per_second:.1f} images/s",
+        soft_wrap=True,
+        markup=False,
     )
     typer.echo(str(output))
     if report.failures or report.failed_before:
         raise typer.Exit(SOME_UNREADABLE)
 
 
-def _summary(done: int, skipped: int, before: int, bad: int, dry_run: bool) -> None:
-    console = progress_console()
-    if tagged := skipped - before:
-        console.print(f"{tagged} image{'s' * (tagged > 1)} had been tagged before")
-    if before:
-        console.print(
-            f"{before} image{'s' * (before > 1)} had been found damaged before and "
-            f"{'have' if before > 1 else 'has'} not changed; --retry-failed tries again"
-        )
-    if bad:
-        console.print(f"{bad} image{'s' * (bad > 1)} could not be tagged")
-    if dry_run:
-        console.print(f"dry run: {done - bad} image{'s' * (done - bad != 1)} tagged, none written")
-
-
 class _Wanted:
     """The images to tag, without those done before."""
 
-    def __init__(self, source: Source | None, done: Callable[[str], bool]) -> None:
-        self._source, self._done = source, done
+    def __init__(
+        self, source: Source | None, done: Callable[[str], bool], beside: bool = False
+    ) -> None:
+        self._source, self._done, self._beside = source, done, beside
         self.skipped = 0
 
     @property
@@ -324,11 +337,15 @@ class _Wanted:
         return passed_over(self._source)
 
     def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
+        from pvp_fast.loaders.samples import Sample
+
         if self._source is None:
             return
         for sample in self._source.samples(shuffle):
             if self._done(sample.key):
                 self.skipped += 1
+            elif self._beside and (callable(sample.image) or isinstance(sample.image, bytes)):
+                yield Sample(sample.key, ImageError("in a shard: there is nothing beside it"))
             else:
                 yield sample
 

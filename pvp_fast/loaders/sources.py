@@ -78,7 +78,7 @@ class FileSource:
     def count(self) -> int | None:
         total = 0
         passed = PassedOver()
-        for path, trouble in self._found(passed):
+        for path, trouble in self.found(passed):
             if trouble is None and is_shard(path):
                 if compression(path):
                     return None
@@ -88,7 +88,7 @@ class FileSource:
         return total
 
     def _samples(self, shuffle: random.Random | None, passed: PassedOver) -> Iterator[Sample]:
-        found: Iterable[Found] = self._found(passed)
+        found: Iterable[Found] = self.found(passed)
         if shuffle is not None:
             found = list(found)
             shuffle.shuffle(found)
@@ -103,7 +103,8 @@ class FileSource:
             beside = f"; passed over: {passed}" if passed else ""
             raise InputError(f"images: no image in {', '.join(self._names)}{beside}")
 
-    def _found(self, passed: PassedOver) -> Iterator[Found]:
+    def found(self, passed: PassedOver) -> Iterator[Found]:
+        """(path, None) of every image and shard, unopened; (path, why) of what cannot be read."""
         for name in self._names:
             if name == STDIN and not os.path.lexists(name):
                 for line in self._lines_of_stdin():

@@ -104,15 +104,15 @@ def turned(image: Image.Image, orientation: int) -> Image.Image:
 def jpeg_turn(data: bytes) -> Turn:
     """What a JPEG's own EXIF, or else its XMP, asks for: as Pillow reads it, without decoding."""
     xmp = None
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
+    at, end = 2, len(data) - 4
+    while at <= end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:  # filler
             at += 1
             continue
-        if marker in (0xDA, 0xD9):  # the pixels, or the end
+        if marker == 0xDA or marker == 0xD9:  # the pixels, or the end
             break
-        length = int.from_bytes(data[at + 2 : at + 4], "big")
+        length = data[at + 2] << 8 | data[at + 3]
         if marker == 0xE1:
             if data.startswith(_EXIF, at + 4):
                 asked = _exif_orientation(data[at + 10 : at + 2 + length])

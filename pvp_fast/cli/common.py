@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
+from pvp_fast.errors import CorpusError
+
 if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.vocabulary.categories import Vocabulary
@@ -65,10 +67,24 @@ def read_vocabulary(value: str) -> Vocabulary:
 def gather_sentences(
     vocabulary: Vocabulary, captions: Sequence[Path], grammar: int, seed: int
 ) -> tuple[list[str], str]:
-    """Sentences of all captions files plus ``grammar`` made-up ones, and where they came from."""
+    """Sentences of all captions files plus ``grammar`` made-up ones, and where they came from.
+
+    Raises:
+        CorpusError: a file cannot be read, or none of its sentences mentions a category; others
+            beside it would hide that.
+    """
     from pvp_fast.sentences import grammar_sentences, read_captions
 
-    texts = [text for path in captions for text in read_captions(path)]
+    texts: list[str] = []
+    for path in captions:
+        found = list(read_captions(path))
+        if not any(map(vocabulary.label, found)):
+            raise CorpusError(
+                f"captions file {path}: none of the {len(found)} sentences of it mentions a "
+                f"category of {vocabulary}; check that they are about these categories and in the "
+                "language of their names, or leave the file out"
+            )
+        texts += found
     sources = [path.name for path in captions]
     if grammar:
         texts += grammar_sentences(vocabulary, grammar, seed=seed)

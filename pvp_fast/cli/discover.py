@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -11,6 +10,7 @@ import typer
 
 from pvp_fast.cli.common import pick_device, progress_console, read_vocabulary
 from pvp_fast.errors import InputError
+from pvp_fast.files import json_text
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.discover import Discovery
@@ -79,7 +79,7 @@ def discover(
     _print(found, top, sys.stderr if is_stdout(json_out) or is_stdout(report) else sys.stdout)
     if json_out is not None:
         with open_output(json_out, "w") as stream:
-            json.dump(found.to_dict(), stream, ensure_ascii=False, indent=1)
+            stream.write(json_text(found.to_dict(), ensure_ascii=False, indent=1))
     if report is not None and root is not None:
         from pvp_fast.report.gallery import build_discovery
 

@@ -81,18 +81,22 @@ def load_open_clip(
     with _offline_unless_needed(name, pretrained) as online:
         tokenizer = _tokenizer(name, online)  # small, and the first to be missing
         model = _model(name, pretrained, hosted, settings, online)
-    return ClipParts(model, tokenizer, _preprocess_of(model, settings), settings)
+    picture: Any = model.visual.preprocess_cfg
+    found = settings or WeightSettings.from_dict(picture, f"the configuration of {name}")
+    size = _side(picture["size"])
+    preprocess = Preprocess(size, found.mean, found.std, found.interpolation, found.resize_mode)
+    return ClipParts(model, tokenizer, preprocess, found)
 
 
 def _model(
     name: str, pretrained: str | None, hosted: bool, settings: WeightSettings | None, online: bool
-) -> nn.Module:
+) -> Any:
     import open_clip
 
     weights = None if hosted or pretrained == "random" else pretrained
     try:
         with _rng_kept(), _quiet():
-            model: nn.Module = open_clip.create_model(
+            return open_clip.create_model(
                 name,
                 pretrained=weights,
                 pretrained_text=False,  # a whole checkpoint follows, or random was asked for
@@ -100,7 +104,6 @@ def _model(
                 force_quick_gelu=bool(settings and settings.quick_gelu),
                 weights_only=True,
             )
-            return model
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
         detail = str(error) or type(error).__name__
         if not online and (hosted or not Path(pretrained or "").is_file()):
@@ -234,14 +237,6 @@ def _offer_twin(plain: str, tags: list[str]) -> None:
             "tag given as like= settles it either way",
             stacklevel=4,
         )
-
-
-def _preprocess_of(model: Any, settings: WeightSettings | None) -> Preprocess:
-    config = model.visual.preprocess_cfg
-    found = settings or WeightSettings.from_dict(config, "this model's configuration")
-    return Preprocess(
-        _side(config["size"]), found.mean, found.std, found.interpolation, found.resize_mode
-    )
 
 
 def _side(size: Any) -> int:

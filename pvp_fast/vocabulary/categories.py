@@ -18,6 +18,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.vocabulary.matching import PhraseMatcher, tokenize
 from pvp_fast.vocabulary.problems import (
+    header,
     id_column,
     keyed_by_number,
     raise_problems,
@@ -132,6 +133,10 @@ class Vocabulary:
                 raise InputError(f"vocabulary {file} is not valid JSON: {error}") from error
         else:
             data = _parse_lines(text)
+            if suffix in (".csv", ".tsv") and data:
+                raise_problems(
+                    [f"vocabulary {file}: {text}" for text in [header(data[0]["name"])] if text]
+                )
         try:
             return cls(_read_items(data, check_spelling=True))
         except InputError as error:
@@ -263,8 +268,11 @@ def _read_items(data: Any, *, check_spelling: bool = False) -> list[Category]:
             f"{{name, synonyms}}; found {type(data).__name__}"
         )
     if check_spelling:
-        names = [e["name"] if isinstance(e, Mapping) and "name" in e else e for e, _ in entries]
-        problem = id_column([name for name in names if isinstance(name, str)])
+        named = [e if isinstance(e, Mapping) else {"name": e} for e, _ in entries]
+        named = [entry for entry in named if isinstance(entry.get("name"), str)]
+        problem = id_column(
+            [entry["name"] for entry in named], [not entry.get("synonyms") for entry in named]
+        )
         if problem:
             raise InputError(problem)
     items: dict[int, Category] = {}

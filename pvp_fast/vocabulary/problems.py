@@ -16,6 +16,10 @@ from pvp_fast.errors import InputError
 SHOWN = 20
 _WORDNET = re.compile(r"n\d{8}\b[\s:;,\t]*")
 _NUMBERED = re.compile(r"\d+(?:[.):;]\s*|\s+|$)")
+_HEADER = re.compile(
+    r"(?:(?:class|category|label|display|tag)[ _]?)?(?:names?|labels?|tags?)|"
+    r"class|category|id|index"
+)
 _FREEBASE = re.compile(r"/[mgt]/\w+[\s:;,\t]*")
 _BRACKET = re.compile(r"\\?[(\[{]([^()\[\]{}\\]*)\\?[)\]}]")
 
@@ -48,14 +52,22 @@ def repeated_names(names: Mapping[int, str], key: Callable[[str], str]) -> list[
     return problems
 
 
-def id_column(names: Sequence[str]) -> str | None:
-    """The problem of names that begin with an id, when nearly all do."""
+def id_column(names: Sequence[str], alone: Sequence[bool]) -> str | None:
+    """The problem of names that begin with an id, when nearly all do.
+
+    Args:
+        alone: whether a name has no synonym; then a bare number is a name: digits are categories.
+    """
     for pattern, what in (
         (_WORDNET, "a WordNet id"),
         (_FREEBASE, "a Freebase id"),
         (_NUMBERED, "a number"),
     ):
-        with_id = [name for name in names if pattern.match(name)]
+        with_id = [
+            name
+            for name, single in zip(names, alone, strict=True)
+            if pattern.match(name) and not (single and name.isdecimal())
+        ]
         if len(with_id) >= 2 and len(with_id) >= 0.8 * len(names):
             bare = pattern.sub("", with_id[0], count=1).strip()
             better = f"{bare!r}" if bare else "the name alone"
@@ -63,6 +75,13 @@ def id_column(names: Sequence[str]) -> str | None:
                 f"{len(with_id)} of {len(names)} names begin with {what}, such as "
                 f"{with_id[0]!r}, and no sentence does; leave that column out: {better}"
             )
+    return None
+
+
+def header(first: str) -> str | None:
+    """The problem of a table's first line when it names columns."""
+    if _HEADER.fullmatch(first.strip().casefold()):
+        return f"its first line, {first!r}, names the columns; remove it"
     return None
 
 
@@ -95,8 +114,8 @@ def spelling(words: Sequence[str]) -> list[str]:
             )
         elif "\\" in word:
             problems.append(f"{word!r} has a backslash; write {_plain(word)!r}")
-        elif re.search(r"\w[,;:|]\s*\w", word):
-            parts = [part.strip() for part in re.split(r"[,;:|]", word) if part.strip()]
+        elif re.search(r"\w\s*[,;:|\t]\s*\w", word):
+            parts = [part.strip() for part in re.split(r"[,;:|\t]", word) if part.strip()]
             problems.append(
                 f"{word!r}: no sentence has these marks inside a name; write {parts[0]!r} with the "
                 f"synonyms {parts[1:]!r}, or a category each"

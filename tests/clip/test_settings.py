@@ -270,6 +270,19 @@ def test_a_tokenizer_out_of_reach_is_one_sentence(
     assert asked or before
 
 
+@pytest.mark.parametrize(
+    ("name", "tag"), [("RN50", "openai"), ("ViT-B-32", "laion2b_s34b_b79k"), ("hf-hub:a/b", None)]
+)
+def test_weights_out_of_reach_are_one_sentence(
+    name: str, tag: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(hub, "_reachable", lambda address: False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BackboneError, match="is not in the local cache and its hub cannot be"):
+        Backbone.load(name, tag)
+
+
 def test_the_network_is_not_asked_where_nothing_comes_from_it(
     weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +297,7 @@ def test_the_network_is_not_asked_where_nothing_comes_from_it(
     weights.rename(weights.parent / "open_clip_model.safetensors")
     found = Backbone.load(f"local-dir:{weights.parent}")
     assert found.preprocess.resize_mode == "squash"
+    assert found.settings.source == f"the configuration of local-dir:{weights.parent}"
 
 
 def test_a_server_that_does_not_answer_is_known(monkeypatch: pytest.MonkeyPatch) -> None:

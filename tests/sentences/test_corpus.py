@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvp_fast.cli.common import gather_sentences
 from pvp_fast.errors import CorpusError, InputError
 from pvp_fast.sentences import Corpus, build_corpus, grammar_sentences, read_captions
 from pvp_fast.vocabulary.categories import Category, Vocabulary
@@ -246,3 +247,12 @@ def test_templates_alone_are_no_corpus_from_a_file(source: str) -> None:
     with pytest.raises(CorpusError, match="none of the 2 sentences"):
         build_corpus(["ein Hund", "une chatte"], ANIMALS, source=source)
     assert len(build_corpus([], ANIMALS)) > 0  # asked for
+
+
+def test_a_file_that_gives_nothing_is_not_hidden_by_others(tmp_path: Path) -> None:
+    good = write(tmp_path / "good.txt", "A dog\nA cat\n")
+    foreign = write(tmp_path / "foreign.txt", "Ein Hund\nEine Katze\nNichts\n")
+    texts, source = gather_sentences(ANIMALS, [good], 2, 0)
+    assert (len(texts), source) == (4, "good.txt, grammar 2")
+    with pytest.raises(CorpusError, match=r"foreign\.txt: none of the 3 sentences"):
+        gather_sentences(ANIMALS, [good, foreign], 2, 0)

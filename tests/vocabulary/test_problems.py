@@ -47,6 +47,9 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("/m/01g317,Person\n/m/0199g,Bicycle\n", "csv", ("a Freebase id",)),
         ("names:\n  0: person\n  1: bicycle\n", "yaml", ("under 'names'", "plain list")),
         ('{"0": "person", "1": "bicycle"}', "json", ("maps numbers to names", "as a list")),
+        ("name,synonyms\ndog,puppy\n", "csv", ("'name', names the columns; remove it",)),
+        ("display_name\ndog\n", "tsv", ("names the columns",)),
+        ("dog\tpuppy\ncat\tkitten\n", "tsv", ("write 'dog' with the synonyms ['puppy']",)),
         ("crab [animal]\n", "txt", ("write 'crab'",)),
         ("- {name: mouse, synonyms: [mouse (computer)]}\n", "yaml", ("write 'mouse'",)),
         ("- 'couch; sofa'\n", "yaml", ("write 'couch' with the synonyms ['sofa']",)),
@@ -65,7 +68,16 @@ def test_what_would_work_is_said(
 
 
 @pytest.mark.parametrize(
-    "names", ["18 wheeler\ndog\ncat\n", "washer/dryer\n", "rock 'n' roll\n", "C#\nF#\n", "犬\n猫\n"]
+    "names",
+    [
+        "18 wheeler\ndog\ncat\n",
+        "washer/dryer\n",
+        "rock 'n' roll\n",
+        "C#\nF#\n",
+        "0\n1\n2\n",
+        "name\ndog\n",
+        "犬\n猫\n",
+    ],
 )
 def test_unusual_names_that_can_be_found_are_taken(tmp_path: Path, names: str) -> None:
     (tmp_path / "words.txt").write_text(names, encoding="utf-8")

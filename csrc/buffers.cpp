@@ -10,7 +10,10 @@ namespace {
 
 std::string name_of(const element& type) {
   if (type.kind == 'b') return "bool";
-  const char* kind = type.kind == 'f' ? "float" : type.kind == 'i' ? "int" : type.kind == 'u' ? "uint" : "other";
+  const char* kind = type.kind == 'f'   ? "float"
+                     : type.kind == 'i' ? "int"
+                     : type.kind == 'u' ? "uint"
+                                        : "other";
   return kind + std::to_string(8 * type.bytes);
 }
 
@@ -22,8 +25,11 @@ element element_in(const Py_buffer& view) {
   const auto is_one_of = [code](const char* codes) {
     return code != '\0' && std::string(codes).find(code) != std::string::npos;
   };
-  const char kind = is_one_of("efd") ? 'f' : is_one_of("bhilqn") ? 'i' : is_one_of("BHILQN") ? 'u'
-                    : code == '?' ? 'b' : '?';
+  const char kind = is_one_of("efd")      ? 'f'
+                    : is_one_of("bhilqn") ? 'i'
+                    : is_one_of("BHILQN") ? 'u'
+                    : is_one_of("?")      ? 'b'
+                                          : '?';
   return {kind, view.itemsize};
 }
 

@@ -74,4 +74,9 @@ class buffer {
   const char* name_;
 };
 
+inline void check_threads(int threads) {
+  if (threads >= 1) return;
+  throw std::invalid_argument("threads is " + std::to_string(threads) + "; give at least 1");
+}
+
 }  // namespace pvp_fast

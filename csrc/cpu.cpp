@@ -47,8 +47,9 @@ isa most_isa() {
   }
   std::string names;
   for (const std::string& name : available_isas()) names += (names.empty() ? "" : ", ") + name;
-  throw std::runtime_error("instruction set '" + std::string(wanted) + "' is not available here; choose one of: " +
-                           names + " (environment variable PVP_FAST_ISA)");
+  throw std::runtime_error("instruction set '" + std::string(wanted) +
+                           "' is not available here; choose one of: " + names +
+                           " (environment variable PVP_FAST_ISA)");
 }
 
 }  // namespace pvp_fast

@@ -1,4 +1,4 @@
-// Python's losses: what buffers and settings must look like.
+// Losses for Python: what arrays and settings must look like.
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
@@ -13,10 +13,6 @@ namespace py = pybind11;
 
 namespace pvp_fast {
 namespace {
-
-void check_threads(int threads) {
-  if (threads < 1) throw std::invalid_argument("threads is " + std::to_string(threads) + "; give at least 1");
-}
 
 // Takes the settings of one loss out of a mapping, each by its name, and wants no others.
 class named_settings {
@@ -75,18 +71,21 @@ loss_settings read_settings(const std::string& kind, const py::dict& from) {
 // Bytes that are bool, uint8 or, for partial labels, int8; their rows may lie apart.
 void read_labels(const buffer& labels, loss_tile& tile) {
   tile.partial = labels.holds<int8_t>();
+  const auto shape = {tile.rows, tile.columns};
+  const void* bytes = nullptr;
   if (tile.partial) {
-    tile.labels = labels.strided<const int8_t>({tile.rows, tile.columns});
+    bytes = labels.strided<const int8_t>(shape);
   } else if (labels.holds<bool>()) {
-    tile.labels = reinterpret_cast<const int8_t*>(labels.strided<const bool>({tile.rows, tile.columns}));
+    bytes = labels.strided<const bool>(shape);
   } else {
-    tile.labels = reinterpret_cast<const int8_t*>(labels.strided<const uint8_t>({tile.rows, tile.columns}));
+    bytes = labels.strided<const uint8_t>(shape);
   }
+  tile.labels = static_cast<const int8_t*>(bytes);
   tile.label_stride = labels.stride(0);
   if (tile.columns > 1 && labels.stride(1) != 1) labels.refuse("has gaps within a row; copy it first");
 }
 
-// Offsets (rows + 1) into indices; every row's ascend strictly, and ranking's are categories of the tile.
+// Offsets (rows + 1) into indices, which ascend strictly in a row and, of ranking, are columns.
 void read_lists(const buffer& offsets, const buffer& indices, bool ranks, loss_tile& tile) {
   tile.offsets = offsets.contiguous<const int64_t>({tile.rows + 1});
   tile.indices = indices.contiguous<const int64_t>({kAnySize});
@@ -98,7 +97,9 @@ void read_lists(const buffer& offsets, const buffer& indices, bool ranks, loss_t
     for (int64_t i = begin; i < end; ++i) {
       const int64_t at = tile.indices[i];
       if (i > begin && at <= tile.indices[i - 1]) indices.refuse("must ascend strictly within a row");
-      if (ranks && (at < 0 || at >= tile.columns)) indices.refuse("must be below " + std::to_string(tile.columns));
+      if (ranks && (at < 0 || at >= tile.columns)) {
+        indices.refuse("must be below " + std::to_string(tile.columns));
+      }
     }
   }
 }

@@ -1,4 +1,4 @@
-// Python's top-k: what buffers must look like. Who calls it checks values (pvp_fast/topk/ops.py).
+// Top-k for Python: what its arrays must look like. The caller looks for NaN (pvp_fast/topk/ops.py).
 #include <pybind11/pybind11.h>
 
 
@@ -15,8 +15,6 @@ namespace py = pybind11;
 
 namespace pvp_fast {
 namespace {
-
-constexpr int64_t kWord = 4;  // bytes of a step
 
 scalar read_type(const std::string& name) {
   if (name == "float32") return scalar::float32;
@@ -59,15 +57,21 @@ scalar type_of(const buffer& panels) {
   panels.refuse("must be float32, uint16 (bfloat16) or int8");
 }
 
+// The words of a panel: one float32, two bfloat16 or four int8 each.
 const float* read_panels(const buffer& panels, scalar type, int64_t categories, int64_t width) {
-  const int64_t size = panel_count(categories);
-  const int64_t steps = step_count(type, width) + (type == scalar::int8 ? kInt8Stats : 0);
-  const void* data =
-      type == scalar::float32    ? static_cast<const void*>(panels.contiguous<const float>({size, steps, kLanes}))
-      : type == scalar::bfloat16 ? panels.contiguous<const uint16_t>({size, steps, kLanes * kWord / 2})
-                                 : static_cast<const void*>(panels.contiguous<const int8_t>({size, steps, kLanes * kWord}));
-  if (reinterpret_cast<std::uintptr_t>(data) % kWord != 0) panels.refuse("is misaligned; copy it first");
-  return static_cast<const float*>(data);
+  const int64_t size = panel_count(categories), steps = step_count(type, width);
+  const void* words = nullptr;
+  switch (type) {
+    case scalar::float32: words = panels.contiguous<const float>({size, steps, kLanes}); break;
+    case scalar::bfloat16: words = panels.contiguous<const uint16_t>({size, steps, 2 * kLanes}); break;
+    case scalar::int8:
+      words = panels.contiguous<const int8_t>({size, steps + kInt8Stats, 4 * kLanes});
+      break;
+  }
+  if (reinterpret_cast<std::uintptr_t>(words) % sizeof(float) != 0) {
+    panels.refuse("is misaligned; copy it first");
+  }
+  return static_cast<const float*>(words);
 }
 
 int64_t topk(py::handle x, py::handle panels, int64_t categories, double threshold,
@@ -78,7 +82,7 @@ int64_t topk(py::handle x, py::handle panels, int64_t categories, double thresho
       bias_(bias, "bias", true), scores_(scores, "scores"), indices_(indices, "indices"),
       counts_(counts, "counts"), vectors_(vectors, "vectors", true), centre_(centre, "centre", true);
   check_numbers(categories, threshold, scale);
-  if (threads < 1) throw std::invalid_argument("threads is " + std::to_string(threads) + "; give at least 1");
+  check_threads(threads);
   topk_query query{};
   query.x = read_matrix(x_);
   const int64_t rows = query.x.rows, width = query.x.columns, k = scores_.size(1);
@@ -92,8 +96,12 @@ int64_t topk(py::handle x, py::handle panels, int64_t categories, double thresho
   query.scale = static_cast<float>(scale);
   query.threads = threads;
   if (query.type == scalar::int8) {
-    if (width > kInt8Width) x_.refuse("is too wide; int8 sums fit 32 bits up to " + std::to_string(kInt8Width));
-    if (!vectors_.given()) throw std::invalid_argument("vectors is None; int8 panels need float32 rows");
+    if (width > kInt8Width) {
+      x_.refuse("is too wide; int8 sums fit 32 bits up to " + std::to_string(kInt8Width));
+    }
+    if (!vectors_.given()) {
+      throw std::invalid_argument("vectors is None; int8 panels need the float32 rows (C, D) too");
+    }
     query.vectors = vectors_.contiguous<const float>({categories, width});
     query.centre = centre_.contiguous<const float>({width});
   }

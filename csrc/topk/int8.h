@@ -55,7 +55,7 @@ struct row_bounds {
 // Queries outside are not quantised: every category is rescored.
 constexpr double kSmallest8 = 1e-15, kLargest8 = 1e15;
 constexpr double kSmallestScaled = 1e-18, kLargestScaled = 1e18;  // times the scale
-constexpr double kSmallestFactor = 1e-30;  // far from denormals, whose relative error is large
+constexpr double kSmallestProduct = 1e-30;  // far from denormals, whose relative error is large
 
 class query_rounder {
  public:
@@ -75,8 +75,8 @@ class query_rounder {
     const double largest = top();
     const double square = sum([](double value, double) { return value * value; });
     const double along = sum([](double value, double middle) { return value * middle; });
-    const double factor = std::fabs(static_cast<double>(scale_));
-    const double scaled = factor * largest;
+    const double magnitude = std::fabs(static_cast<double>(scale_));
+    const double scaled = magnitude * largest;
     const bool usable = std::isfinite(square) &&
                         (largest == 0.0 || (largest >= kSmallest8 && largest <= kLargest8)) &&
                         (scaled == 0.0 || (scaled >= kSmallestScaled && scaled <= kLargestScaled));
@@ -84,11 +84,11 @@ class query_rounder {
       for (int64_t i = 0; i < words_; ++i) to[i * stride] = 0x80808080u;
       return {};
     }
-    double share = square_ > 0.0 ? along / square_ : 0.0;
-    if (!(factor * std::fabs(share) >= kSmallestFactor && std::isfinite(share))) share = 0.0;
-    for (size_t d = 0; d < row_.size(); ++d) row_[d] -= share * centre_[d];
+    double multiple = square_ > 0.0 ? along / square_ : 0.0;
+    if (!(magnitude * std::fabs(multiple) >= kSmallestProduct && std::isfinite(multiple))) multiple = 0.0;
+    for (size_t d = 0; d < row_.size(); ++d) row_[d] -= multiple * centre_[d];
     double step = static_cast<double>(static_cast<float>(top() / 127.0));
-    if (factor * step < kSmallestFactor || step < kSmallestFactor) step = 0.0;
+    if (magnitude * step < kSmallestProduct || step < kSmallestProduct) step = 0.0;
     const double inverse = step > 0.0 ? 1.0 / step : 0.0;
     constexpr double kRound = 0x1.8p52;  // added and subtracted: to the nearest integer, ties to even
     const auto rounded = [inverse](double value) { return (value * inverse + kRound) - kRound; };
@@ -109,12 +109,12 @@ class query_rounder {
     rounded_row result;
     result.step = static_cast<float>(scale_ * step);
     result.offset = static_cast<float>(scale_ * along);
-    result.shift = static_cast<float>(scale_ * share);
-    result.length = static_cast<float>(kUp * factor * std::sqrt(kept));
-    result.error = static_cast<float>(kUp * factor * (std::sqrt(lost) + rounding));
+    result.shift = static_cast<float>(scale_ * multiple);
+    result.length = static_cast<float>(kUp * magnitude * std::sqrt(kept));
+    result.error = static_cast<float>(kUp * magnitude * (std::sqrt(lost) + rounding));
     // The constant covers what underflows.
-    result.slack = static_cast<float>(kUp * factor * rounding * std::sqrt(square_) +
-                                      1e-37 * (1.0 + factor));
+    result.slack = static_cast<float>(kUp * magnitude * rounding * std::sqrt(square_) +
+                                      1e-37 * (1.0 + magnitude));
     return result;
   }
 

@@ -1,7 +1,7 @@
 // Batched top-k on CUDA, after the contract of topk_cuda/topk_cuda.h. The categories are divided into parts; a
 // scan finds the k best of every row and part, a second kernel merges the parts of a row.
 //
-// The bfloat16 scan is in topk_cuda_bf16.cuh. The float32 scan is here: the same chain of fused
+// The bfloat16 scan is in topk_cuda/bf16.cuh. The float32 scan is here: the same chain of fused
 // multiply-adds as the CPU, so the same bits. One warp scans a part of the panels for kRows queries:
 // lane c of the warp holds category c of the panel. The running top k lives in registers, sorted,
 // spread over the lanes; most scores fail the comparison with its last entry and cost nothing more.

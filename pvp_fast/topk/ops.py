@@ -170,7 +170,8 @@ def _fill_on_cuda(x: Tensor, query: Query, scores: Tensor, indices: Tensor, coun
     if waits:
         _check_values(query)
     dtype = _DTYPES[query.w.dtype]
-    x = bfloat16_rows(x) if dtype == "bfloat16" else x.resolve_neg()
+    x = x.resolve_neg()
+    x = bfloat16_rows(x) if dtype == "bfloat16" else x
     thresholds, bias = _contiguous(query.thresholds), _contiguous(query.bias)
     (rows, width), k = x.shape, scores.shape[1]
     parts = native.call("topk_cuda_parts", dtype=dtype, rows=rows, categories=query.categories)

@@ -66,8 +66,8 @@ class Corpus:
             shown = ", ".join(self.unmentioned[:SHOWN])
             more = f" and {len(self.unmentioned) - SHOWN} more" * (len(self.unmentioned) > SHOWN)
             lines.append(
-                f"no sentence mentions {shown}{more}; they learn from prompt templates alone: give "
-                "them synonyms, or sentences about them"
+                f"no sentence mentions {shown}{more}: prompt templates are all there is to learn "
+                "from; give synonyms, or sentences about what is missing"
             )
         return lines
 

@@ -29,7 +29,8 @@ def raise_problems(problems: Sequence[str]) -> None:
     if len(problems) == 1:
         raise InputError(problems[0])
     if problems:
-        shown = "".join(f"\n  {text}" for text in problems[:SHOWN])
+        # Numbered, as a terminal's one-line message has no lines to tell them apart.
+        shown = "".join(f"\n  ({i}) {text}" for i, text in enumerate(problems[:SHOWN], start=1))
         rest = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         raise InputError(f"{len(problems)} problems:{shown}{rest}")
 

@@ -237,7 +237,7 @@ def test_a_corpus_says_what_counted_and_what_is_missing() -> None:
     first, second, third = corpus.summary()
     assert first == f"{len(corpus)} labelled sentences for 4 categories"
     assert second == "2 of the 3 sentences of x.txt mention a category"
-    assert third.startswith("no sentence mentions cat, teddy bear, bear; they learn from prompt")
+    assert third.startswith("no sentence mentions cat, teddy bear, bear: prompt templates are all")
     assert len(build_corpus(["dog cat, teddy bear, bear"], ANIMALS).summary()) == 2
     assert corpus.split(0.5)[0].summary()[1:] == [second, third]
 

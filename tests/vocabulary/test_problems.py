@@ -24,6 +24,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         tmp_path, "crane (bird)\n^_^\ndog\nhot_dog\nDog\ncat\nhatsune_miku_\\(vocaloid\\)\n"
     )
     assert "5 problems" in message
+    assert all(f"({number}) " in message for number in range(1, 6))
     assert "'crane (bird)': sentences have no explanation in brackets; write 'crane'" in message
     assert "name: crane bird" in message
     assert "'^_^' is empty" in message

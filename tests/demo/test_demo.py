@@ -12,7 +12,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
 from pvp_fast.demo.run import run_demo
 from pvp_fast.evaluation import read_folder
-from pvp_fast.loaders.images import open_image
+from pvp_fast.pictures import open_image
 from pvp_fast.report.page import SHOWN
 
 

@@ -29,11 +29,9 @@ def to_rgb(
     if image.mode in ("La", "RGBa"):
         layer = image.convert(image.mode.upper())
     layer = layer.convert("RGBA")
-    low, _ = layer.getchannel("A").getextrema()
-    if low == 255:
-        return layer.convert("RGB")
-    ground = Image.new("RGBA", layer.size, (*fill, 255))
-    return Image.alpha_composite(ground, layer).convert("RGB")
+    ground = Image.new("RGB", layer.size, fill)
+    ground.paste(layer, mask=layer)
+    return ground
 
 
 def _has_alpha(image: Image.Image) -> bool:

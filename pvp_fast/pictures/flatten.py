@@ -28,7 +28,8 @@ def to_rgb(
     layer = image
     if image.mode in ("La", "RGBa"):
         layer = image.convert(image.mode.upper())
-    layer = layer.convert("RGBA")
+    if layer.mode != "RGBA":
+        layer = layer.convert("RGBA")
     ground = Image.new("RGB", layer.size, fill)
     ground.paste(layer, mask=layer)
     return ground

@@ -21,17 +21,31 @@ from pvp_fast.cli.train import make_config
 few = make_config("demo", seed=0, steps="2")
 TrainConfig.demo = staticmethod(lambda: few)"""
 
+# One after the other, in the one process that all of them share to save its start.
+EACH = """\
+import runpy, sys
+for script in sys.argv[1:]:
+    sys.argv = [script]
+    print("==", script)
+    runpy.run_path(script, run_name="__main__")"""
 
-def run(name: str, *options: str) -> str:
+
+@pytest.fixture(scope="module")
+def printed() -> dict[str, str]:
+    """What each script printed. The first measures the peak of the process's memory."""
+    scripts = ["custom_loss.py", "from_open_clip.py"]
+    if importlib.util.find_spec("matplotlib") is not None:
+        scripts.append("names_to_tags.py")
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / name), *options],
+        [sys.executable, "-c", EACH, *(str(EXAMPLES / name) for name in scripts)],
         env=os.environ | {"MPLBACKEND": "Agg"},
         capture_output=True,
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = (part.split("\n", 1) for part in done.stdout.split("== ")[1:])
+    return {Path(script).name: rest for script, rest in parts}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +65,12 @@ def check_names_to_tags(printed: str) -> dict[str, float]:
     return {name: float(value) for name, value in rungs}
 
 
-def test_from_open_clip() -> None:
-    printed = run("from_open_clip.py")
-    assert "150 images, 70 categories" in printed
+def test_from_open_clip(printed: dict[str, str]) -> None:
+    assert "150 images, 70 categories" in printed["from_open_clip.py"]
 
 
-def test_custom_loss() -> None:
-    scores = re.findall(r"mAP (\S+) on 150 scenes", run("custom_loss.py"))
+def test_custom_loss(printed: dict[str, str]) -> None:
+    scores = re.findall(r"mAP (\S+) on 150 scenes", printed["custom_loss.py"])
     assert float(scores[1]) > float(scores[0]) + 0.03
 
 
@@ -81,12 +94,12 @@ def test_names_to_tags_as_a_notebook(
     built.cells[0].update(cell_type="code", source=FEW_STEPS, outputs=[], execution_count=None)
     done = notebook.run(built, str(tmp_path))
     outputs = [output for cell in done.cells for output in cell.get("outputs", ())]
-    printed = "".join(output.get("text", "") for output in outputs)
-    assert "text prompts + transfer" in check_names_to_tags(printed)
+    text = "".join(output.get("text", "") for output in outputs)
+    assert "text prompts + transfer" in check_names_to_tags(text)
     assert sum("image/jpeg" in output.get("data", {}) for output in outputs) == 2
 
 
-def test_names_to_tags_as_a_script() -> None:
+def test_names_to_tags_as_a_script(printed: dict[str, str]) -> None:
     pytest.importorskip("matplotlib")
-    rungs = check_names_to_tags(run("names_to_tags.py"))
+    rungs = check_names_to_tags(printed["names_to_tags.py"])
     assert rungs["text prompts + transfer"] > rungs["zero-shot CLIP"] + 5

@@ -179,7 +179,7 @@ def test_tag_reads_tar_shards(artifact, pictures, tmp_path, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads ru_maxrss in KiB")
 def test_memory_does_not_grow_with_the_number_of_images(artifact, pictures, tmp_path):
-    """What a process has used at most after one batch of images, and after ten times as many."""
+    """What a process has used at most after a few batches of images, and after many more."""
     code = (
         "import resource, sys\nfrom pvp_fast.cli import run\n"
         "for count in sys.argv[3:]:\n"
@@ -187,7 +187,7 @@ def test_memory_does_not_grow_with_the_number_of_images(artifact, pictures, tmp_
         "    assert run([*line, '-o', f'{sys.argv[2]}/{count}.jsonl']) == 0\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     )
-    counts = (300, 3000)
+    counts = (300, 4000)
     for count in counts:
         (tmp_path / str(count)).mkdir()
         for number in range(count):
@@ -197,7 +197,7 @@ def test_memory_does_not_grow_with_the_number_of_images(artifact, pictures, tmp_
     few, many = (int(peak) / 1024 for peak in done.stdout.split())
     for count in counts:
         assert len((tmp_path / f"{count}.jsonl").read_text().splitlines()) == count
-    assert many < few + 16  # of 32 MB of decoded pictures, and 130 MB of the encoder's input
+    assert many < few + 32  # the others are 45 MB decoded, and 182 MB as the encoder's input
 
 
 def test_evaluate_prints_the_ladder(artifact, pictures, tmp_path, capsys):

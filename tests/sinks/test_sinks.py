@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from support.waiting import PATIENCE
 
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.sinks import format_for, open_sink
@@ -183,7 +184,7 @@ def test_processes_append_to_one_database_at_once(tmp_path: Path) -> None:
         subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(a), str(b)], cwd=tmp_path)
         for a, b in spans
     ]
-    assert [writer.wait(120) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(PATIENCE) for writer in writers] == [0, 0, 0]
     found = keys("sqlite", path)
     assert len(found) == len(set(found)) == 3000
     database = sqlite3.connect(path)

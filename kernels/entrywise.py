@@ -1,10 +1,9 @@
 # mypy: disable-error-code="no-untyped-def"
 """Scores to gradients, in place: the losses that are a sum over the entries of (B, C).
 
-For raw similarities r (rows, C), s = scale · r + bias and labels y, one pass reads r once, writes
-g · scale · grad_scale over it, where g = ∂loss/∂s, and per block of a row the sums Σ loss, Σ g · r
-and Σ g (the gradients of scale and bias): 2·sizeof(r) + label bytes an entry. Between two matrix
-products this is the whole loss of a chunk of rows, and r never leaves the cache it was written to.
+For scores s (rows, C) and labels y, one pass reads s once, writes g = ∂loss/∂s over it, and per
+block of a row the sum of the loss: 8 + label bytes an entry. Between two matrix products this is
+the whole loss of a chunk of rows, and s never leaves the cache it was written to.
 
 With σ = sigmoid(s), u = σ(1 − σ), q = min(1 − σ + clip, 1), p = 1 − q:
 
@@ -16,16 +15,12 @@ With σ = sigmoid(s), u = σ(1 − σ), q = min(1 − σ + clip, 1), p = 1 − q
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-
-from .aot import AotSpec
 
 KINDS = {"asl": 0, "bce": 1, "focal": 2, "siglip": 3}
 # How labels are stored: values in [0, 1]; −1/0/1 with 0 unknown; lists of positives.
@@ -170,19 +165,17 @@ def load_labels(
     return target, known
 
 
+@triton.heuristics({"HAS_WEIGHT": lambda launch: launch["weight_ptr"] is not None})
 @triton.jit
 def _elementwise_kernel(
-    scores_ptr,  # (R, C), row stride given, read and overwritten
+    scores_ptr,  # (R, C) float32, row stride given, read and overwritten
     y_ptr,  # (R, C) labels, or (nnz,) category numbers
     offsets_ptr,  # (R + 1,) with lists
-    weight_ptr,  # (C,) float32
-    scale_ptr,  # (1,) float32
-    bias_ptr,  # (1,) float32
-    sums_ptr,  # (3, R, n_blocks) float32: loss, g · r, g
+    weight_ptr,  # (C,) float32, or None
+    sums_ptr,  # (R, n_blocks) float32: loss
     n_rows,
     n_cols,
     n_blocks,
-    plane,  # n_rows · n_blocks
     score_row,
     y_row,
     y_col,
@@ -190,15 +183,12 @@ def _elementwise_kernel(
     gamma_neg,
     clip,
     eps,
-    grad_scale,
     KIND: tl.constexpr,
     LABELS: tl.constexpr,
     WHOLE_POS: tl.constexpr,
     WHOLE_NEG: tl.constexpr,
     DETACH: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -210,13 +200,7 @@ def _elementwise_kernel(
     in_col = cols < n_cols
     valid = in_row[:, None] & in_col[None, :]
     at = scores_ptr + rows[:, None] * score_row + cols[None, :]
-    raw = tl.load(at, mask=valid, other=0.0).to(tl.float32)
-    s = raw
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr)
-        s = s * scale
-    if HAS_BIAS:
-        s = s + tl.load(bias_ptr)
+    s = tl.load(at, mask=valid, other=0.0)
     y, factor = load_labels(
         y_ptr, offsets_ptr, rows, cols, in_row, valid, y_row, y_col, LABELS, BLOCK_R, BLOCK_C
     )
@@ -227,15 +211,8 @@ def _elementwise_kernel(
     keep = valid & (factor != 0)
     loss = tl.where(keep, loss * factor, 0.0)
     g = tl.where(keep, g * factor, 0.0)
-    out = sums_ptr + rows * n_blocks + block
-    tl.store(out, tl.sum(loss, axis=1), mask=in_row)
-    if HAS_SCALE:
-        tl.store(out + plane, tl.sum(g * raw, axis=1), mask=in_row)
-    if HAS_BIAS:
-        tl.store(out + plane + plane, tl.sum(g, axis=1), mask=in_row)
-    if HAS_SCALE:
-        g = g * scale
-    tl.store(at, (g * grad_scale).to(scores_ptr.dtype.element_ty), mask=valid)
+    tl.store(sums_ptr + rows * n_blocks + block, tl.sum(loss, axis=1), mask=in_row)
+    tl.store(at, g, mask=valid)
 
 
 @triton.jit
@@ -284,14 +261,6 @@ def _category_kernel(
     tl.store(out_ptr + part * n_cols + cols, total, mask=in_col)
 
 
-class RowSums(NamedTuple):
-    """Per row, float32: the summed loss and, where asked for, ∂/∂scale and ∂/∂bias of it."""
-
-    loss: Tensor
-    dscale: Tensor | None
-    dbias: Tensor | None
-
-
 def whole(exponent: float) -> int:
     """The exponent when repeated multiplication computes it, else −1."""
     return int(exponent) if exponent in (0, 1, 2, 3, 4) else -1
@@ -324,13 +293,31 @@ def label_arguments(
     return indices, offsets, 0, 0, LISTS
 
 
+def check_scores(scores: Tensor, weight: Tensor | None) -> tuple[int, int]:
+    """Rows and columns of what a kernel overwrites.
+
+    Raises:
+        InputError: shapes, dtypes or strides that it does not take.
+    """
+    if scores.ndim != 2 or scores.dtype != torch.float32:
+        raise InputError(
+            f"scores must be (R, C) float32, not {scores.dtype} of shape {tuple(scores.shape)}"
+        )
+    rows, cols = scores.shape
+    if cols > 1 and scores.stride(1) != 1:
+        raise InputError("scores must have contiguous columns, call .contiguous() on them")
+    if weight is not None and (
+        weight.dtype != torch.float32 or weight.shape != (cols,) or not weight.is_contiguous()
+    ):
+        raise InputError(f"weight must be {cols} contiguous float32 values on the device")
+    return rows, cols
+
+
 def elementwise_loss_(
     scores: Tensor,
     labels: Tensor | tuple[Tensor, Tensor],
     kind: str,
     *,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
     weight: Tensor | None = None,
     gamma_pos: float = 1.0,
     gamma_neg: float = 4.0,
@@ -339,64 +326,46 @@ def elementwise_loss_(
     detach_focal_weight: bool = True,
     alpha: float = 0.25,
     gamma: float = 2.0,
-    grad_scale: float = 1.0,
     block_cols: int = 1024,
-    num_warps: int = 4,
-) -> RowSums:
+) -> Tensor:
     """Loss of a tile of scores; the tile is overwritten by its gradient. No host synchronisation.
 
     Args:
-        scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
-            grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
+        scores: (R, C) float32, columns contiguous. On return ∂Σloss/∂scores. R = 0 or C = 0 launch
+            nothing.
         labels: (R, C) bool, uint8, float (soft) or signed integers (−1/0/1, 0 unknown), any
             strides; or (offsets (R + 1,), indices) lists of positives. Offsets need not start at 0,
             so that a slice of them describes a chunk of rows. Indices outside [0, C) match nothing.
         kind: "asl", "bce", "focal" or "siglip".
-        scale, bias: (1,) float32 on the device; the loss is of s = scale · r + bias.
         weight: (C,) float32 factor of each category, contiguous.
         gamma_pos, gamma_neg, clip, eps, detach_focal_weight: of asl.
         alpha, gamma: of focal; alpha < 0 leaves the balance out.
 
     Returns:
-        :class:`RowSums`; not multiplied by grad_scale.
+        The summed loss of each row (R,), float32.
 
     Raises:
         InputError: shapes, dtypes or strides other than these.
     """
     if kind not in KINDS:
         raise InputError(f"kind={kind!r}: use one of {', '.join(KINDS)}")
-    if scores.ndim != 2 or scores.dtype not in FLOATS:
-        raise InputError(
-            f"scores must be (R, C) float32, float16 or bfloat16, not {scores.dtype} of shape "
-            f"{tuple(scores.shape)}"
-        )
-    rows, cols = scores.shape
-    if cols > 1 and scores.stride(1) != 1:
-        raise InputError("scores must have contiguous columns, call .contiguous() on them")
-    for name, value, size in (("scale", scale, 1), ("bias", bias, 1), ("weight", weight, cols)):
-        if value is not None and (
-            value.dtype != torch.float32 or value.numel() != size or not value.is_contiguous()
-        ):
-            raise InputError(f"{name} must be {size} contiguous float32 values on the device")
+    rows, cols = check_scores(scores, weight)
     y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
     block_c = max(16, min(block_cols, triton.next_power_of_2(max(1, cols))))
     block_r = max(1, 1024 // block_c)
     n_blocks = -(-cols // block_c)
-    sums = torch.empty(3, rows, n_blocks, dtype=torch.float32, device=scores.device)
+    sums = torch.empty(rows, n_blocks, dtype=torch.float32, device=scores.device)
     if rows and cols:
         focal = kind == "focal"
         _elementwise_kernel[(-(-rows // block_r) * n_blocks,)](
             scores,
             y,
             offsets,
-            scores if weight is None else weight,
-            scores if scale is None else scale,
-            scores if bias is None else bias,
+            weight,
             sums,
             rows,
             cols,
             n_blocks,
-            rows * n_blocks,
             scores.stride(0),
             y_row,
             y_col,
@@ -404,24 +373,16 @@ def elementwise_loss_(
             gamma_neg,
             alpha if focal else clip,
             eps,
-            grad_scale,
             KIND=KINDS[kind],
             LABELS=mode,
             WHOLE_POS=whole(gamma if focal else gamma_pos),
             WHOLE_NEG=whole(gamma_neg),
             DETACH=detach_focal_weight,
-            HAS_WEIGHT=weight is not None,
-            HAS_SCALE=scale is not None,
-            HAS_BIAS=bias is not None,
             BLOCK_R=block_r,
             BLOCK_C=block_c,
-            num_warps=num_warps,
+            num_warps=4,
         )
-    return RowSums(
-        sums[0].sum(-1),
-        None if scale is None else sums[1].sum(-1),
-        None if bias is None else sums[2].sum(-1),
-    )
+    return sums.sum(-1)
 
 
 def category_sums(
@@ -475,78 +436,3 @@ def category_sums(
             num_warps=4,
         )
     return out.sum(0)
-
-
-_LABEL_TYPES = {"bool": (DENSE, "*u8"), "soft": (DENSE, "*fp32"), "partial": (PARTIAL, "*i8")}
-
-
-def aot_specs() -> list[AotSpec]:
-    """Every loss with dense labels, and every label kind with ASL; float32 and bfloat16."""
-    cases = [(kind, dtype, "bool") for kind in KINDS for dtype in ("fp32", "bf16")]
-    cases += [("asl", "bf16", labels) for labels in ("soft", "partial", "lists")]
-    specs = [
-        AotSpec(
-            name=f"elementwise[{kind},{dtype},{labels}]",
-            kernel=_elementwise_kernel,
-            signature={
-                "scores_ptr": f"*{dtype}",
-                "y_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
-                "offsets_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
-                "weight_ptr": "*fp32",
-                "scale_ptr": "*fp32",
-                "bias_ptr": "*fp32",
-                "sums_ptr": "*fp32",
-                **dict.fromkeys(
-                    ("n_rows", "n_cols", "n_blocks", "plane", "score_row", "y_row", "y_col"), "i32"
-                ),
-                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps", "grad_scale"), "fp32"),
-            },
-            constexprs={
-                "KIND": KINDS[kind],
-                "LABELS": LISTS if labels == "lists" else _LABEL_TYPES[labels][0],
-                "WHOLE_POS": 1 if kind == "asl" else 2,
-                "WHOLE_NEG": -1 if labels == "soft" else 4,
-                "DETACH": labels != "soft",
-                "HAS_WEIGHT": True,
-                "HAS_SCALE": True,
-                "HAS_BIAS": True,
-                "BLOCK_R": 1 if labels != "partial" else 8,
-                "BLOCK_C": 1024 if labels != "partial" else 128,
-            },
-            num_warps=4,
-            num_stages=3,
-        )
-        for kind, dtype, labels in cases
-    ]
-    specs += [
-        AotSpec(
-            name=f"category[{kind},{labels}]",
-            kernel=_category_kernel,
-            signature={
-                "scores_ptr": "*fp32",
-                "y_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
-                "offsets_ptr": "*i64" if labels == "lists" else _LABEL_TYPES[labels][1],
-                "out_ptr": "*fp32",
-                **dict.fromkeys(
-                    ("n_rows", "n_cols", "n_blocks", "part_rows", "score_row", "y_row", "y_col"),
-                    "i32",
-                ),
-                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps"), "fp32"),
-            },
-            constexprs={
-                "KIND": KINDS[kind],
-                "LABELS": LISTS if labels == "lists" else _LABEL_TYPES[labels][0],
-                "WHOLE_POS": 1 if kind == "asl" else 2,
-                "WHOLE_NEG": 4,
-                "BLOCK_R": 8,
-                "BLOCK_C": 128,
-            },
-            num_warps=4,
-            num_stages=3,
-        )
-        for kind, labels in (
-            *((kind, "bool") for kind in KINDS),
-            *(("asl", labels) for labels in ("soft", "partial", "lists")),
-        )
-    ]
-    return specs

@@ -23,12 +23,9 @@ from torch import Tensor
 
 from pvp_fast.errors import InputError
 
-from .aot import AotSpec
 from .entrywise import (
     FLOATS,
     KINDS,
-    LISTS,
-    RowSums,
     entry_loss,
     label_arguments,
     load_labels,
@@ -44,13 +41,14 @@ TILES = {16: (32, 4, 2), 32: (16, 4, 2), 64: (16, 8, 2), 128: (16, 8, 2)}
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@triton.heuristics({"HAS_WEIGHT": lambda launch: launch["weight_ptr"] is not None})
 @triton.jit
 def _small_c_kernel(
     x_ptr,  # (B, D), contiguous
     w_ptr,  # (C, D), contiguous
     y_ptr,  # (B, C) labels, or (nnz,) category numbers
     offsets_ptr,  # (B + 1,) with lists
-    weight_ptr,  # (C,) float32
+    weight_ptr,  # (C,) float32, or None
     scale_ptr,  # (1,) float32
     bias_ptr,  # (1,) float32
     dx_ptr,  # (B, D) float32
@@ -68,7 +66,7 @@ def _small_c_kernel(
     gamma_neg,
     clip,
     eps,
-    grad_scale,
+    grad_scale,  # of dx and dw
     KIND: tl.constexpr,
     LABELS: tl.constexpr,
     WHOLE_POS: tl.constexpr,
@@ -76,8 +74,6 @@ def _small_c_kernel(
     DETACH: tl.constexpr,
     NORMALIZE: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
     GRADS: tl.constexpr,
     UPCAST: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -91,12 +87,8 @@ def _small_c_kernel(
     cols = tl.arange(0, BLOCK_C)
     in_col = cols < n_cols
     depth = tl.arange(0, BLOCK_D)
-    scale = 1.0
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr)
-    bias = 0.0
-    if HAS_BIAS:
-        bias = tl.load(bias_ptr)
+    scale = tl.load(scale_ptr)
+    bias = tl.load(bias_ptr)
     part = part_ptr + pid.to(tl.int64) * n_cols * width
     along = along_ptr + pid.to(tl.int64) * n_cols
     category = category_ptr + pid.to(tl.int64) * n_cols
@@ -162,10 +154,8 @@ def _small_c_kernel(
         loss = tl.where(keep, loss * factor, 0.0)
         ds = tl.where(keep, ds * factor, 0.0)
         tl.store(sums_ptr + rows, tl.sum(loss, axis=1), mask=in_row)
-        if HAS_SCALE:
-            tl.store(sums_ptr + n_rows + rows, tl.sum(ds * dot, axis=1), mask=in_row)
-        if HAS_BIAS:
-            tl.store(sums_ptr + n_rows + n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
+        tl.store(sums_ptr + n_rows + rows, tl.sum(ds * dot, axis=1), mask=in_row)
+        tl.store(sums_ptr + n_rows + n_rows + rows, tl.sum(ds, axis=1), mask=in_row)
         if GRADS:
             ds = ds * (scale * grad_scale)
             x_along = tl.sum(ds * dot, axis=1)
@@ -231,10 +221,13 @@ def _sum_parts_kernel(
 
 
 class SmallC(NamedTuple):
-    """Row sums as of the scores, the gradients of x (B, D) and w (C, D), and with weights
-    Σ_b loss of each category before its weight (C,); all float32."""
+    """Of each row (B,): the summed loss and the gradients of scale and bias; the gradients of
+    x (B, D) and w (C, D); with weights Σ_b loss of each category before its weight (C,). All
+    float32."""
 
-    sums: RowSums
+    loss: Tensor
+    dscale: Tensor
+    dbias: Tensor
     dx: Tensor
     dw: Tensor
     by_category: Tensor
@@ -246,8 +239,8 @@ def small_c_loss(
     labels: Tensor | tuple[Tensor, Tensor],
     kind: str,
     *,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
+    scale: Tensor,
+    bias: Tensor,
     normalize: bool = True,
     weight: Tensor | None = None,
     gamma_pos: float = 1.0,
@@ -266,8 +259,9 @@ def small_c_loss(
     Args:
         x: (B, D). w: (C, D), contiguous and of one dtype: float32 (C ≤ 64),
             float16 or bfloat16 (C ≤ 128).
-        labels, kind, scale, bias, weight and the losses' settings: as
+        labels, kind, weight and the losses' settings: as
             :func:`pvp_fast.kernels.entrywise.elementwise_loss_`.
+        scale, bias: one float32 value each, on the device.
         normalize: unit rows of x and w first.
         max_programs: partial dw kept at once, each C·D float32.
         grads: False leaves the gradients of x and w out (0).
@@ -312,9 +306,9 @@ def small_c_loss(
             w,
             y,
             offsets,
-            x if weight is None else weight,
-            x if scale is None else scale,
-            x if bias is None else bias,
+            weight,
+            scale,
+            bias,
             dx,
             part,
             along,
@@ -337,9 +331,6 @@ def small_c_loss(
             WHOLE_NEG=whole(gamma_neg),
             DETACH=detach_focal_weight,
             NORMALIZE=normalize,
-            HAS_WEIGHT=weight is not None,
-            HAS_SCALE=scale is not None,
-            HAS_BIAS=bias is not None,
             GRADS=grads,
             UPCAST=_INTERPRETED,
             PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
@@ -366,78 +357,4 @@ def small_c_loss(
                 NORMALIZE=normalize,
                 BLOCK_D=256,
             )
-    extra = (None if scale is None else sums[1], None if bias is None else sums[2])
-    return SmallC(RowSums(sums[0], *extra), dx, dw, by_category)
-
-
-def aot_specs() -> list[AotSpec]:
-    """Each tile size with ASL; the other losses and label kinds at one."""
-    cases = [
-        ("asl", d, "bool", c)
-        for d in ("fp32", "bf16")
-        for c in (
-            32,
-            64,
-        )
-    ]
-    cases += [("asl", "bf16", "bool", 128)]
-    cases += [(kind, "bf16", "bool", 64) for kind in ("bce", "focal", "siglip")]
-    cases += [("asl", "bf16", "lists", 64)]
-    specs = [
-        AotSpec(
-            name=f"small_c[{kind},{dtype},{labels},C={block_c}]",
-            kernel=_small_c_kernel,
-            signature={
-                "x_ptr": f"*{dtype}",
-                "w_ptr": f"*{dtype}",
-                "y_ptr": "*i64" if labels == "lists" else "*u8",
-                "offsets_ptr": "*i64" if labels == "lists" else "*u8",
-                **dict.fromkeys(
-                    (
-                        *("weight_ptr", "scale_ptr", "bias_ptr"),
-                        *("dx_ptr", "part_ptr", "along_ptr", "norm_ptr", "sums_ptr"),
-                        "category_ptr",
-                    ),
-                    "*fp32",
-                ),
-                **dict.fromkeys(("n_rows", "n_cols", "width", "y_row", "y_col"), "i32"),
-                **dict.fromkeys(("gamma_pos", "gamma_neg", "clip", "eps", "grad_scale"), "fp32"),
-            },
-            constexprs={
-                "KIND": KINDS[kind],
-                "LABELS": LISTS if labels == "lists" else 0,
-                "WHOLE_POS": 1 if kind == "asl" else 2,
-                "WHOLE_NEG": 4,
-                "DETACH": True,
-                "NORMALIZE": True,
-                "HAS_WEIGHT": True,
-                "HAS_SCALE": True,
-                "HAS_BIAS": True,
-                "GRADS": True,
-                "UPCAST": False,
-                "PRECISION": "tf32x3" if dtype == "fp32" else "tf32",
-                "BLOCK_R": BLOCK_B,
-                "BLOCK_C": block_c,
-                "BLOCK_D": TILES[block_c][0],
-            },
-            num_warps=TILES[block_c][1],
-            num_stages=TILES[block_c][2],
-        )
-        for kind, dtype, labels, block_c in cases
-    ]
-    specs.append(
-        AotSpec(
-            name="sum_parts[bf16]",
-            kernel=_sum_parts_kernel,
-            signature={
-                **dict.fromkeys(("part_ptr", "along_ptr", "norm_ptr"), "*fp32"),
-                "w_ptr": "*bf16",
-                "dw_ptr": "*fp32",
-                **dict.fromkeys(("n_parts", "n_cols", "width", "n_blocks"), "i32"),
-            },
-            constexprs={"NORMALIZE": True, "BLOCK_D": 256},
-            num_warps=4,
-            num_stages=3,
-        )
-    )
-    return specs
+    return SmallC(sums[0], sums[1], sums[2], dx, dw, by_category)

@@ -24,7 +24,7 @@ synchronisation.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -33,7 +33,6 @@ from torch import Tensor
 
 from pvp_fast.errors import InputError
 
-from .aot import AotSpec
 from .entrywise import FLOATS
 from .pool import INTERPRETED, MAX_PROGRAMS, _wide, dot_tile
 
@@ -666,68 +665,3 @@ def tile_gradient(
             **_precision(x, w),
         )
     return dx, along
-
-
-def aot_specs() -> list[AotSpec]:
-    """The kernels of blocks with and without soft targets; those of tiles in each dtype."""
-    shared = ("row_inverse_ptr", "col_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
-    sizes = ("n_rows", "n_cols", "n_tiles", "s_row", "y_row", "y_col", "shift")
-    sums = ("row_top_ptr", "row_total_ptr", "col_top_ptr", "col_total_ptr")
-    specs = []
-    for kernel, out in (
-        (_block_sums_kernel, "fp32"),
-        (_block_gradient_kernel, "fp32"),
-        (_block_gradient_kernel, "fp16"),
-    ):
-        for y in ("pairs", "fp32", "u8"):
-            signature = dict.fromkeys(("s_ptr", *shared), "*fp32") | dict.fromkeys(sizes, "i32")
-            signature["y_ptr"] = "*fp32" if y == "pairs" else f"*{y}"
-            if kernel is _block_sums_kernel:
-                names = ("row_part_ptr", "col_part_ptr", "target_part_ptr")
-                signature |= dict.fromkeys(names, "*fp32")
-                signature |= {"row_plane": "i32", "col_plane": "i32"}
-            else:
-                signature |= dict.fromkeys(sums, "*fp32")
-                signature |= {"out_ptr": f"*{out}", "along_ptr": "*fp32"}
-                signature |= {"out_row": "i32", "unit": "fp32"}
-            name = "sums" if kernel is _block_sums_kernel else f"gradient,{out}"
-            block: dict[str, Any] = {"HAS_NORMS": True, "HAS_Y": y != "pairs"}
-            block |= {"BLOCK_R": BLOCK_R, "BLOCK_C": BLOCK_C}
-            specs.append(AotSpec(f"infonce[{name},{y}]", kernel, signature, block, 4, 3))
-    shared = ("x_inverse_ptr", "w_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
-    for kernel in (_tile_sums_kernel, _tile_gradient_kernel):
-        backward = kernel is _tile_gradient_kernel
-        for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
-            for y in ("pairs", "fp32"):
-                wide = other == "fp32"
-                size = tiles(wide, backward)
-                signature = dict.fromkeys((*shared, "y_ptr"), "*fp32")
-                signature |= {"x_ptr": f"*{dtype}", "w_ptr": f"*{other}"}
-                signature |= dict.fromkeys(("n", "width", "y_row", "y_col"), "i32")
-                constexprs: dict[str, Any] = {
-                    "HAS_Y": y != "pairs",
-                    "UPCAST": dtype != other,
-                    "PRECISION": "tf32x3" if wide else "tf32",
-                    "BLOCK_R": size.rows,
-                    "BLOCK_C": size.cols,
-                    "BLOCK_D": size.depth,
-                }
-                if backward:
-                    signature |= dict.fromkeys(("factor_ptr", "along_ptr", *sums), "*fp32")
-                    signature |= {"dx_ptr": f"*{dtype}", "n_slices": "i32"}
-                    constexprs |= {"NORMALIZE": True, "BLOCK_S": size.slice}
-                else:
-                    signature |= {"sum_ptr": "*fp32", "target_ptr": "*fp32"}
-                    signature |= {"n_shares": "i32", "per_share": "i32", "plane": "i32"}
-                    constexprs["WITH_TARGET"] = True
-                specs.append(
-                    AotSpec(
-                        f"infonce_tile[{'gradient' if backward else 'sums'},{dtype},{other},{y}]",
-                        kernel,
-                        signature,
-                        constexprs,
-                        size.warps,
-                        size.stages,
-                    )
-                )
-    return specs

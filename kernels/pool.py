@@ -26,7 +26,6 @@ from torch import Tensor
 
 from pvp_fast.errors import InputError
 
-from .aot import AotSpec
 from .entrywise import FLOATS
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -515,46 +514,3 @@ def pool_backward(
             dw = (grad * w_inverse[:, None]).to(w.dtype)
             dheat = sums[1].sum()
     return PoolGradients(dz, dw, dheat)
-
-
-def aot_specs() -> list[AotSpec]:
-    """Each kernel in float32, half and both, for few and for many regions."""
-    kernels = {"pool": _pool_kernel, "pool_dz": _pool_dz_kernel, "pool_dw": _pool_dw_kernel}
-    sizes = ("n_regions", "n_cols", "width", "n_tiles", "z_batch", "z_row")
-    floats = ("z_inverse_ptr", "w_inverse_ptr", "heat_ptr", "pooled_ptr", "top_ptr", "share_ptr")
-    specs = []
-    for name, kernel in kernels.items():
-        for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
-            wide = other == "fp32"
-            size = tiles(wide, backward=name != "pool")
-            for regions in _REGIONS[name]:
-                signature = {"z_ptr": f"*{dtype}", "w_ptr": f"*{other}", "mask_ptr": "*u8"}
-                signature |= dict.fromkeys(floats, "*fp32") | dict.fromkeys(sizes, "i32")
-                constexprs = {
-                    "HAS_MASK": True,
-                    "UPCAST": dtype != other,
-                    "PRECISION": "tf32x3" if wide else "tf32",
-                    "BLOCK_L": regions,
-                    "BLOCK_C": size.cols,
-                    "BLOCK_D": size.depth,
-                }
-                if name != "pool":
-                    signature |= {"g_ptr": "*fp32", "n_slices": "i32"}
-                    constexprs["BLOCK_S"] = size.slice
-                if name == "pool_dz":
-                    signature["dz_ptr"] = f"*{dtype}"
-                    constexprs["NORMALIZE"] = True
-                if name == "pool_dw":
-                    signature |= dict.fromkeys(("part_ptr", "along_ptr", "dheat_ptr"), "*fp32")
-                    signature |= {"n_images": "i32", "per_share": "i32"}
-                specs.append(
-                    AotSpec(
-                        name=f"{name}[{dtype},{other},L={regions}]",
-                        kernel=kernel,
-                        signature=signature,
-                        constexprs=constexprs,
-                        num_warps=size.warps,
-                        num_stages=size.stages,
-                    )
-                )
-    return specs

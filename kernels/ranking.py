@@ -1,7 +1,7 @@
 # mypy: disable-error-code="no-untyped-def"
 """Scores to gradients, in place, for the pairwise ranking hinge.
 
-    loss_b = Σ_{p ∈ P_b} Σ_{n ∉ P_b} weight_n · max(0, margin − s_bp + s_bn),  s = scale · r
+    loss_b = Σ_{p ∈ P_b} Σ_{n ∉ P_b} weight_n · max(0, margin − s_bp + s_bn)
 
 A program owns a row, so nothing is added across programs. First, 8 or 16 positives at a time stay
 in registers while the negatives stream past: the loss, and each positive's gradient. Then the
@@ -16,10 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvp_fast.errors import InputError
-
-from .aot import AotSpec
-from .entrywise import FLOATS, LISTS, RowSums, label_arguments
+from .entrywise import LISTS, check_scores, label_arguments
 
 # Fewest categories at a time; 16 would spill on sm_80.
 _LEAST_C = 32
@@ -100,27 +97,24 @@ def _share(
     return share, positive
 
 
+@triton.heuristics({"HAS_WEIGHT": lambda launch: launch["weight_ptr"] is not None})
 @triton.jit
 def _ranking_kernel(
-    scores_ptr,  # (R, C), row stride given, read and overwritten
+    scores_ptr,  # (R, C) float32, row stride given, read and overwritten
     y_ptr,  # (R, C) labels where dense
     indices_ptr,  # lists of positives
     first_ptr,  # (R,) int64: where a row's list begins
     last_ptr,  # (R,) int64: and ends
     pos_grad_ptr,  # as long as indices, float32 scratch
-    weight_ptr,  # (C,) float32
-    scale_ptr,  # (1,) float32
+    weight_ptr,  # (C,) float32, or None
     loss_ptr,  # (R,) float32
-    dscale_ptr,  # (R,) float32
     n_cols,
     score_row,
     y_row,
     y_col,
     margin,
-    grad_scale,
     LABELS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
-    HAS_SCALE: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -128,45 +122,37 @@ def _ranking_kernel(
     scores = scores_ptr + row * score_row
     first = tl.load(first_ptr + row).to(tl.int64)
     last = tl.load(last_ptr + row).to(tl.int64)
-    scale = 1.0
-    if HAS_SCALE:
-        scale = tl.load(scale_ptr)
     loss = tl.zeros((BLOCK_P,), tl.float32)
-    dscale = tl.zeros((BLOCK_P,), tl.float32)
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
         category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
         owned = category < n_cols
-        raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
+        s_pos = tl.load(scores + category, mask=owned, other=0.0)
         count = tl.zeros((BLOCK_P,), tl.float32)
         for start in range(0, n_cols, BLOCK_C):
             cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
             valid = cols < n_cols
-            raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+            s = tl.load(scores + cols, mask=valid, other=0.0)
             share, positive = _share(
                 y_ptr, indices_ptr, weight_ptr, row, cols, valid, first, last, y_row, y_col,
                 LABELS, HAS_WEIGHT, BLOCK_P, BLOCK_C,
             )  # fmt: skip
-            apart = raw[None, :] - raw_pos[:, None]
-            hinge = margin + scale * apart
+            hinge = margin + (s[None, :] - s_pos[:, None])
             active = owned[:, None] & (hinge > 0) & (share != 0)[None, :]
             # Choices, not products: a score of −∞, a category ruled out, must not give NaN.
             part = tl.where(active, share[None, :], 0.0)
             loss += tl.sum(part * tl.where(active, hinge, 0.0), axis=1)
             count += tl.sum(part, axis=1)
-            dscale += tl.sum(part * tl.where(active, apart, 0.0), axis=1)
         tl.store(pos_grad_ptr + at, -count, mask=owned)
         j += BLOCK_P
     tl.store(loss_ptr + row, tl.sum(loss, 0))
-    if HAS_SCALE:
-        tl.store(dscale_ptr + row, tl.sum(dscale, 0))
     # A warp that is ahead must not overwrite scores that another has yet to read.
     tl.debug_barrier()
     for start in range(0, n_cols, BLOCK_C):
         cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
         valid = cols < n_cols
-        raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+        s = tl.load(scores + cols, mask=valid, other=0.0)
         share, positive = _share(
             y_ptr, indices_ptr, weight_ptr, row, cols, valid, first, last, y_row, y_col,
             LABELS, HAS_WEIGHT, BLOCK_P, BLOCK_C,
@@ -177,21 +163,20 @@ def _ranking_kernel(
             at = j + tl.arange(0, BLOCK_P)
             category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
             owned = category < n_cols
-            raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
-            hinge = margin + scale * (raw[None, :] - raw_pos[:, None])
+            s_pos = tl.load(scores + category, mask=owned, other=0.0)
+            hinge = margin + (s[None, :] - s_pos[:, None])
             active += tl.sum((owned[:, None] & (hinge > 0)).to(tl.float32), axis=0)
             j += BLOCK_P
-        g = active * share * (scale * grad_scale)
         # The positives keep their scores until every negative has seen them.
-        tl.store(scores + cols, g.to(scores_ptr.dtype.element_ty), mask=valid & (positive == 0))
+        tl.store(scores + cols, active * share, mask=valid & (positive == 0))
     tl.debug_barrier()
     j = first
     while j < last:
         at = j + tl.arange(0, BLOCK_P)
         category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
         owned = category < n_cols
-        g = tl.load(pos_grad_ptr + at, mask=owned, other=0.0) * (scale * grad_scale)
-        tl.store(scores + category, g.to(scores_ptr.dtype.element_ty), mask=owned)
+        g = tl.load(pos_grad_ptr + at, mask=owned, other=0.0)
+        tl.store(scores + category, g, mask=owned)
         j += BLOCK_P
 
 
@@ -228,7 +213,7 @@ def _ranking_category_kernel(
         scores = scores_ptr + row * score_row
         first = tl.load(first_ptr + row).to(tl.int64)
         last = tl.load(last_ptr + row).to(tl.int64)
-        raw = tl.load(scores + cols, mask=valid, other=0.0).to(tl.float32)
+        s = tl.load(scores + cols, mask=valid, other=0.0)
         share, _positive = _share(
             y_ptr, indices_ptr, out_ptr, row, cols, valid, first, last, y_row, y_col,
             LABELS, False, BLOCK_P, BLOCK_C,
@@ -239,8 +224,8 @@ def _ranking_category_kernel(
             at = j + tl.arange(0, BLOCK_P)
             category = tl.load(indices_ptr + at, mask=at < last, other=n_cols).to(tl.int64)
             owned = category < n_cols
-            raw_pos = tl.load(scores + category, mask=owned, other=0.0).to(tl.float32)
-            hinge = margin + (raw[None, :] - raw_pos[:, None])
+            s_pos = tl.load(scores + category, mask=owned, other=0.0)
+            hinge = margin + (s[None, :] - s_pos[:, None])
             found += tl.sum(tl.where(owned[:, None] & (hinge > 0), hinge, 0.0), axis=0)
             j += BLOCK_P
         total += tl.where(share > 0, found, 0.0)
@@ -306,42 +291,25 @@ def ranking_loss_(
     labels: Tensor | tuple[Tensor, Tensor],
     *,
     margin: float = 1.0,
-    scale: Tensor | None = None,
     weight: Tensor | None = None,
-    grad_scale: float = 1.0,
-    num_warps: int = 4,
-) -> RowSums:
+) -> Tensor:
     """Ranking hinge of a tile of scores, overwritten by its gradient. No host synchronisation.
 
     Args:
-        scores: (R, C) float32, float16 or bfloat16 similarities r, columns contiguous. On return
-            grad_scale · ∂Σloss/∂r. R = 0 or C = 0 launch nothing.
+        scores: (R, C) float32, columns contiguous. On return ∂Σloss/∂scores. R = 0 or C = 0 launch
+            nothing.
         labels: as :func:`pvp_fast.kernels.entrywise.elementwise_loss_`; above 0.5 is a positive.
             Lists name each category at most once a row; numbers from C on are passed over.
-        scale: (1,) float32 on the device. weight: (C,) float32 factor of each negative.
+        weight: (C,) float32 factor of each negative.
 
     Returns:
-        :class:`pvp_fast.kernels.entrywise.RowSums` without a bias.
+        The summed loss of each row (R,), float32.
 
     Raises:
         InputError: shapes, dtypes or strides other than these.
     """
-    if scores.ndim != 2 or scores.dtype not in FLOATS:
-        raise InputError(
-            f"scores must be (R, C) float32, float16 or bfloat16, not {scores.dtype} of shape "
-            f"{tuple(scores.shape)}"
-        )
-    rows, cols = scores.shape
-    if cols > 1 and scores.stride(1) != 1:
-        raise InputError("scores must have contiguous columns, call .contiguous() on them")
-    if weight is not None and (
-        weight.dtype != torch.float32 or weight.shape != (cols,) or not weight.is_contiguous()
-    ):
-        raise InputError(f"weight must be {cols} contiguous float32 values on the device")
-    if scale is not None and (scale.dtype != torch.float32 or scale.numel() != 1):
-        raise InputError("scale must be one float32 value on the device")
+    rows, cols = check_scores(scores, weight)
     loss = torch.zeros(rows, dtype=torch.float32, device=scores.device)
-    dscale = torch.zeros_like(loss)
     if rows and cols:
         y, indices, first, last, y_row, y_col, mode = _lists(labels, rows, cols)
         _ranking_kernel[(rows,)](
@@ -351,96 +319,16 @@ def ranking_loss_(
             first,
             last,
             torch.empty(indices.numel(), dtype=torch.float32, device=scores.device),
-            scores if weight is None else weight,
-            scores if scale is None else scale,
+            weight,
             loss,
-            dscale,
             cols,
             scores.stride(0),
             y_row,
             y_col,
             margin,
-            grad_scale,
             LABELS=mode,
-            HAS_WEIGHT=weight is not None,
-            HAS_SCALE=scale is not None,
             BLOCK_P=_BLOCK_P[mode],
             BLOCK_C=_block_c(cols),
-            num_warps=num_warps,
-        )
-    return RowSums(loss, None if scale is None else dscale, None)
-
-
-def aot_specs() -> list[AotSpec]:
-    """The ranking kernel for each label kind, and the kernel that makes lists."""
-    sizes = ("n_cols", "score_row", "y_row", "y_col")
-    specs = [
-        AotSpec(
-            name=f"ranking[{dtype},{labels}]",
-            kernel=_ranking_kernel,
-            signature={
-                "scores_ptr": f"*{dtype}",
-                "y_ptr": y,
-                "indices_ptr": "*i64" if mode == LISTS else "*i32",
-                "first_ptr": "*i64",
-                "last_ptr": "*i64",
-                **dict.fromkeys(
-                    ("pos_grad_ptr", "weight_ptr", "scale_ptr", "loss_ptr", "dscale_ptr"), "*fp32"
-                ),
-                **dict.fromkeys(sizes, "i32"),
-                "margin": "fp32",
-                "grad_scale": "fp32",
-            },
-            constexprs={
-                "LABELS": mode,
-                "HAS_WEIGHT": True,
-                "HAS_SCALE": True,
-                "BLOCK_P": _BLOCK_P[mode],
-                "BLOCK_C": 128,
-            },
             num_warps=4,
-            num_stages=3,
-            least_c=_LEAST_C,
         )
-        for dtype in ("fp32", "bf16")
-        for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
-    ]
-    specs += [
-        AotSpec(
-            name=f"ranking_category[{labels}]",
-            kernel=_ranking_category_kernel,
-            signature={
-                "scores_ptr": "*fp32",
-                "y_ptr": y,
-                "indices_ptr": "*i64" if mode == LISTS else "*i32",
-                "first_ptr": "*i64",
-                "last_ptr": "*i64",
-                "out_ptr": "*fp32",
-                **dict.fromkeys((*sizes, "n_rows", "n_blocks", "part_rows"), "i32"),
-                "margin": "fp32",
-            },
-            constexprs={"LABELS": mode, "BLOCK_P": 16, "BLOCK_C": 128},
-            num_warps=4,
-            num_stages=3,
-            least_c=_LEAST_C,
-        )
-        for mode, labels, y in ((0, "bool", "*u8"), (1, "partial", "*i8"), (LISTS, "lists", "*i64"))
-    ]
-    specs.append(
-        AotSpec(
-            name="positives[bool]",
-            kernel=_positives_kernel,
-            signature={
-                "y_ptr": "*u8",
-                "indices_ptr": "*i32",
-                "counts_ptr": "*i64",
-                "n_cols": "i32",
-                "y_row": "i32",
-                "y_col": "i32",
-            },
-            constexprs={"BLOCK_C": 1024},
-            num_warps=4,
-            num_stages=3,
-        )
-    )
-    return specs
+    return loss

@@ -53,11 +53,11 @@ def kernel_step(problem: Problem) -> Step:
         if kind == "ranking":
             if sums.needs.weight:
                 sums.by_category[tile.cols] += ranking_category_sums(s, labels, **options)
-            sums.loss += ranking_loss_(s, labels, weight=weight, **options).loss.sum()
+            sums.loss += ranking_loss_(s, labels, weight=weight, **options).sum()
             return
         if sums.needs.weight:
             sums.by_category[tile.cols] += category_sums(s, labels, kind, **options)
-        sums.loss += elementwise_loss_(s, labels, kind, weight=weight, **options).loss.sum()
+        sums.loss += elementwise_loss_(s, labels, kind, weight=weight, **options).sum()
         if sums.needs.bias:
             sums.dbias += s.sum()
 
@@ -77,25 +77,21 @@ def small(problem: Problem, needs: Needs) -> Gradients:
         problem.w.contiguous(),
         labels,
         problem.kind,
-        scale=problem.scale.reshape(1),
-        bias=torch.zeros_like(problem.scale).reshape(1)
-        if problem.bias is None
-        else problem.bias.reshape(1),
+        scale=problem.scale,
+        bias=torch.zeros_like(problem.scale) if problem.bias is None else problem.bias,
         normalize=problem.normalize,
         weight=problem.weight,
         grads=any(needs),
         grad_scale=problem.factor,
         **problem.settings._asdict(),
     )
-    sums, new = found.sums, problem.x.new_empty
-    zero = torch.zeros((), dtype=torch.float32, device=problem.x.device)
+    new, factor = problem.x.new_empty, problem.factor
     nothing = new((0, problem.x.shape[1]), dtype=torch.float32)
-    factor = problem.factor
     return Gradients(
-        sums.loss.sum() * factor,
+        found.loss.sum() * factor,
         found.dx if needs.x else nothing,
         found.dw if needs.w else nothing.clone(),
-        zero if sums.dscale is None else sums.dscale.sum() * factor,
-        zero.clone() if sums.dbias is None else sums.dbias.sum() * factor,
+        found.dscale.sum() * factor,
+        found.dbias.sum() * factor,
         found.by_category * factor if needs.weight else new(0, dtype=torch.float32),
     )

@@ -5,7 +5,7 @@ python tests/kernels/compile_all.py [part of a name]
 
 import sys
 
-from pvp_fast.kernels.aot import collect, compile_spec
+from aot import collect, compile_spec
 
 # Shared memory a block may ask for, bytes.
 LIMIT = {80: 163 * 1024, 90: 227 * 1024}

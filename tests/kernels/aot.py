@@ -6,7 +6,6 @@ and more shared memory than a multiprocessor has.
 
 from __future__ import annotations
 
-import importlib
 import re
 import subprocess
 import tempfile
@@ -15,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from pvp_fast.errors import BackendError
-
-MODULES = ("entrywise", "entrywise_small", "ranking", "pool", "infonce")
 
 
 @dataclass(frozen=True)
@@ -52,13 +49,15 @@ def with_ones(spec: AotSpec) -> AotSpec:
     Triton compiles an argument that is 1 as a constant, which other code paths must stand.
     """
     ones = {name: 1 for name, kind in spec.signature.items() if kind == "i32"}
+    absent = {"weight_ptr": None} if "HAS_WEIGHT" in spec.constexprs else {}
     narrow = {"BLOCK_C": spec.least_c} if "BLOCK_C" in spec.constexprs else {}
     return AotSpec(
         f"{spec.name} of ones",
         spec.kernel,
-        {name: kind for name, kind in spec.signature.items() if name not in ones},
+        {name: kind for name, kind in spec.signature.items() if name not in ones | absent},
         {k: False if k.startswith("HAS_") else v for k, v in spec.constexprs.items()}
         | ones
+        | absent
         | narrow,
         spec.num_warps,
         spec.num_stages,
@@ -67,12 +66,21 @@ def with_ones(spec: AotSpec) -> AotSpec:
 
 def collect() -> list[AotSpec]:
     """The specs of every kernel module, in order, and each kernel with arguments of 1."""
-    specs = []
-    for name in MODULES:
-        own: list[AotSpec] = importlib.import_module(f"pvp_fast.kernels.{name}").aot_specs()
+    from specs import SPECS
+
+    found = []
+    for specs_of in SPECS:
+        own = specs_of()
         firsts = {spec.kernel: spec for spec in reversed(own)}
-        specs += [*own, *map(with_ones, reversed(firsts.values()))]
-    return specs
+        found += [*own, *map(with_ones, reversed(firsts.values()))]
+    return found
+
+
+def jit_function(kernel: Any) -> Any:
+    """The kernel under its heuristics."""
+    from triton.runtime import Heuristics
+
+    return kernel.fn if isinstance(kernel, Heuristics) else kernel
 
 
 def compile_spec(spec: AotSpec, capability: int) -> Usage:
@@ -85,7 +93,8 @@ def compile_spec(spec: AotSpec, capability: int) -> Usage:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = spec.kernel.arg_names
+    kernel = jit_function(spec.kernel)
+    names = kernel.arg_names
     if missing := [n for n in names if n not in spec.signature and n not in spec.constexprs]:
         raise BackendError(f"{spec.name}: the spec says nothing about {', '.join(missing)}")
     # PyTorch allocations are 16-byte aligned, as a launch would find them.
@@ -96,7 +105,7 @@ def compile_spec(spec: AotSpec, capability: int) -> Usage:
     }
     signature = {name: spec.signature.get(name, "constexpr") for name in names}
     compiled = triton.compile(
-        ASTSource(spec.kernel, signature, spec.constexprs, aligned),
+        ASTSource(kernel, signature, spec.constexprs, aligned),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
     )

@@ -7,9 +7,9 @@ makes pixels of a photo travel inside the file, as JSON under the key ``pvp_fast
 from __future__ import annotations
 
 import copy
-import io
 import json
 import os
+import tempfile
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.files import atomic_write
+from pvp_fast.files import atomic_write, sync_file, sync_folder
 from pvp_fast.modules.adapters import ResidualAdapter
 from pvp_fast.tagging.tagger import Tagger
 
 METADATA = "pvp_fast"
 FORMATS = (".pt2", ".onnx")
+# Protocol buffers end at 2 GiB; the graph itself and its names need some of that.
+_ONE_FILE = (2 << 30) - (64 << 20)
 
 
 class TaggerModule(nn.Module):
@@ -85,11 +87,14 @@ def export(tagger: Tagger, path: str | os.PathLike[str]) -> None:
     """Write a ``.pt2`` (torch.export) or ``.onnx`` file whose batch may have any size.
 
     ``torch.export.load(path, extra_files={"pvp_fast": ""})`` gives the first back, any ONNX
-    runtime the second, with the metadata in the model's ``metadata_props``.
+    runtime the second, with the metadata in the model's ``metadata_props``. One ONNX file holds 2
+    GiB at most: the weights of a larger tower go into a second one beside it, named by file and
+    artifact, ``tagger.onnx.0123456789ab.data``; the two belong together.
 
     Raises:
         InputError: another ending, or an artifact with a local branch.
         BackendError: ``.onnx`` without the packages it needs.
+        OSError: it cannot be written.
     """
     target = Path(path)
     if target.suffix not in FORMATS:
@@ -98,11 +103,16 @@ def export(tagger: Tagger, path: str | os.PathLike[str]) -> None:
     size = tagger.backbone.preprocess.size
     example = torch.zeros(2, 3, size, size)
     text = json.dumps(metadata(tagger), ensure_ascii=False)
-    written = (
-        _pt2(module, example, text) if target.suffix == ".pt2" else _onnx(module, example, text)
-    )
-    with atomic_write(target) as stream:
-        stream.write(written)
+    if target.suffix == ".pt2":
+        with atomic_write(target) as stream:
+            torch.export.save(_graph(module, example), stream, extra_files={METADATA: text})
+        return
+    program = _onnx(module, example, text)
+    tensors = (*module.parameters(), *module.buffers())
+    if sum(tensor.nbytes for tensor in tensors) > _ONE_FILE:
+        _two_files(program, target, f"{target.name}.{tagger.artifact.version}.data")
+    else:
+        _one_file(program, target)
 
 
 def _graph(module: TaggerModule, example: Tensor) -> torch.export.ExportedProgram:
@@ -111,16 +121,10 @@ def _graph(module: TaggerModule, example: Tensor) -> torch.export.ExportedProgra
         return torch.export.export(module, (example,), dynamic_shapes=dynamic)
 
 
-def _pt2(module: TaggerModule, example: Tensor, text: str) -> bytes:
-    buffer = io.BytesIO()
-    torch.export.save(_graph(module, example), buffer, extra_files={METADATA: text})
-    return buffer.getvalue()
-
-
-def _onnx(module: TaggerModule, example: Tensor, text: str) -> bytes:
+def _onnx(module: TaggerModule, example: Tensor, text: str) -> torch.onnx.ONNXProgram:
     try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch.onnx needs it, and says so late)
+        import onnx  # noqa: F401  (torch.onnx needs both, and says so late)
+        import onnxscript  # noqa: F401
     except ImportError as error:
         raise BackendError(
             f"ONNX needs onnx and onnxscript ({error}): pip install 'pvp_fast[onnx]'"
@@ -136,8 +140,31 @@ def _onnx(module: TaggerModule, example: Tensor, text: str) -> bytes:
         )
     if program is None:
         raise BackendError("torch.onnx.export made no program")
+    program.model.metadata_props[METADATA] = text
+    return program
+
+
+def _one_file(program: torch.onnx.ONNXProgram, target: Path) -> None:
+    import onnx
+
     model = program.model_proto
-    onnx.helper.set_model_props(model, {METADATA: text})
     onnx.checker.check_model(model)
-    written: bytes = model.SerializeToString()
-    return written
+    with atomic_write(target) as stream:
+        stream.write(model.SerializeToString())
+
+
+def _two_files(program: torch.onnx.ONNXProgram, target: Path, data: str) -> None:
+    """The graph in one file and the weights in another, which is in place first."""
+    import onnx
+    import onnx_ir
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{target.name[:32]}.", dir=target.parent) as folder:
+        written = Path(folder) / target.name
+        onnx_ir.save(program.model, written, external_data=data)
+        onnx.checker.check_model(written)
+        for name in (data, target.name):
+            with open(written.with_name(name), "rb") as stream:
+                sync_file(stream.fileno())
+            os.replace(written.with_name(name), target.with_name(name))
+    sync_folder(target.parent)

@@ -83,6 +83,28 @@ def test_onnx(artifact: Path, tagger: Tagger, pixels: torch.Tensor, right, tmp_p
         np.testing.assert_allclose(found, right[:size], atol=5e-5)
 
 
+def test_weights_over_two_gib_are_a_second_file(
+    artifact: Path,
+    tagger: Tagger,
+    pixels: torch.Tensor,
+    right,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnx_ir")
+    runtime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("pvp_fast.tagging.export._ONE_FILE", 1 << 20)
+    path = tmp_path / "new" / "tagger.onnx"
+    assert run(["export", str(artifact), str(path)]) == 0
+    weights = f"tagger.onnx.{tagger.artifact.version}.data"
+    assert sorted(p.name for p in path.parent.iterdir()) == ["tagger.onnx", weights]
+    assert path.stat().st_size < 1 << 20 < path.with_name(weights).stat().st_size
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    check_metadata(session.get_modelmeta().custom_metadata_map["pvp_fast"], tagger)
+    (found,) = session.run(["probabilities"], {"pixels": pixels.numpy()})
+    np.testing.assert_allclose(found, right, atol=5e-5)
+
+
 def test_another_ending_is_refused(tagger: Tagger, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="pt2 or"):
         export(tagger, tmp_path / "tagger.pt")

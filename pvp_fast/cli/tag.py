@@ -94,6 +94,9 @@ def tag(
         Sidecar | None,
         typer.Option(help="xmp: photo.jpg.xmp or photo.xmp, for new ones and where both are."),
     ] = None,
+    inside: Annotated[
+        bool, typer.Option("--inside", help="xmp: into the images themselves, by exiftool.")
+    ] = False,
     caption_ending: Annotated[str, typer.Option(help="txt: ending of the files.")] = ".txt",
     caption_separator: Annotated[str, typer.Option(help="txt: between tags.")] = ", ",
     caption_prefix: Annotated[
@@ -222,7 +225,7 @@ def tag(
         redo=redo,
         retry_failed=retry_failed,
         say=print,
-        **_beside(kind, replace, sidecar, into_text, style),
+        **_beside(kind, replace, sidecar, inside, into_text, style),
     ) as sink:
         resumes = append or kind == "sqlite"
 
@@ -276,9 +279,18 @@ def tag(
 
 
 def _beside(
-    kind: str, replace: bool, sidecar: Sidecar | None, into_text: bool, style: CaptionStyle
+    kind: str,
+    replace: bool,
+    sidecar: Sidecar | None,
+    inside: bool,
+    into_text: bool,
+    style: CaptionStyle,
 ) -> dict[str, Any]:
     """Options of the files beside images."""
+    if inside and (kind != "xmp" or sidecar):
+        raise InputError("--inside: with --format xmp, and without --sidecar")
+    if inside:
+        return {"replace": replace, "inside": True}
     if kind == "xmp":
         return {"replace": replace, "sidecar": sidecar and sidecar.value}
     if kind == "txt":

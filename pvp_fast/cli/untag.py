@@ -16,6 +16,9 @@ SOME_UNREADABLE = 3
 
 def untag(
     images: Annotated[list[str], typer.Argument(help="Image files, folders or quoted globs.")],
+    from_inside: Annotated[
+        bool, typer.Option("--inside", help="Also inside the images themselves, by exiftool.")
+    ] = False,
     caption_ending: Annotated[str, typer.Option(help="Ending of caption files.")] = ".txt",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be changed, change nothing.")
@@ -34,7 +37,7 @@ def untag(
     """
     from pvp_fast.files import atomic_write
     from pvp_fast.loaders.sources import find_images
-    from pvp_fast.sinks import captions, xmp
+    from pvp_fast.sinks import captions, inside, xmp
 
     seen = changed = bad = 0
     done: set[Path] = set()  # one sidecar may be that of two images
@@ -58,6 +61,13 @@ def untag(
                         stream.write(new)
                 if path.suffix == caption_ending:
                     captions.forget(path)
+            if from_inside:
+                there, packet = inside.untag(str(image))
+                changed += there
+                if there and dry_run:
+                    print(f"{image} (changed)")
+                elif there:
+                    inside.put(str(image), packet)
         except (OSError, InputError) as error:
             bad += 1
             print(f"pvp-fast: {image}: {error}", file=sys.stderr)

@@ -95,7 +95,8 @@ def open_sink(
         redo: do again what this artifact has done with other settings, instead of refusing.
         retry_failed: do damaged images again though their files have not changed.
         say: called in a dry run of "xmp" and "txt" with what would be written where.
-        beside: of "xmp" (see :class:`pvp_fast.sinks.xmp.XmpSink`) and "txt" (see
+        beside: of "xmp" (see :class:`pvp_fast.sinks.xmp.XmpSink`; ``inside=True`` writes into the
+            images, see :class:`pvp_fast.sinks.inside.InsideSink`) and "txt" (see
             :class:`pvp_fast.sinks.captions.CaptionSink`).
 
     Raises:
@@ -126,6 +127,10 @@ def _beside(format: str, artifact: str, ledger: Ledger, **options: Any) -> Sink:
     from pvp_fast.sinks.xmp import XmpSink
 
     kind: Any = XmpSink if format == "xmp" else CaptionSink
+    if format == "xmp" and options.pop("inside", False):
+        from pvp_fast.sinks.inside import InsideSink
+
+        kind = InsideSink
     try:
         sink: Sink = kind(artifact, ledger, **options)
     except TypeError as error:

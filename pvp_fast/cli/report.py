@@ -46,7 +46,7 @@ def report(
     """
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.files import is_stdout, open_output
-    from pvp_fast.loaders.sources import find_images
+    from pvp_fast.loaders import FileSource
     from pvp_fast.report.gallery import (
         Entry,
         build_gallery,
@@ -59,6 +59,7 @@ def report(
         raise InputError(f"root: {root} is no folder; give the folder of the images")
     evalset = None if labels is None else read_dataset(dataset, labels, split)
     threshold = 0.0
+    passed = ""
     names: tuple[str, ...] = ()
     console = progress_console()
     pictures = picture_settings(upright, background, max_megapixels)
@@ -71,20 +72,20 @@ def report(
         names = tagger.artifact.vocabulary.names
         threshold = float(tagger.artifact.head.thresholds.median())
         entries = []
+        images = FileSource([root])
         with console.status("tagging"):
-            for found in tagger.tag(find_images([root]), top_k=None, threshold=LEAST):
+            for found in tagger.tag(images, top_k=None, threshold=LEAST, prefetch=2):
                 name = os.path.relpath(found.image, root)
                 tags = tuple((t.name, t.score) for t in found.tags)
                 entries.append(Entry(name, tags, found.error))
-        if not entries:
-            raise InputError(f"root: no image in {root}")
+        passed = str(images.passed)
     else:
         entries = read_tags(source)
     if evalset is not None:
         entries = with_labels(entries, root, evalset)
     with console.status("making thumbnails"):
         entries = with_thumbnails(entries, root, size=size, pictures=pictures)
-    page = build_gallery(entries, title=title, threshold=threshold, names=names)
+    page = build_gallery(entries, title=title, threshold=threshold, names=names, passed=passed)
     with open_output(out, "w") as stream:
         stream.write(page)
     if not is_stdout(out):

@@ -261,7 +261,7 @@ def tag(
                         print(f"pvp-fast: {result.image}: {reason}", file=sys.stderr)
                 advance_to(done + skipped + wanted.skipped)
         skipped += wanted.skipped
-        if not done + skipped:
+        if not done + skipped and shard is None:  # one of many parts may be empty
             raise InputError(f"images: no image file in {', '.join(names) or embeddings}")
         before = 0 if sink.ledger is None else sink.ledger.failed_before
     line = summary_line(

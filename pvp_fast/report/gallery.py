@@ -156,6 +156,7 @@ def build_gallery(
     threshold: float = 0.0,
     names: Sequence[str] = (),
     proposals: Sequence[Proposal] = (),
+    passed: str = "",
 ) -> str:
     """The gallery as one HTML text that asks nothing of any server.
 
@@ -163,6 +164,7 @@ def build_gallery(
         entries: with thumbnails, and labels where there are some.
         threshold: where the slider starts.
         names: the order of the tags; others follow as they appear.
+        passed: what was seen and left out, in words.
         proposals: of :func:`pvp_fast.tagging.discover.discover`, shown first, with their examples.
 
     Raises:
@@ -194,7 +196,7 @@ def build_gallery(
     }
     values = {
         "title": html.escape(title),
-        "summary": _summary(good, bad, index),
+        "summary": _summary(good, bad, index, passed),
         "proposals": _proposals(proposals, good),
         "failures": _failures(bad),
         "calibration": _calibration(good),
@@ -250,13 +252,17 @@ def _proposals(proposals: Sequence[Proposal], good: Sequence[Entry]) -> str:
     )
 
 
-def _summary(good: Sequence[Entry], bad: Sequence[Entry], index: Mapping[str, int]) -> str:
+def _summary(
+    good: Sequence[Entry], bad: Sequence[Entry], index: Mapping[str, int], passed: str
+) -> str:
     parts = [f"{len(good):,} images", f"{len(index):,} tags"]
     labelled = sum(entry.truth is not None for entry in good)
     if labelled:
         parts.append(f"{labelled:,} with labels")
     if bad:
         parts.append(f"{len(bad):,} could not be read")
+    if passed:
+        parts.append(f"passed over: {html.escape(passed)}")
     return " · ".join(parts)
 
 

@@ -283,3 +283,8 @@ def test_the_command_from_tags_and_from_an_artifact(
     capsys.readouterr()
     assert run(["report", str(tmp_path / "tags.jsonl"), str(tmp_path / "no"), "-o", out]) == 1
     assert "root" in capsys.readouterr().err
+
+
+def test_what_was_passed_over_stands_beside_the_rest() -> None:
+    page = build_gallery([Entry("a.jpg", (("dog", 0.9),))], passed="2 .svg, 3 <hidden>")
+    assert "1 images · 1 tags · passed over: 2 .svg, 3 &lt;hidden&gt;" in page

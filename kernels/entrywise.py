@@ -26,7 +26,6 @@ KINDS = {"asl": 0, "bce": 1, "focal": 2, "siglip": 3}
 # How labels are stored: values in [0, 1]; −1/0/1 with 0 unknown; lists of positives.
 DENSE, PARTIAL, LISTS = 0, 1, 2
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 _ASL = tl.constexpr(0)
 _BCE = tl.constexpr(1)

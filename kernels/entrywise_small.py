@@ -13,7 +13,6 @@ multiplied by the incoming one. No atomics, no host synchronisation; memory move
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -24,21 +23,19 @@ from torch import Tensor
 from pvp_fast.errors import InputError
 
 from .entrywise import (
-    FLOATS,
     KINDS,
     entry_loss,
     label_arguments,
     load_labels,
     whole,
 )
+from .tile import FLOATS, INTERPRETED
 
 MAX_C = {torch.float32: 64, torch.float16: 128, torch.bfloat16: 128}
 # float32 takes three tensor-core products for one, and registers for them.
 BLOCK_B = 16
 # Columns at a time -> (width at a time, warps, stages), without a spill on sm_80 and sm_90.
 TILES = {16: (32, 4, 2), 32: (16, 4, 2), 64: (16, 8, 2), 128: (16, 8, 2)}
-# Triton's interpreter multiplies half precision wrongly; a GPU keeps its tensor cores.
-_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @triton.heuristics({"HAS_WEIGHT": lambda launch: launch["weight_ptr"] is not None})
@@ -332,7 +329,7 @@ def small_c_loss(
             DETACH=detach_focal_weight,
             NORMALIZE=normalize,
             GRADS=grads,
-            UPCAST=_INTERPRETED,
+            UPCAST=INTERPRETED,
             PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32",
             BLOCK_R=BLOCK_B,
             BLOCK_C=block_c,

@@ -33,8 +33,7 @@ from torch import Tensor
 
 from pvp_fast.errors import InputError
 
-from .entrywise import FLOATS
-from .pool import INTERPRETED, MAX_PROGRAMS, _wide, dot_tile
+from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 
 # A tile of a block: 16 scores a thread.
 BLOCK_R, BLOCK_C = 16, 128
@@ -551,7 +550,7 @@ def _check_pairs(
 def _precision(x: Tensor, w: Tensor) -> dict[str, object]:
     return {
         "UPCAST": INTERPRETED or x.dtype != w.dtype,
-        "PRECISION": "tf32x3" if _wide(x, w) else "tf32",
+        "PRECISION": "tf32x3" if wide_products(x, w) else "tf32",
     }
 
 
@@ -568,7 +567,7 @@ def tile_sums(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Target
     """
     _check_pairs(x, w, norms, scale, targets)
     n, width = x.shape
-    size = tiles(_wide(x, w), backward=False)
+    size = tiles(wide_products(x, w), backward=False)
     row_tiles = -(-n // size.rows)
     col_tiles = -(-n // size.cols)
     shares = max(1, min(col_tiles, MAX_PROGRAMS // max(1, row_tiles)))
@@ -636,7 +635,7 @@ def tile_gradient(
     n, width = x.shape
     _check_sums(n, n, row_sums, col_sums)
     dx, along = torch.zeros_like(x), torch.zeros_like(norms.rows)
-    size = tiles(_wide(x, w), backward=True)
+    size = tiles(wide_products(x, w), backward=True)
     slices = -(-width // size.slice)
     if n and width:
         _tile_gradient_kernel[(-(-n // size.rows) * slices,)](

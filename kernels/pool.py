@@ -16,7 +16,6 @@ synchronisation. Through the normalisation, dz = (dẑ − ẑ⟨ẑ, dẑ⟩)/�
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import torch
@@ -26,15 +25,11 @@ from torch import Tensor
 
 from pvp_fast.errors import InputError
 
-from .entrywise import FLOATS
+from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
-# Shares of the images whose dw is kept apart: enough programs for a large GPU, C·D floats each.
-MAX_PROGRAMS = 264
 # Fewest and most regions at a time; fewer spill in pool_dw, more in pool_dz.
 _REGIONS = {"pool": (16, 64), "pool_dz": (16, 32), "pool_dw": (32, 64)}
-# Triton's interpreter multiplies half precision wrongly; a GPU keeps its tensor cores.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 class Tiles(NamedTuple):
@@ -47,45 +42,12 @@ class Tiles(NamedTuple):
     stages: int
 
 
-def _wide(z: Tensor, w: Tensor) -> bool:
-    """Whether the products need more than half precision's tensor cores."""
-    return torch.float32 in (z.dtype, w.dtype) or z.dtype != w.dtype
-
-
 def tiles(wide: bool, backward: bool) -> Tiles:
     """What fits without a spill on sm_80 and sm_90, the regions being any of `_REGIONS`."""
     if wide:
         # Three tensor-core products for one, and registers for them.
         return Tiles(32, 16, 64, 8, 2) if backward else Tiles(32, 32, 0, 8, 2)
     return Tiles(32, 32, 128, 8, 2) if backward else Tiles(64, 32, 0, 4, 3)
-
-
-@triton.jit
-def dot_tile(
-    a_at,  # (BLOCK_M, 1) pointers to the rows of a
-    in_a,
-    b_at,  # (BLOCK_N, 1) pointers to the rows of b
-    in_b,
-    width,
-    UPCAST: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    """The products ⟨a_m, b_n⟩ of a tile, (BLOCK_M, BLOCK_N) float32; 0 outside."""
-    depth = tl.arange(0, BLOCK_D)
-    dot = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, width, BLOCK_D):
-        d = start + depth
-        in_d = (d < width)[None, :]
-        a = tl.load(a_at + d[None, :], mask=in_a[:, None] & in_d, other=0.0)
-        b = tl.load(b_at + d[None, :], mask=in_b[:, None] & in_d, other=0.0)
-        if UPCAST:
-            a = a.to(tl.float32)
-            b = b.to(tl.float32)
-        dot = tl.dot(a, tl.trans(b), dot, input_precision=PRECISION)
-    return dot
 
 
 @triton.jit
@@ -385,7 +347,7 @@ def pool(
     pooled = torch.zeros(images, cols, dtype=torch.float32, device=z.device)
     stats = pooled.new_zeros(2, images, cols)
     if images and regions and cols:
-        size = tiles(_wide(z, w), backward=False)
+        size = tiles(wide_products(z, w), backward=False)
         blocks = -(-cols // size.cols)
         _pool_kernel[(images * blocks,)](
             z,
@@ -405,7 +367,7 @@ def pool(
             z.stride(1),
             HAS_MASK=mask is not None,
             UPCAST=INTERPRETED or z.dtype != w.dtype,
-            PRECISION="tf32x3" if _wide(z, w) else "tf32",
+            PRECISION="tf32x3" if wide_products(z, w) else "tf32",
             BLOCK_L=_region_block("pool", regions),
             BLOCK_C=size.cols,
             BLOCK_D=size.depth,
@@ -441,7 +403,7 @@ def pool_backward(
     (images, regions, width), cols = z.shape, len(w)
     if g.shape != (images, cols) or g.dtype != torch.float32 or not g.is_contiguous():
         raise InputError(f"g must be ({images}, {cols}) contiguous float32 values")
-    size = tiles(_wide(z, w), backward=True)
+    size = tiles(wide_products(z, w), backward=True)
     col_blocks, slices = -(-cols // size.cols), -(-width // size.slice)
     z_inverse, w_inverse = inverse_norms(z, normalize), inverse_norms(w, normalize)
     inputs = (
@@ -456,7 +418,7 @@ def pool_backward(
     constants = {
         "HAS_MASK": mask is not None,
         "UPCAST": INTERPRETED or z.dtype != w.dtype,
-        "PRECISION": "tf32x3" if _wide(z, w) else "tf32",
+        "PRECISION": "tf32x3" if wide_products(z, w) else "tf32",
         "BLOCK_C": size.cols,
         "BLOCK_D": size.depth,
         "BLOCK_S": size.slice,

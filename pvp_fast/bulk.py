@@ -40,8 +40,9 @@ from pvp_fast.loaders.shards import is_shard, read_shard
 from pvp_fast.loaders.sources import FileSource
 from pvp_fast.loaders.walk import Search
 from pvp_fast.pictures.settings import PictureSettings, pictures_of
-from pvp_fast.sinks.base import lock, plain, writing
+from pvp_fast.sinks.base import lock, writing
 from pvp_fast.sinks.ledger import Content, Ledger, Record, content_of, describe, place
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult

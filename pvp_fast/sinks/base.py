@@ -120,12 +120,3 @@ def lock(stream: Any, path: str | os.PathLike[str]) -> None:
         ) from None
     except OSError:  # a share that has no locks
         return
-
-
-def plain(key: object, encoding: str = "utf-8") -> str:
-    """A name that ``encoding`` can hold; what it cannot hold is written as \\x or \\u escapes.
-
-    File names that are not UTF-8 carry surrogates, which no stream can encode; an ASCII terminal
-    cannot encode any accent.
-    """
-    return str(key).encode(encoding, "backslashreplace").decode(encoding)

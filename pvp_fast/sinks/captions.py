@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.base import plain
 from pvp_fast.sinks.beside import Beside, others, read_old
 from pvp_fast.sinks.ledger import Ledger
+from pvp_fast.sinks.names import plain
 
 RECORD = ".pvp-fast-captions"
 _MARK = "\ufeff"

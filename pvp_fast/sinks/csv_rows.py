@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pvp_fast.errors import SinkError
-from pvp_fast.sinks.base import plain
 from pvp_fast.sinks.ledger import Record
 from pvp_fast.sinks.lines import Row
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult

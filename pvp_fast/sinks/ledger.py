@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.base import plain
+from pvp_fast.sinks.names import plain
 
 
 class Content(NamedTuple):

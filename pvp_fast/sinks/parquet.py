@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.files import atomic_write
-from pvp_fast.sinks.base import Sink, lock, plain, writing
+from pvp_fast.sinks.base import Sink, lock, writing
 from pvp_fast.sinks.ledger import Ledger, Record
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult

@@ -13,8 +13,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from pvp_fast.errors import SinkError
-from pvp_fast.sinks.base import Sink, plain, writing
+from pvp_fast.sinks.base import Sink, writing
 from pvp_fast.sinks.ledger import Ledger, Record, place
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult

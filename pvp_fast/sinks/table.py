@@ -9,7 +9,8 @@ from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any
 
 from pvp_fast.files import atomic_write
-from pvp_fast.sinks.base import Sink, plain, writing
+from pvp_fast.sinks.base import Sink, writing
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult

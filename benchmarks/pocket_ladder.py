@@ -1,9 +1,11 @@
 """The ladder on the pocket model, three drawing styles and several seeds.
 
-``python benchmarks/pocket_ladder.py --pictograms DIR [--seeds 3] [--local] [--json FILE]``
+``python benchmarks/pocket_ladder.py --pictograms DIR [--seeds 3] [--local] [--gap auto|none|1.5]
+[--supervised 6000] [--json FILE]``
 
 Trains on grammar sentences only, then scores 600 new scenes each of the styles the pocket model was
-trained on and of every style it never saw, at the trainer's own settings for test scenes. Where the
+trained on and of every style it never saw, at the trainer's own settings for test scenes. For scale
+there is a linear classifier of the same features and labelled scenes of the styles seen. Where the
 pictograms come from: pvp_fast/clip/weights/CARD.md.
 """
 
@@ -16,14 +18,62 @@ import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from common import write_results
+from torch import Tensor
 
-from pvp_fast import Backbone, TrainConfig, Vocabulary, build_corpus, train
+from pvp_fast import Backbone, Vocabulary, build_corpus, train
+from pvp_fast.cli.train import make_config
 from pvp_fast.evaluation.ladder import Features, ladder
+from pvp_fast.metrics import mean_average_precision
 from pvp_fast.sentences import grammar_sentences
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 from pocket.train import PocketConfig, PocketTrainer
+
+LABELLED_SEED = 1001  # of the supervised classifier's scenes; the test scenes have 1, 2 and 3
+DECAYS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4, 3e-4)
+
+
+@torch.no_grad()
+def encode(backbone: Backbone, pixels: Tensor) -> Tensor:
+    return torch.cat([backbone.encode_image(part) for part in pixels.split(100)])
+
+
+def labelled(trainer: PocketTrainer, backbone: Backbone, count: int) -> tuple[Tensor, Tensor]:
+    """Features (N, D) and labels (N, C) of new scenes of the styles seen."""
+    trainer.config = dataclasses.replace(trainer.config, evaluation_scenes=count)
+    pixels, labels = trainer._scenes(trainer.renderer, LABELLED_SEED)
+    return encode(backbone, pixels), labels
+
+
+def logistic(z: Tensor, labels: Tensor, decay: float) -> Tensor:
+    """Class vectors (C, D) of a logistic regression with squared penalty."""
+    w = torch.zeros(labels.shape[1], z.shape[1], requires_grad=True)
+    bias = torch.full((labels.shape[1],), -3.0, requires_grad=True)
+    solver = torch.optim.LBFGS([w, bias], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        solver.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(z @ w.T + bias, labels.float())
+        loss = loss + decay * w.square().sum() / len(w)
+        loss.backward()
+        return loss
+
+    solver.step(closure)
+    return w.detach()
+
+
+def supervised(z: Tensor, labels: Tensor) -> Tensor:
+    """Class vectors of the classifier that does best on a tenth held out, fitted to all scenes."""
+    held = torch.arange(len(z)) % 10 == 0
+    judged = {
+        decay: mean_average_precision(
+            z[held] @ logistic(z[~held], labels[~held], decay).T, labels[held]
+        )
+        for decay in DECAYS
+    }
+    return logistic(z, labels, max(judged, key=lambda decay: judged[decay]))
 
 
 def main() -> None:
@@ -31,6 +81,9 @@ def main() -> None:
     parser.add_argument("--pictograms", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--local", action="store_true", help="train the local branch too")
+    parser.add_argument("--gap", default="auto", help="as pvp-fast train --gap")
+    parser.add_argument("--supervised", type=int, default=6000, help="labelled scenes; 0: none")
+    parser.add_argument("--runs", type=Path, help="train here, and go on with what is there")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
 
@@ -38,19 +91,24 @@ def main() -> None:
     vocabulary = Vocabulary.builtin("pocket70")
     corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
     with tempfile.TemporaryDirectory() as folder:
-        scenes = PocketTrainer(options.pictograms, [], Path(folder), PocketConfig()).tests
+        trainer = PocketTrainer(options.pictograms, [], Path(folder), PocketConfig())
+        scenes = trainer.tests
+        head = None
+        if options.supervised:
+            head = supervised(*labelled(trainer, backbone, options.supervised))
         configs = [
-            dataclasses.replace(TrainConfig.demo(seed), local=options.local)
+            make_config("demo", seed, None, options.local, options.gap)
             for seed in range(options.seeds)
         ]
         artifacts = [
-            train(backbone, corpus, Path(folder) / f"seed{config.seed}", config)
+            train(backbone, corpus, (options.runs or Path(folder)) / f"seed{config.seed}", config)
             for config in configs
         ]
     results = {}
+    linear = {}
     for style, (pixels, labels) in scenes.items():
         with torch.no_grad():
-            z = torch.cat([backbone.encode_image(part) for part in pixels.split(100)])
+            z = encode(backbone, pixels)
             near = {
                 artifact.version: torch.cat(
                     [
@@ -66,8 +124,16 @@ def main() -> None:
         result = ladder(artifacts, Features(z, signs, vocabulary.names, (), near))
         print(f"\n{style}\n{result.table()}\nat the artifact's thresholds: {result.tagging}")
         results[style] = result.to_dict()
+        if head is not None:
+            linear[style] = 100 * mean_average_precision(z @ head.T, labels)
+            print(f"linear classifier, {options.supervised} labelled scenes: {linear[style]:.1f}")
     if options.json:
-        write_results(options.json, {"styles": results})
+        record = {
+            "sigma": [artifact.metrics["gap_sigma"] for artifact in artifacts],
+            "supervised": {"scenes": options.supervised, "map": linear},
+            "styles": results,
+        }
+        write_results(options.json, record)
 
 
 if __name__ == "__main__":

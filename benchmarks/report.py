@@ -79,13 +79,19 @@ def styles(results: Path) -> str:
         "twemoji": "Twemoji, never seen",
         "fxemoji": "FxEmoji, never seen",
     }
-    found = read("pocket_ladder.json", results)["styles"]
+    whole = read("pocket_ladder.json", results)
+    found = whole["styles"]
     columns = [
         [(mean(rung["map"]), stdev(rung["map"])) for rung in found[style]["rungs"]]
         for style in headings
     ]
     names = [rung["name"] for rung in found["seen"]["rungs"]]
-    return markdown(["", *headings.values()], with_best(names, columns))
+    rows = with_best(names, columns)
+    if whole.get("supervised", {}).get("map"):
+        judged = whole["supervised"]
+        name = f"linear classifier, {judged['scenes']:,} labelled scenes"
+        rows.append([name, *(f"{judged['map'][style]:.1f}" for style in headings)])
+    return markdown(["", *headings.values()], rows)
 
 
 def topk(results: Path) -> str:

@@ -60,6 +60,13 @@ def train(
     local: Annotated[
         bool, typer.Option("--local", help="Also train the local branch (tokens and regions).")
     ] = False,
+    gap: Annotated[
+        str,
+        typer.Option(
+            help="Noise on the sentences: auto, its length (1.5), or none (as they are, with the "
+            "adapter's settings that go with them)."
+        ),
+    ] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the run.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     resume: Annotated[
@@ -83,7 +90,7 @@ def train(
     from pvp_fast.training.distributed import Ranks, process_group
 
     console = progress_console()
-    config = make_config(preset, seed, steps, local)
+    config = make_config(preset, seed, steps, local, gap)
     words = read_vocabulary(vocabulary)
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
@@ -107,11 +114,13 @@ def train(
             typer.echo(str(out / "artifact"))
 
 
-def make_config(preset: str, seed: int, steps: str | None, local: bool = False) -> TrainConfig:
+def make_config(
+    preset: str, seed: int, steps: str | None, local: bool = False, gap: str = "auto"
+) -> TrainConfig:
     """Settings from a preset's name, a seed and an override such as ``visual=10,text=5``.
 
     Raises:
-        InputError: an unknown preset or stage, or a number of steps that is none.
+        InputError: an unknown preset or stage, or a number of steps or a gap that is none.
     """
     from pvp_fast.training import TrainConfig
 
@@ -119,6 +128,14 @@ def make_config(preset: str, seed: int, steps: str | None, local: bool = False) 
         raise InputError(f"--preset {preset!r}: use one of {', '.join(PRESETS)}")
     config = TrainConfig.demo(seed) if preset == "demo" else TrainConfig().with_seed(seed)
     config = dataclasses.replace(config, local=local)
+    if gap == "none":
+        config = config.without_gap()
+    elif gap != "auto":
+        try:
+            sigma = float(gap)
+        except ValueError:
+            raise InputError(f"--gap {gap!r}: use auto, none, or a length such as 1.5") from None
+        config = dataclasses.replace(config, gap=dataclasses.replace(config.gap, sigma=sigma))
     # What --steps calls a stage, and its section of the configuration.
     stages = {"visual": "visual", "text": "text", "adapter": "adapter", "local": "local_prompts"}
     for part in (steps or "").split(","):

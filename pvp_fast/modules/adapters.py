@@ -42,18 +42,20 @@ class DualAdapter(nn.Module):
     """Scores from two class banks and two residual adapters.
 
         s_c = (1-α) ⟨x, ê_c⟩ + α ((1-β) ⟨a, g_c⟩ + β ⟨a, v_c⟩)
-        ê_c = normalise(A_o(e_c)),  a = normalise(A_q(x))
+        ê_c = normalise(A_o(normalise(e_c - m))),  a = normalise(A_q(x))
 
     The sum is linear in [x, a], so ``forward(x) == queries(x) @ class_vectors().T``: tagging is
     one inner product of width 2D, and any top-k index works on it.
 
     Buffers (in the state dict): ``original`` e (C, D), ``text`` g (C, D), ``visual`` (C, P, D);
-    v_c is the normalised mean of the P prompts of c.
+    v_c is the normalised mean of the P prompts of c. ``centre`` m (D,) is what the names have in
+    common and no category owns (C³, arXiv 2401.08567), or zero.
     """
 
     original: torch.Tensor
     text: torch.Tensor
     visual: torch.Tensor
+    centre: torch.Tensor
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class DualAdapter(nn.Module):
         text: torch.Tensor,
         visual: torch.Tensor,
         *,
+        centre: torch.Tensor | None = None,
         bottleneck: int | None = None,
         residual: float = 0.2,
         alpha: float | torch.Tensor = 0.5,
@@ -71,6 +74,7 @@ class DualAdapter(nn.Module):
 
         Args:
             original, text: (C, D) unit rows. visual: (C, P, D) unit rows.
+            centre: (D,), taken off ``original``; zero by default.
             bottleneck: inner width of both adapters; a quarter of D by default.
             residual: r.
             alpha, beta: starting mixture in [0, 1], a number or (C,); kept 0.001 off the edges.
@@ -88,6 +92,10 @@ class DualAdapter(nn.Module):
         self.register_buffer("original", original.detach().clone())
         self.register_buffer("text", text.detach().clone())
         self.register_buffer("visual", visual.detach().clone())
+        middle = original.new_zeros(width) if centre is None else centre.detach().to(original)
+        if tuple(middle.shape) != (width,):
+            raise InputError(f"centre has shape {tuple(middle.shape)}; give ({width},)")
+        self.register_buffer("centre", middle.clone())
         place = original  # device and dtype follow this bank
         self.query_adapter = ResidualAdapter(width, inner, residual, seed).to(place)
         self.class_adapter = ResidualAdapter(width, inner, residual, seed + 1).to(place)
@@ -107,8 +115,8 @@ class DualAdapter(nn.Module):
             raise InputError(f"state has no 'query_adapter.down', only {sorted(state)}")
         adapter = cls(original, text, visual, bottleneck=state["query_adapter.down"].shape[0])
         banks = {"original": original, "text": text, "visual": visual}
-        try:
-            adapter.load_state_dict({**banks, **state})
+        try:  # a state from before there was a centre has none
+            adapter.load_state_dict({**banks, "centre": adapter.centre, **state})
         except RuntimeError as error:
             raise InputError(f"state does not fit these banks: {error}") from error
         return adapter
@@ -159,6 +167,8 @@ class DualAdapter(nn.Module):
         beta_logit: torch.Tensor,
     ) -> torch.Tensor:
         alpha, beta = alpha_logit.sigmoid()[:, None], beta_logit.sigmoid()[:, None]
+        if bool(self.centre.any()):
+            original = F.normalize(original - self.centre, dim=-1)
         old = F.normalize(self.class_adapter(original), dim=-1)
         new = (1 - beta) * text + beta * F.normalize(visual.mean(dim=1), dim=-1)
         return torch.cat([(1 - alpha) * old, alpha * new], dim=1)

@@ -70,6 +70,16 @@ class Ranks:
         return whole
 
     @torch.no_grad()
+    def collect(self, part: Tensor, own: slice, size: int) -> Tensor:
+        """All ``size`` rows on every process, of which this one has the rows ``own``."""
+        if self.size == 1:
+            return part
+        whole = part.new_zeros(size, *part.shape[1:])
+        whole[own] = part
+        dist.all_reduce(whole)
+        return whole
+
+    @torch.no_grad()
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum every gradient over the processes, in place."""
         if self.size == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
-from pvp_fast.training.gap import CLEAN, Draw, GapConfig, Whole, blurred
+from pvp_fast.training.distributed import Ranks
+from pvp_fast.training.gap import CLEAN, Draw, Perturbation, Whole, blurred
 
 # name -> (loss of scores, labels as the loss takes them)
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -22,6 +24,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "focal": losses.focal_loss,
     "siglip": losses.siglip_loss,
 }
+JUDGE_SEED = 0  # of the fixed draw that judges
 _SUMMED = ("asl", "bce", "focal", "siglip")
 
 
@@ -32,14 +35,52 @@ def check_loss(name: str) -> None:
 
 
 def classification_loss(
-    name: str, x: Tensor, w: Tensor, y: Tensor, scale: float, *, normalize: bool = True
+    name: str,
+    x: Tensor,
+    w: Tensor,
+    y: Tensor,
+    scale: float,
+    *,
+    bias: float = 0.0,
+    normalize: bool = True,
 ) -> Tensor:
-    """The loss ``name`` of scale · cosine(x, w), summed over categories, mean over the batch.
+    """The loss ``name`` of scale · cosine(x, w) + bias: sum over categories, mean over rows.
 
-    ``normalize=False`` takes inner products in place of cosines.
+    ``normalize=False`` takes inner products in place of cosines. A ranking sees no bias.
     """
-    options = {"reduction": "batchmean"} if name in _SUMMED else {}
-    return _LOSSES[name](x, w, y, scale=scale, normalize=normalize, **options)
+    options: dict[str, Any] = {"scale": scale, "normalize": normalize}
+    if name in _SUMMED:
+        options |= {"reduction": "batchmean"}
+        if bias:
+            options |= {"bias": bias}
+    return _LOSSES[name](x, w, y, **options)
+
+
+def column_ranking(x: Tensor, w: Tensor, y: Tensor, scale: float, batch_size: int) -> Tensor:
+    """The ranking hinge the other way: a category's sentences above all that do not mention it.
+
+    A ranking of the categories of one sentence does not see what raises all of them alike; mean
+    average precision, over the sentences of one category, does. Processes share the categories.
+
+    Args:
+        x: this process's rows (b, D) of a batch of ``batch_size``, y: their labels (b, C) bool.
+        w: (C, P, D), unit rows, whose similarities are pooled by log-sum-exp.
+
+    Returns:
+        Sum over all pairs · C / B², so that it weighs as much as the other way.
+    """
+    ranks, whole = Ranks(), Whole.of(len(x), batch_size)
+    part = len(x) / whole.size  # what this process's loss counts for
+    x = ranks.collect(x, *whole)
+    y = ranks.collect(y.to(torch.uint8), *whole).bool()
+    own = ranks.share(len(w))
+    labels, rows = y[:, own].T.contiguous(), w[own]
+    if w.shape[1] == 1:
+        mean = losses.ranking_loss(rows[:, 0], x, labels, scale=scale)
+    else:
+        scores = torch.einsum("bd,cpd->cbp", x, rows) * scale
+        mean = losses.ranking_loss_from_scores(scores.logsumexp(2), labels)
+    return mean * (len(rows) * len(w) / whole.size**2 / part)
 
 
 def loss_from_scores(name: str, scores: Tensor, y: Tensor) -> Tensor:
@@ -59,7 +100,7 @@ class Sentences:
     features: np.ndarray
     labels: Tensor
     device: torch.device
-    gap: GapConfig = CLEAN
+    gap: Perturbation = CLEAN
 
     def __len__(self) -> int:
         return len(self.features)
@@ -96,29 +137,23 @@ class Sentences:
         """Every feature and label; for the held-out part, which is small."""
         return self.batch(torch.arange(len(self)))
 
-    def perturbed(self, seed: int) -> Sentences:
+    def perturbed(self) -> Sentences:
         """One fixed draw of every sentence: what a stage is judged by."""
         if not self.gap.active:
             return self
-        every = torch.arange(len(self))
-        x, y = self._drawn(
-            every, Whole(slice(None), len(self)), torch.Generator().manual_seed(seed)
-        )
+        every, generator = torch.arange(len(self)), torch.Generator().manual_seed(JUDGE_SEED)
+        x, y = self._drawn(every, Whole(slice(None), len(self)), generator)
         return Sentences(x.cpu().numpy(), y.cpu(), self.device)
 
 
 @dataclass(frozen=True)
 class TokenSentences:
-    """Token features (N, L, D) float16 and their mask (N, L) as memory maps; labels (N, C) bool.
-
-    ``gap`` says how :meth:`draw` perturbs them.
-    """
+    """Token features (N, L, D) float16 and their mask (N, L) as memory maps; labels (N, C) bool."""
 
     tokens: np.ndarray
     mask: np.ndarray
     labels: Tensor
     device: torch.device
-    gap: GapConfig = CLEAN
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -137,54 +172,6 @@ class TokenSentences:
             mask[:, :length].to(self.device),
             self.labels[rows].to(self.device),
         )
-
-    def draw(
-        self, rows: Tensor, generator: torch.Generator, batch_size: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`batch`, perturbed as ``gap`` says; ``rows`` are a process's of a batch.
-
-        A sentence that is mixed has the other one's tokens behind its own, as a picture of both
-        has the regions of both. Every token has noise of its own.
-        """
-        if not self.gap.active:
-            return self.batch(rows)
-        return self._drawn(rows, Whole.of(len(rows), batch_size), generator)
-
-    def _drawn(
-        self, rows: Tensor, whole: Whole, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        tokens, mask, y = self.batch(rows)
-        draw = Draw.of(rows, whole, len(self), self.gap, generator)
-        mixed = draw.partners >= 0
-        if bool(mixed.any()):
-            more, real, labels = self.batch(draw.partners[mixed])
-            where = mixed.nonzero()[:, 0].to(tokens.device)
-            own, added = mask.sum(1), real.sum(1)
-            behind = int(torch.cat([own, own[where] + added]).max()) - tokens.shape[1]
-            tokens = F.pad(tokens, (0, 0, 0, behind))
-            row, place = real.nonzero(as_tuple=True)
-            tokens[where[row], own[where[row]] + place] = more[real]
-            mask = (
-                torch.arange(tokens.shape[1], device=own.device)
-                < own.index_add(0, where, added)[:, None]
-            )
-            y[where] = y[where] | labels
-        if self.gap.sigma:
-            # Drawn for the longest of all: a process's rows may be shorter than others'.
-            longest = (2 if self.gap.mix else 1) * self.tokens.shape[1]
-            noise = draw.noise((longest, self.tokens.shape[2]), tokens.device)
-            tokens = blurred(tokens, noise[:, : tokens.shape[1]], self.gap.sigma)
-        return tokens, mask, y
-
-    def perturbed(self, seed: int) -> TokenSentences:
-        """One fixed draw of every sentence: what a stage is judged by."""
-        if not self.gap.active:
-            return self
-        every = torch.arange(len(self))
-        tokens, mask, y = self._drawn(
-            every, Whole(slice(None), len(self)), torch.Generator().manual_seed(seed)
-        )
-        return TokenSentences(tokens.cpu().half().numpy(), mask.cpu().numpy(), y.cpu(), self.device)
 
     def chunks(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """All rows in their order, ``size`` at a time; token features are too many for one go."""

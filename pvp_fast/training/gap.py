@@ -26,20 +26,33 @@ from pvp_fast.training.distributed import Ranks
 
 @dataclass(frozen=True)
 class GapConfig:
-    """How training sentences are perturbed, in every stage.
+    """How training sentences are perturbed, in all three stages; the local branch's are not.
 
-    ``sigma`` is the length of the noise on a unit feature. ``mix`` is the share of sentences that
-    are averaged with another one. Both 0 train on the sentences as they are.
+    ``sigma`` is the length of the noise on a unit feature; "auto" takes it from the sentences and
+    the names (:func:`auto_sigma`). ``mix`` is the share of sentences that are averaged with another
+    one, ``visual_mix`` that in stage 1. All 0 train on the sentences as they are.
     """
+
+    sigma: float | str = "auto"
+    mix: float = 1.0
+    visual_mix: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.sigma != "auto" and not (
+            isinstance(self.sigma, int | float) and 0 <= self.sigma < float("inf")
+        ):
+            raise InputError(f"GapConfig: sigma is 'auto' or 0 or more, not {self.sigma!r}")
+        for name in ("mix", "visual_mix"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"GapConfig: {name} is a share, 0 to 1, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What :class:`GapConfig` comes to in one stage: the noise's length and the share mixed."""
 
     sigma: float = 0.0
     mix: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.sigma < float("inf"):
-            raise InputError(f"GapConfig: sigma is a length, 0 or more, not {self.sigma}")
-        if not 0 <= self.mix <= 1:
-            raise InputError(f"GapConfig: mix is a share, 0 to 1, not {self.mix}")
 
     @property
     def active(self) -> bool:
@@ -47,7 +60,30 @@ class GapConfig:
         return self.sigma > 0 or self.mix > 0
 
 
-CLEAN = GapConfig()
+OFF = GapConfig(0.0, 0.0, 0.0)
+CLEAN = Perturbation()
+# Standard deviations of the noise between a category that is mentioned and one that is not.
+DEVIATIONS = 3.0
+
+
+def auto_sigma(x: Tensor, y: Tensor, names: Tensor) -> float:
+    """The length of noise that leaves mentioned categories three deviations above the others.
+
+    Noise of length σ moves the difference of two cosines by σ · √(2 / D) (for perpendicular class
+    vectors). The difference itself is measured: between a mentioned category's cosine and the mean
+    of those not mentioned in the same sentence, averaged over the sentences.
+
+    Args:
+        x: sentences (N, D), unit rows. y: their labels (N, C) bool.
+        names: class vectors (C, D) of the names alone, unit rows.
+    """
+    scores = x @ names.T
+    others = scores.masked_fill(y, 0).sum(1) / (~y).sum(1).clamp(min=1)
+    usable = y & (~y).any(1, keepdim=True)
+    if not bool(usable.any()):
+        return 0.0
+    margin = float((scores - others[:, None])[usable].double().mean())
+    return max(0.0, margin) * (x.shape[1] / 2) ** 0.5 / DEVIATIONS
 
 
 class Whole(NamedTuple):
@@ -78,12 +114,12 @@ class Draw:
 
     @classmethod
     def of(
-        cls, rows: Tensor, whole: Whole, count: int, config: GapConfig, generator: torch.Generator
+        cls, rows: Tensor, whole: Whole, count: int, gap: Perturbation, generator: torch.Generator
     ) -> Draw:
         """Draw for ``rows``, the ``whole.own`` part of a batch, out of ``count`` sentences."""
         own, size = whole
         further = torch.randint(1, max(2, count), (size,), generator=generator)
-        alone = torch.rand(size, generator=generator) >= config.mix
+        alone = torch.rand(size, generator=generator) >= gap.mix
         seed = int(torch.randint(2**62, (), generator=generator))
         partners = (rows + further[own]) % count  # never the sentence itself
         return cls(partners.masked_fill(alone[own], -1), seed, whole)

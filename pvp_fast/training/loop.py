@@ -33,6 +33,7 @@ class LoopConfig:
 
     ``precision`` is the autocast of the forward pass; parameters stay float32. The learning rate
     warms up linearly over ``warmup_steps`` and then follows a cosine to zero at ``steps``.
+    ``keep_best`` ends with what did best on the held-out sentences, the start among it.
     """
 
     steps: int = 500
@@ -48,6 +49,7 @@ class LoopConfig:
     log_every: int = 10
     checkpoint_every: int = 100
     seed: int = 0
+    keep_best: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "eval_every", "log_every", "checkpoint_every"):
@@ -109,6 +111,7 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
     optimizer = _optimizer(parameters, config)
     generator = torch.Generator().manual_seed(config.seed)
     step, score = 0, math.nan
+    best: tuple[float, dict[str, Tensor]] | None = None
     saved = load_checkpoint(folder)
     if saved is not None:
         tensors, state = saved
@@ -116,10 +119,14 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
         restore_optimizer(optimizer, tensors)
         generator.set_state(tensors["generator"])
         step, score = state["step"], state["map"]
+        if "best" in state:
+            best = state["best"], _under("best.", tensors)
     ranks.same(stage.module.state_dict().values())
     last = folder if saved is not None else None
     if step >= config.steps:
         return score
+    if config.keep_best and best is None:
+        best = stage.evaluate(), _copy(stage.module)
 
     device = parameters[0].device.type
     own = ranks.share(config.batch_size)
@@ -150,6 +157,11 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
             finished = step == config.steps
             if step % config.eval_every == 0 or finished:
                 score = stage.evaluate()
+                if best is not None and score > best[0]:
+                    best = score, _copy(stage.module)
+            if finished and best is not None:
+                score = best[0]
+                stage.module.load_state_dict(best[1])
             if log and (step % config.log_every == 0 or finished):
                 total, rate = values.sum().item(), config.lr * config.rate(step - 1)
                 log.write(step, total, score, rate, dict(zip(terms, values.tolist(), strict=True)))
@@ -158,11 +170,19 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                 tensors = {f"module.{k}": v for k, v in stage.module.state_dict().items()}
                 tensors |= optimizer_tensors(optimizer)
                 tensors["generator"] = generator.get_state()
+                at = {"step": step, "map": score}
+                if best is not None and not finished:
+                    tensors |= {f"best.{k}": v for k, v in best[1].items()}
+                    at["best"] = best[0]
                 log.flush()
-                save_checkpoint(folder, tensors, {"step": step, "map": score})
+                save_checkpoint(folder, tensors, at)
             if step % config.checkpoint_every == 0 or finished:
                 last = folder
     return score
+
+
+def _copy(module: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in module.state_dict().items()}
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

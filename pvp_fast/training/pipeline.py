@@ -24,12 +24,14 @@ from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, TokenSentences
-from pvp_fast.training.gap import CLEAN, GapConfig
+from pvp_fast.training.gap import OFF, GapConfig, Perturbation, auto_sigma
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
+
+AUTO_ROWS = 4096  # sentences that the noise's length is measured on
 
 _SECTIONS: dict[str, Any] = {
     "visual": VisualPromptConfig,
@@ -44,7 +46,8 @@ class TrainConfig:
     """Settings of a whole run; ``held_out`` is the share of sentences kept for judging.
 
     ``local`` trains the local branch too, with the settings ``local_prompts``. ``gap`` perturbs the
-    sentences of every stage, and those that judge it.
+    sentences of the three stages, and those that judge them; :meth:`without_gap` trains on the
+    sentences as they are.
     """
 
     visual: VisualPromptConfig = field(default_factory=VisualPromptConfig)
@@ -54,7 +57,7 @@ class TrainConfig:
     local: bool = False
     held_out: float = 0.1
     seed: int = 0
-    gap: GapConfig = CLEAN
+    gap: GapConfig = field(default_factory=GapConfig)
 
     @classmethod
     def demo(cls, seed: int = 0) -> TrainConfig:
@@ -62,9 +65,17 @@ class TrainConfig:
         return cls(
             visual=VisualPromptConfig(LoopConfig(steps=120, lr=0.1, batch_size=512, seed=seed)),
             text=TextPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
-            adapter=AdapterConfig(LoopConfig(steps=150, lr=1e-3, batch_size=512, seed=seed)),
             local_prompts=LocalPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
-            seed=seed,
+        ).with_seed(seed)
+
+    def without_gap(self) -> TrainConfig:
+        """Sentences as they are, and the settings of the stages that go with them."""
+        return dataclasses.replace(
+            self,
+            gap=OFF,
+            visual=dataclasses.replace(self.visual, both_ways=False),
+            adapter=AdapterConfig.plain(self.adapter.loop.seed),
+            local_prompts=dataclasses.replace(self.local_prompts, weight=None),
         )
 
     def with_seed(self, seed: int) -> TrainConfig:
@@ -163,18 +174,30 @@ def train(
     cache = FeatureCache(folder / "features")
     with ranks.in_turn():
         data, clean = (
-            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device, config.gap)
+            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
             for part in (seen, unseen)
         )
-    judge = clean.perturbed(config.seed)
     names = corpus.vocabulary.names
+    original = prompt_ensemble(backbone, names)
+    gap, sigma = config.gap, config.gap.sigma
+    if isinstance(sigma, str):
+        some = torch.arange(0, len(data), max(1, len(data) // AUTO_ROWS))
+        sigma = auto_sigma(*data.batch(some), original)
+    noisy, mixed = Perturbation(sigma, gap.visual_mix), Perturbation(sigma, gap.mix)
+
+    def judges(perturbation: Perturbation) -> Sentences:
+        return dataclasses.replace(clean, gap=perturbation).perturbed()
+
     metrics: dict[str, float] = {}
 
-    visual = VisualPromptStage(backbone, data, judge, config.visual)
+    visual = VisualPromptStage(
+        backbone, dataclasses.replace(data, gap=noisy), judges(noisy), config.visual
+    )
     metrics["visual"] = run_stage(visual, config.visual.loop, folder / "visual", progress=progress)
     vectors = visual.vectors()
     images = visual.module.prompts
 
+    data, judge = dataclasses.replace(data, gap=mixed), judges(mixed)
     plain_config = dataclasses.replace(config.text, transfer=0.0, co_learn=False)
     plain = TextPromptStage(backbone, names, data, judge, plain_config)
     metrics["text_only"] = run_stage(
@@ -185,7 +208,6 @@ def train(
     if config.text.co_learn:
         vectors = visual.vectors()
 
-    original = prompt_ensemble(backbone, names)
     adapter = AdapterStage(original, text.vectors(), vectors, data, judge, config.adapter)
     metrics["adapter"] = run_stage(
         adapter, config.adapter.loop, folder / "adapter", progress=progress
@@ -197,7 +219,7 @@ def train(
     local_ctx: Tensor | None = None
     if config.local:
         with ranks.in_turn():
-            tokens, token_judge = _token_sentences(cache, backbone, config.gap, seen, unseen)
+            tokens, token_judge = _token_sentences(cache, backbone, seen, unseen)
         local = LocalPromptStage(backbone, names, tokens, token_judge, config.local_prompts)
         metrics["local"] = run_stage(
             local, config.local_prompts.loop, folder / "local", progress=progress
@@ -233,6 +255,7 @@ def train(
             "held_out_map": metrics,
             "sentences": len(seen),
             "held_out": len(unseen),
+            "gap_sigma": sigma,
             "corpus": corpus.fingerprint,  # tells later whether sentences were held out
         },
     )
@@ -243,14 +266,14 @@ def train(
 
 
 def _token_sentences(
-    cache: FeatureCache, backbone: Backbone, gap: GapConfig, *parts: Corpus
+    cache: FeatureCache, backbone: Backbone, *parts: Corpus
 ) -> list[TokenSentences]:
     """Token features of each part; positions that are padding in all its sentences are not kept."""
     found = []
     for part in parts:
         ends = backbone.text_end(backbone.tokenize(part.sentences))
         tokens, mask = cache.token_features(backbone, part, max_tokens=int(ends.max()) + 1)
-        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device, gap))
+        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device))
     return found
 
 
@@ -273,7 +296,10 @@ def _claim(
     found = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(found.get("config"), dict):
         # A run from before there was a gap trained on the sentences as they are.
-        stored = {"gap": dataclasses.asdict(CLEAN), **found["config"]}
+        stored = {"gap": dataclasses.asdict(OFF), **found["config"]}
+        for section, default in (("adapter", {"centre": False}), ("visual", {"both_ways": False})):
+            if isinstance(stored.get(section), dict):
+                stored[section] = {**default, **stored[section]}
         found["config"] = _settings(TrainConfig.from_dict(stored))
     run["config"] = _settings(config)
     for part, value in run.items():

@@ -14,7 +14,7 @@ from pvp_fast.losses import ranking_loss_from_scores
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import PseudoVisualPrompts
 from pvp_fast.training.distributed import Ranks
-from pvp_fast.training.features import Sentences, check_loss, classification_loss
+from pvp_fast.training.features import Sentences, check_loss, classification_loss, column_ranking
 from pvp_fast.training.loop import LoopConfig
 
 
@@ -25,6 +25,7 @@ class VisualPromptConfig:
     ``categories_per_step`` prompts are encoded with gradient each step (0 = all); the others
     enter the loss through their last vectors. ``scale`` multiplies the cosines: the ranking
     hinge's margin of 1 is in scaled units, so a small scale asks for a wide angular margin.
+    ``both_ways`` ranks the sentences of a category too, not only the categories of a sentence.
     ``shift`` pixels of random translation keep the prompts from relying on exact positions.
     """
 
@@ -35,6 +36,7 @@ class VisualPromptConfig:
     categories_per_step: int = 0
     shift: int = 4
     checkpoint_activations: bool = False
+    both_ways: bool = True
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -95,7 +97,11 @@ class VisualPromptStage:
         else:
             scores = torch.einsum("bd,cpd->bcp", x, vectors) * self.config.scale
             term = ranking_loss_from_scores(scores.logsumexp(2), y)
-        return {self.config.loss: term}
+        if not (self.config.both_ways and self.config.loss == "ranking"):
+            return {self.config.loss: term}
+        size, scale = self.config.loop.batch_size, self.config.scale
+        columns = column_ranking(x, vectors, y, scale, size)
+        return {"ranking": term / 2, "columns": columns / 2}
 
     def _encode(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """Unit rows (n, P, D) of some prompts, all translated by the same few random pixels."""

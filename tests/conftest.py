@@ -19,11 +19,6 @@ if TYPE_CHECKING:
 # installed, from the libraries around us as well.
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).parents[1]]
 
-# `python -m pytest` puts the repository's root first, where transformers, looking for a package
-# `kernels` of its own, finds ours.
-_ROOT = Path(__file__).resolve().parent.parent
-sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != _ROOT]
-
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 from support.artifacts import NAMES
 
@@ -55,7 +55,7 @@ def unusual() -> dict[str, tuple[bytes, Image.Image]]:
         "cmyk.jpg": (cmyk, Image.open(io.BytesIO(cmyk)).convert("RGB")),
         "deep.png": (encoded(deep, "PNG"), gray.convert("RGB")),
         "deep.tif": (encoded(deep, "TIFF"), gray.convert("RGB")),
-        "turned.jpg": (rotated, Image.open(io.BytesIO(rotated)).convert("RGB")),
+        "turned.jpg": (rotated, ImageOps.exif_transpose(Image.open(io.BytesIO(rotated)))),
         "moving.webp": (encoded(first, "WEBP", **moving), first),
         "moving.png": (encoded(first, "PNG", save_all=True, append_images=[second]), first),
         "moving.gif": (gif, palette.convert("RGB")),
@@ -113,8 +113,10 @@ def test_unusual_files_are_tagged_as_the_picture_they_stand_for(
     for name, one, other in zip(files, found, expected, strict=True):
         assert one.error is None, name
         assert [t.index for t in one.tags] == [t.index for t in other.tags], name
+        # A JPEG is turned after it was resized: its axes in the other order, up to two levels apart.
+        near = 2e-3 if name == "turned.jpg" else 1e-5
         for a, b in zip(one.tags, other.tags, strict=True):
-            assert a.score == pytest.approx(b.score, abs=1e-5), name
+            assert a.score == pytest.approx(b.score, abs=near), name
     capsys.readouterr()
     assert run(["tag", str(artifact), *map(str, paths), "--threshold", "0"]) == 0
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -173,22 +173,22 @@ def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_
     assert not (out / ".staging").exists()
 
 
-def die_at_killers() -> None:
-    """Make this worker die where it opens such a file, as a decoder's crash or the kernel does."""
-    import builtins
-
-    opened = builtins.open
-
-    def mortal(file: Any, *args: Any, **options: Any) -> Any:
-        if "killer" in str(file):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return opened(file, *args, **options)
-
-    builtins.open = mortal  # type: ignore[assignment]
-
-
 @pytest.fixture
 def mortal_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    # In here, it travels to the workers by value: they cannot import this file.
+    def die_at_killers() -> None:
+        """Make a worker die where it opens such a file, as by a decoder's crash or the kernel."""
+        import builtins
+
+        opened = builtins.open
+
+        def mortal(file: Any, *args: Any, **options: Any) -> Any:
+            if "killer" in str(file):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return opened(file, *args, **options)
+
+        builtins.open = mortal  # type: ignore[assignment]
+
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.chdir(tmp_path)
     ray.init(

@@ -39,7 +39,8 @@ def test_the_page_shows_the_final_scores_with_the_local_branch(tmp_path: Path) -
         pixels = torch.stack([backbone.preprocess(open_image(path)) for path in paths])
         z, regions = backbone.encode_image(pixels), backbone.encode_regions(pixels)
     expected = head.probabilities(head.cosines(z, regions))
-    torch.testing.assert_close(shown, expected, rtol=0, atol=2e-3)  # another decoder
+    # Another decoder, and a steep calibration.
+    torch.testing.assert_close(shown, expected, rtol=0, atol=1e-2)
     assert head.local is not None
     assert float(head.local.weight[0]) > 0  # so that the branch has a say
     alone = head.probabilities(head.global_cosines(z))

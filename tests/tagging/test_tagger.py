@@ -32,7 +32,7 @@ def test_scores_are_the_calibrated_probabilities(tagger: Tagger, images: list[Pa
     with ImageStream(images, backbone.preprocess) as stream:
         (batch,) = stream
     # Of the same pixels, and of those of the slower way to read an image.
-    for pixels, tolerance in ((batch.pixels, 1e-5), (plain, 1e-3)):
+    for pixels, tolerance in ((batch.pixels, 1e-5), (plain, 5e-3)):
         with torch.no_grad():
             z = backbone.encode_image(pixels)
             expected = artifact.head.probabilities(artifact.head.cosines(z))

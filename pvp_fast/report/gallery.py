@@ -6,7 +6,6 @@ import html
 import io
 import json
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -88,10 +87,10 @@ def locate(name: str, root: Path) -> Path:
         InputError: it lies outside ``root``.
     """
     base = root.resolve()
-    found = Path(os.path.abspath(name))  # tags files written in this folder name images from here
+    found = Path(name).resolve()  # tags files written in this folder name images from here
     if found.is_relative_to(base) and found.exists():
         return found
-    return safe_join(base, name, links=True)
+    return safe_join(base, name)
 
 
 def with_thumbnails(

@@ -28,7 +28,6 @@ def test_a_link_is_a_file_and_a_written_path_stays_inside(tmp_path: Path) -> Non
     found = read_dataset("folder", tmp_path / "set").paths
     assert [path.name for path in found] == ["a.jpg", "b.jpg"]
     assert all(path.is_file() for path in found)
-    assert locate("a.jpg", tmp_path / "set").is_file()
     for number, bad in enumerate(("../store/blob", "/etc/passwd", "x/../../store/blob")):
         labelled(tmp_path / f"bad{number}", bad)
         with pytest.raises(InputError, match="outside"):

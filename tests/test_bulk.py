@@ -73,7 +73,6 @@ def every_image_once(out: Path, folder: Path) -> bool:
     return found == sorted(path.name for path in folder.glob("*.jpg"))
 
 
-@pytest.mark.xfail(reason="not yet confirmed since failures are tried again", strict=False)
 @pytest.mark.usefixtures("cluster")
 def test_two_actors_tag_what_one_tagger_does_and_new_images_are_done_later(
     artifact: Path, photos: Path, tmp_path: Path

@@ -13,7 +13,7 @@ LIMIT = {80: 163 * 1024, 90: 227 * 1024}
 
 def main() -> int:
     wanted = sys.argv[1] if len(sys.argv) > 1 else ""
-    failures = 0
+    failures = compiled = 0
     print(f"{'kernel':44} {'target':>6} {'registers':>9} {'stack':>6} {'shared':>8}")
     for spec in collect():
         if wanted not in spec.name:
@@ -31,11 +31,15 @@ def main() -> int:
                 continue
             bad = usage.stack > 0 or usage.shared > limit
             failures += bad
+            compiled += 1
             print(
                 f"{spec.name:44} sm_{capability:<3} {usage.registers:9} {usage.stack:6} "
                 f"{usage.shared:8}{'  TOO MUCH' if bad else ''}",
                 flush=True,
             )
+    if not compiled and not failures:
+        print(f"no kernel's name holds {wanted!r}")
+        return 1
     print(f"{failures} failed" if failures else "no spills, every kernel fits")
     return 1 if failures else 0
 

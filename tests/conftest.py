@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # ``python -m pytest`` puts the checkout first, where kernels/ and pvp_fast/ would hide what is
 # installed, from the libraries around us as well.
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).parents[1]]
+# And so for every Python that a test starts in the checkout: ``-c`` would put it first again.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
 from pvp_fast.clip.settings import WeightSettings
-from pvp_fast.clip.text_tower import TextTower
+from pvp_fast.clip.text_tower import Tower, real_until, text_tower
 from pvp_fast.errors import BackboneError, InputError
 
 __all__ = ["Backbone", "Preprocess"]
@@ -90,8 +90,7 @@ class Backbone(nn.Module):
         self.logit_scale = float(clip.logit_scale.detach().float().exp().mean())
         self.has_regions = region_support(clip.visual) is None
         try:
-            strips = bool(getattr(tokenizer, "strip_sep_token", False))
-            self._text: TextTower | None = TextTower(model, strips_end=strips)
+            self._text: Tower | None = text_tower(model, tokenizer)
             self._no_text_tower = ""
         except BackboneError as error:  # only prompts need it: say so when they ask
             self._text, self._no_text_tower = None, str(error)
@@ -236,7 +235,9 @@ class Backbone(nn.Module):
                     features = self._clip.encode_text(ids)
                 batches.append(_unit(features))
             else:
-                batches.append(self.encode_embedded(self._text.embed(ids), self._text.end(ids)))
+                with self._autocast():
+                    features = self._text.encode_ids(ids)
+                batches.append(_unit(features))
         return torch.cat(batches) if len(batches) != 2 else batches[1]
 
     @torch.no_grad()
@@ -250,18 +251,17 @@ class Backbone(nn.Module):
             end markers included, padding not); L is the context length.
 
         Raises:
-            BackboneError: the text tower is not a standard open_clip transformer.
+            BackboneError: the text tower takes no token embeddings.
         """
         tower = self._tower()
         shape = (0, self.context_length)
         features = [torch.zeros(*shape, self.embed_dim, device=self.device)]
         masks = [torch.zeros(shape, dtype=torch.bool, device=self.device)]
-        positions = torch.arange(self.context_length, device=self.device)
         for ids in self._id_batches(texts, batch_size):
             with self._autocast():
-                tokens = tower.encode_tokens(tower.embed(ids))
+                tokens = tower.encode_tokens(tower.embed(ids), ids)
             features.append(_unit(tokens))
-            masks.append(positions <= tower.end(ids)[:, None])
+            masks.append(real_until(tower.end(ids), self.context_length))
         if len(features) == 2:
             return features[1], masks[1]
         return torch.cat(features), torch.cat(masks)
@@ -274,18 +274,22 @@ class Backbone(nn.Module):
         """(N, context) token numbers -> (N,) int64, where each text ends."""
         return self._tower().end(ids)
 
-    def encode_embedded(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    def encode_embedded(
+        self, embedded: torch.Tensor, end: torch.Tensor, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Token embeddings -> unit rows, differentiable in the embeddings.
 
         Args:
             embedded: (N, context, W), as ``embed_tokens`` gives.
             end: (N,) int64, position of the end-of-text token.
+            ids: (N, context) the tokens that the embeddings stand for; a tower that masks
+                padding reads it there. Left out, padding is what lies behind ``end``.
 
         Returns:
             (N, D), equal to ``encode_text`` of the same tokens.
 
         Raises:
-            BackboneError: the text tower is not a standard open_clip transformer.
+            BackboneError: the text tower takes no token embeddings.
             InputError: shapes that do not fit.
         """
         tower = self._tower()
@@ -296,8 +300,12 @@ class Backbone(nn.Module):
             )
         if tuple(end.shape) != (embedded.shape[0],):
             raise InputError(f"end has shape {tuple(end.shape)}; give ({embedded.shape[0]},)")
+        if ids is not None and ids.shape != embedded.shape[:2]:
+            raise InputError(f"ids has shape {tuple(ids.shape)}; give {tuple(embedded.shape[:2])}")
         with self._autocast():
-            features = tower.encode(embedded, end.to(embedded.device))
+            features = tower.encode(
+                embedded, end.to(embedded.device), None if ids is None else ids.to(embedded.device)
+            )
         return _unit(features)
 
     # --- images -------------------------------------------------------------------------------
@@ -337,7 +345,7 @@ class Backbone(nn.Module):
                 "as backbone.preprocess makes them"
             )
 
-    def _tower(self) -> TextTower:
+    def _tower(self) -> Tower:
         if self._text is None:
             raise BackboneError(self._no_text_tower)
         return self._text
@@ -366,9 +374,9 @@ def _context_length(clip: Any, tokenizer: Tokenizer) -> int:
     Such a tower gives its whole position table (514, 1024), or 0 where it has none; open_clip pads
     to the tokenizer's 77.
     """
-    own = int(clip.context_length or 0)
     if not hasattr(getattr(clip, "text", None), "config"):
-        return own
+        return int(clip.context_length or 0)
+    own = int(clip.text.context_length or 0)  # a CoCa's own number is its caption decoder's
     given = int(getattr(tokenizer, "context_length", None) or 77)
     config = clip.text.config
     if "roberta" in config.model_type or config.model_type in ("camembert", "xmod"):

@@ -1,13 +1,16 @@
-"""One view on the text towers of open_clip: from token embeddings to text features.
+"""One view on the text towers of CLIP models: from token embeddings to text features.
 
-open_clip keeps a standard text transformer in two places: flat on a ``CLIP`` (``transformer``,
-``token_embedding``, ...) and in ``CustomTextCLIP.text``. Both are driven here by hand, because
-prompt learning has to enter after the embedding table, which ``encode_text`` does not allow.
+``encode_text`` starts at token numbers; learned words have to enter behind the embedding table.
+A tower here has ``embed`` (numbers to embeddings), ``end`` (where each text stops), ``encode``
+(embeddings to features), ``encode_ids`` (both, what the model itself computes) and
+``encode_tokens`` (every place in the joint space). :class:`TextTower` is open_clip's transformer,
+which it keeps flat on a ``CLIP`` or in ``CustomTextCLIP.text``; Hugging Face encoders are in
+``hf_tower``.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -15,53 +18,96 @@ from torch import nn
 from pvp_fast.errors import BackboneError
 
 _PARTS = ("transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
+_HINT = "encode_text works, but learning prompts needs a text tower that takes token embeddings"
+
+
+class Tower(Protocol):
+    """What a text tower gives to :class:`~pvp_fast.clip.backbone.Backbone`.
+
+    ``ids`` beside embeddings are the tokens they stand for, of which only the padding is read;
+    without them, everything behind ``end`` is padding.
+    """
+
+    pool: str
+
+    @property
+    def width(self) -> int: ...
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """(N, L) token numbers -> (N, L, W), before positions."""
+        ...
+
+    def end(self, ids: torch.Tensor) -> torch.Tensor:
+        """Position (N,) of the end-of-text token: the last real token of each row."""
+        ...
+
+    def encode(
+        self, embedded: torch.Tensor, end: torch.Tensor, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(N, L, W) embeddings and their ends (N,) -> (N, D), not normalised."""
+        ...
+
+    def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        """(N, L) token numbers -> (N, D), not normalised: the model's own ``encode_text``."""
+        ...
+
+    def encode_tokens(self, embedded: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """(N, L, W) embeddings -> (N, L, D): every token through the final projection."""
+        ...
+
+
+def text_tower(model: nn.Module, tokenizer: Any) -> Tower:
+    """The view on ``model``'s text tower.
+
+    Raises:
+        BackboneError: the tower shows no place where embeddings can enter; it says why.
+    """
+    owner: Any = getattr(model, "text", model)
+    if hasattr(owner, "pooler") and hasattr(owner, "config"):
+        from pvp_fast.clip.hf_tower import HFTextTower
+
+        return HFTextTower(owner)
+    return TextTower(owner, strips_end=bool(getattr(tokenizer, "strip_sep_token", False)))
 
 
 class TextTower:
-    """A standard open_clip text transformer. Not a module: the model owns the weights.
+    """An open_clip text transformer. Not a module: the model owns the weights.
 
     Args:
+        owner: the module that holds the transformer.
         strips_end: the tokenizer overwrites the end marker with padding (CLIPA's): a text then
             ends at the first padding, where the marker stood.
 
     Raises:
-        BackboneError: the tower is not such a transformer (Hugging Face towers, CoCa).
+        BackboneError: it is no such transformer.
     """
 
-    def __init__(self, model: nn.Module, *, strips_end: bool = False) -> None:
-        owner: Any = getattr(model, "text", model)
+    def __init__(self, owner: Any, *, strips_end: bool = False) -> None:
         kind = type(owner).__name__
-        hint = "encode_text works, but learning prompts needs a standard open_clip text transformer"
         missing = [part for part in _PARTS if not hasattr(owner, part)]
         if missing:
-            raise BackboneError(f"text tower {kind} has no {', '.join(missing)}: {hint}")
-        if getattr(owner, "cls_emb", None) is not None or getattr(owner, "use_pad_mask", False):
-            raise BackboneError(f"text tower {kind} has a class token or a padding mask: {hint}")
+            raise BackboneError(f"text tower {kind} has no {', '.join(missing)}: {_HINT}")
         flat = hasattr(owner, "text_pool_type")  # a CLIP carries its text tower's attributes
         self.pool: str = owner.text_pool_type if flat else getattr(owner, "pool_type", "")
         if self.pool not in ("argmax", "eos", "last", "first"):
-            raise BackboneError(f"text tower {kind} pools by {self.pool!r}: {hint}")
+            raise BackboneError(f"text tower {kind} pools by {self.pool!r}: {_HINT}")
         eos = getattr(owner, "text_eos_id", None)
         self.eos_id: int = getattr(owner, "eos_id", 2) if eos is None else eos
         self.pad_id: int = getattr(owner, "pad_id", 0)
         self._strips_end = strips_end
         self._owner = owner
+        self._class_token: torch.Tensor | None = getattr(owner, "cls_emb", None)
+        self._masks_padding = self._class_token is not None or getattr(owner, "use_pad_mask", False)
 
     @property
     def width(self) -> int:
         return int(self._owner.token_embedding.weight.shape[1])
 
-    @property
-    def vocab_size(self) -> int:
-        return int(self._owner.token_embedding.weight.shape[0])
-
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """(N, L) token numbers -> (N, L, W), before positions."""
         embedded: torch.Tensor = self._owner.token_embedding(ids)
         return embedded
 
     def end(self, ids: torch.Tensor) -> torch.Tensor:
-        """Position (N,) of the end-of-text token: the last real token of each row."""
         if self.pool == "argmax":  # CLIP's tokenizer: the highest number of the row
             return ids.argmax(dim=-1)
         if self.pool == "eos":
@@ -75,35 +121,82 @@ class TextTower:
             return words.clamp(max=ids.shape[1] - 1)
         return torch.where(fill[:, 0] == self.pad_id, (words - 1).clamp(min=0), words)
 
-    def encode(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        """(N, L, W) embeddings and their ends (N,) -> (N, D), not normalised."""
+    def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.encode(self.embed(ids), self.end(ids), ids)
+
+    def encode(
+        self, embedded: torch.Tensor, end: torch.Tensor, ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        real = self._real(embedded, end, ids)
+        if self._class_token is not None:
+            return self._project(self._hidden(embedded, real, self._needed(embedded, end))[:, -1])
         if self.pool in ("argmax", "eos"):
-            x = self._hidden(self._cut(embedded, end))
+            x = self._hidden(embedded, real, self._needed(embedded, end))
             pooled = x[torch.arange(x.shape[0], device=x.device), end]
         else:
-            pooled = self._hidden(embedded)[:, -1 if self.pool == "last" else 0]
+            pooled = self._hidden(embedded, real)[:, -1 if self.pool == "last" else 0]
         return self._project(pooled)
 
-    def encode_tokens(self, embedded: torch.Tensor) -> torch.Tensor:
-        """(N, L, W) embeddings -> (N, L, D): every token through the final projection."""
-        return self._project(self._hidden(embedded))
+    def encode_tokens(self, embedded: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        hidden = self._hidden(embedded, self._real(embedded, self.end(ids), ids))
+        return self._project(hidden[:, : embedded.shape[1]])
 
-    def _cut(self, embedded: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-        # Under a causal mask nothing behind the end can reach it: drop the padding, which is
-        # most of a row (a caption has 15 tokens, a row 77).
+    def _real(
+        self, embedded: torch.Tensor, end: torch.Tensor, ids: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """Which places (N, L) are no padding, for a tower that masks it."""
+        if not self._masks_padding:
+            return None
+        if ids is not None:  # CLIP's vocabulary has "!" where its padding is: not one run
+            return ids != self.pad_id
+        return real_until(end, embedded.shape[1])
+
+    def _needed(self, embedded: torch.Tensor, end: torch.Tensor) -> int | None:
+        """Under a causal mask nothing behind the end reaches it: padding, most of a row, can go.
+
+        CoCa's class token attends to the first padding as well (see ``_key_mask``).
+        """
         if self._owner.attn_mask is None or not end.numel():
-            return embedded
-        return embedded[:, : int(end.max()) + 1]
+            return None
+        behind = 1 if self._class_token is None else 2
+        return min(int(end.max()) + behind, embedded.shape[1])
 
-    def _hidden(self, embedded: torch.Tensor) -> torch.Tensor:
+    def _hidden(
+        self, embedded: torch.Tensor, real: torch.Tensor | None, length: int | None = None
+    ) -> torch.Tensor:
+        """(N, L, W) -> (N, length, W), and a class token's place behind them where there is one."""
         owner = self._owner
-        length = embedded.shape[1]
         dtype = owner.transformer.get_cast_dtype()
-        x = embedded.to(dtype) + owner.positional_embedding[:length].to(dtype)
+        places = torch.arange(length or embedded.shape[1], device=embedded.device)
+        x = embedded[:, : len(places)].to(dtype)
+        if self._class_token is not None:
+            x = torch.cat([x, self._class_token.to(dtype).expand(len(x), 1, -1)], dim=1)
+            places = torch.cat([places, places.new_tensor([embedded.shape[1]])])
+        x = x + owner.positional_embedding[places].to(dtype)
         mask = owner.attn_mask
-        mask = None if mask is None else mask[:length, :length]
+        mask = None if mask is None else mask[places][:, places]
+        if real is not None:
+            padding = self._padding_mask(real, places, x.dtype)
+            mask = padding if mask is None else mask + padding
+            mask = mask.repeat_interleave(owner.transformer.resblocks[0].attn.num_heads, 0)
         hidden: torch.Tensor = owner.ln_final(owner.transformer(x, attn_mask=mask))
         return hidden
+
+    def _padding_mask(
+        self, real: torch.Tensor, places: torch.Tensor, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """(N, S, S), -inf on the keys ``places`` that are padding.
+
+        open_clip's first CoCa put the class token's own entry in front of the row instead of
+        behind it, and published weights are trained so: each key is read by its left neighbour's
+        entry. ``correct_cls_mask`` is the other order.
+        """
+        if self._class_token is not None:
+            own = real.new_ones(len(real), 1)
+            real = torch.cat([real, own] if self._owner.correct_cls_mask else [own, real], dim=1)
+        keys = real[:, places]
+        mask = torch.zeros(keys.shape, dtype=dtype, device=keys.device)
+        return mask.masked_fill(~keys, float("-inf"))[:, None, :].expand(-1, len(places), -1)
 
     def _project(self, x: torch.Tensor) -> torch.Tensor:
         projection = self._owner.text_projection
@@ -113,3 +206,8 @@ class TextTower:
             projected: torch.Tensor = projection(x)
             return projected
         return x @ projection
+
+
+def real_until(end: torch.Tensor, length: int) -> torch.Tensor:
+    """(N,) ends -> (N, length) bool, True up to and with the end."""
+    return torch.arange(length, device=end.device) <= end[:, None]

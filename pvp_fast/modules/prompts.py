@@ -120,7 +120,7 @@ class TextPrompts(nn.Module):
 
         Raises:
             InputError: no names, an empty name, or a name (or ``init``) too long to fit.
-            BackboneError: the text tower cannot take embeddings (Hugging Face towers).
+            BackboneError: the text tower cannot take embeddings.
         """
         super().__init__()
         _check_names(names)
@@ -172,18 +172,18 @@ class TextPrompts(nn.Module):
         Returns:
             (n, D) unit rows g_c, differentiable in ``ctx``.
         """
-        embedded, end = self.embedded, self.end
+        embedded, end, ids = self.embedded, self.end, self.ids
         ctx: torch.Tensor = self.ctx
         if index is not None:
             rows = _as_index(index, embedded)
-            embedded, end = embedded[rows], end[rows]
+            embedded, end, ids = embedded[rows], end[rows], ids[rows]
             ctx = ctx[rows] if self.class_specific else ctx
         if not len(embedded):
             return embedded.new_zeros(0, backbone.embed_dim)
         middle = ctx if self.class_specific else ctx.expand(len(embedded), -1, -1)
         before, after = embedded[:, : self._start], embedded[:, self._start + self.n_ctx :]
         prompt = torch.cat([before, middle.to(embedded.dtype), after], dim=1)
-        return backbone.encode_embedded(prompt, end)
+        return backbone.encode_embedded(prompt, end, ids)
 
 
 @torch.no_grad()
@@ -228,9 +228,12 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _start_tokens(backbone: Backbone) -> int:
-    """How many marker tokens the tokenizer puts before the first word (CLIP: 1, T5-style: 0)."""
-    ids = backbone.tokenize(["dog", "cat"])
-    return int(ids[0, 0] == ids[1, 0])
+    """How many marker tokens the tokenizer puts before the first word (CLIP: 1, T5-style: 0).
+
+    An empty text has nothing else before its end marker. Two texts would not tell: SentencePiece
+    may begin every word with the same token, a lone space.
+    """
+    return int(backbone.text_end(backbone.tokenize([""]))[0])
 
 
 def _word_ids(backbone: Backbone, text: str, start: int) -> torch.Tensor:

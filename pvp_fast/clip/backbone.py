@@ -319,7 +319,7 @@ class Backbone(nn.Module):
         """(B, 3, H, W) normalised pixels -> (B, L, D) unit rows, one a patch (see ``regions``).
 
         Raises:
-            BackboneError: the image tower is neither a plain ViT nor a ModifiedResNet.
+            BackboneError: the image tower has none; it says why.
         """
         self._check_pixels(pixels)
         with self._autocast():

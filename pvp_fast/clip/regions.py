@@ -6,7 +6,9 @@ itself only, so its value goes through the output projection unmixed.
 - Vision transformer: the last block keeps its residual and its MLP and its attention matrix is
   the identity, ``h = x + out_proj(v_proj(ln_1 x)); h = h + mlp(ln_2 h)``, as in MaskCLIP's code;
   then the head that the class token takes, ``ln_post`` and the projection.
+- The same with attentional pooling (CoCa): the blocks as they are, and the pool's value path.
 - ModifiedResNet: ``c_proj(v_proj(map))`` on the last feature map; no position embedding.
+- timm's towers: see ``timm_regions``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pvp_fast.clip.timm_regions import timm_region_features, timm_region_support
 from pvp_fast.errors import BackboneError
 
 
@@ -25,10 +28,12 @@ def region_support(visual: nn.Module) -> str | None:
     kind = type(visual).__name__
     if kind == "ModifiedResNet":
         return None
+    if kind == "TimmModel":
+        return timm_region_support(visual)
     if kind != "VisionTransformer":
         return f"image tower {kind} has no region features (a ViT or a ModifiedResNet has)"
-    if getattr(visual, "attn_pool", None) is not None:
-        return "an image tower with attentional pooling (CoCa) has no region features"
+    if getattr(visual, "attn_pool_contrastive", None) is not None:
+        return "an image tower with two attentional pools has no region features"
     if getattr(visual, "proj", None) is None:
         return "an image tower without a projection has no region features"
     return None
@@ -52,6 +57,8 @@ def region_features(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         raise BackboneError(reason)
     if type(visual).__name__ == "ModifiedResNet":
         return _resnet_regions(visual, pixels)
+    if type(visual).__name__ == "TimmModel":
+        return timm_region_features(visual, pixels)
     return _vit_regions(visual, pixels)
 
 
@@ -68,13 +75,25 @@ def _vit_regions(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
     x = visual._embeds(pixels)  # (B, 1 + L, W)
     if not transformer.batch_first:
         x = x.transpose(0, 1)
-    for block in transformer.resblocks[:-1]:
+    pool = getattr(visual, "attn_pool", None)
+    for block in transformer.resblocks[:-1] if pool is None else transformer.resblocks:
         x = block(x)
     if not transformer.batch_first:
         x = x.transpose(0, 1)
-    x = _identity_attention(transformer.resblocks[-1], x[:, 1:])
+    if pool is None:
+        x = _identity_attention(transformer.resblocks[-1], x[:, 1:])
+    else:
+        x = _attentional_pool(pool, x[:, 1:])
     regions: torch.Tensor = visual.ln_post(x) @ visual.proj
     return regions
+
+
+def _attentional_pool(pool: Any, x: torch.Tensor) -> torch.Tensor:
+    """The pool's output for each token alone, (B, L, W) -> (B, L, D): the same for every query."""
+    keys = pool.ln_k(x).flatten(0, 1)[:, None]
+    query = pool.ln_q(pool.query[:1]).expand(len(keys), 1, -1)
+    out: torch.Tensor = pool.attn(query, keys, keys, need_weights=False)[0]
+    return out.view(*x.shape[:2], -1)
 
 
 def _identity_attention(block: Any, x: torch.Tensor) -> torch.Tensor:

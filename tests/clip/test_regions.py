@@ -96,9 +96,9 @@ def test_gradients_reach_the_pixels_and_no_weight(vision: dict[str, Any]) -> Non
 
 
 def test_other_towers_say_so() -> None:
-    backbone = make({**VIT, "attentional_pool": True})
+    backbone = make({**VIT, "attentional_pool": "parallel"})
     assert not backbone.has_regions
-    with pytest.raises(BackboneError, match="attentional pooling"):
+    with pytest.raises(BackboneError, match="two attentional pools"):
         backbone.encode_regions(pixels(32))
     with pytest.raises(BackboneError, match="Linear"):
         region_features(torch.nn.Linear(2, 2), pixels(32))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import string
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,3 +143,70 @@ def save_tokenizer(kind: str, folder: Path) -> None:
     else:
         raise ValueError(kind)
     made.save_pretrained(folder)
+
+
+def timm_tower(
+    kind: str, pool: str, proj: str | None = None, *, size: int = 32, **options: Any
+) -> Backbone:
+    """A tiny timm tower through open_clip's own ``TimmModel``, 16 wide."""
+    from open_clip.timm_model import TimmModel
+
+    def make() -> Any:
+        model = open_clip.CustomTextCLIP(embed_dim=16, vision_cfg=VIT, text_cfg=TEXT)
+        with timm_entry(kind, options) as name:
+            model.visual = TimmModel(name, 16, size, pool, proj)
+        with torch.no_grad():  # timm starts projections small: every token would be alike
+            for value in model.visual.parameters():
+                value.add_(torch.randn_like(value) * 0.2)
+        return model
+
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    return Backbone(seeded(make), tokenizer, Preprocess(size))
+
+
+@contextlib.contextmanager
+def timm_entry(kind: str, options: dict[str, Any]) -> Iterator[str]:
+    """A name under which ``timm.create_model`` makes a tiny model of ``kind``."""
+    from timm.models import (
+        _registry,
+        convnext,
+        eva,
+        fastvit,
+        swin_transformer,
+        vision_transformer,
+        vision_transformer_relpos,
+    )  # fmt: skip
+
+    vit = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
+    makers = {
+        "vit": lambda **given: vision_transformer.VisionTransformer(**{**vit, **given}),
+        "relpos": lambda **given: vision_transformer_relpos.VisionTransformerRelPos(
+            **{**vit, "class_token": True, **given}
+        ),
+        "eva": lambda **given: eva.Eva(**{**vit, **given}),
+        "convnext": lambda **given: convnext.ConvNeXt(
+            **{"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32), **given}
+        ),
+        "swin": lambda **given: swin_transformer.SwinTransformer(
+            **{"img_size": 64, "patch_size": 4, "embed_dim": 16, "depths": (1, 1, 1, 1),
+               "num_heads": (1, 1, 1, 1), "window_size": 2, **given}
+        ),
+        "fastvit": lambda **given: fastvit.FastVit(
+            **{"layers": (1, 1, 1, 1), "embed_dims": (16, 32, 64, 128),
+               "token_mixers": ("repmixer",) * 3 + ("attention",), **given}
+        ),
+    }  # fmt: skip
+
+    def entry(**given: Any) -> Any:
+        for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
+            given.pop(key, None)
+        model = makers[kind](**{**options, **given})
+        model.default_cfg = {"pool_size": (1, 1)} if kind not in ("vit", "eva", "relpos") else {}
+        return model
+
+    name = f"tiny_{kind}"
+    _registry._model_entrypoints[name] = entry
+    try:
+        yield name
+    finally:
+        del _registry._model_entrypoints[name]

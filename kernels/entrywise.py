@@ -405,7 +405,7 @@ def category_sums(
     y, offsets, y_row, y_col, mode = label_arguments(labels, rows, cols)
     block_c = max(16, min(128, triton.next_power_of_2(max(1, cols))))
     # Parts of the rows keep a GPU busy where there are few categories.
-    part_rows = 256
+    part_rows = min(256, triton.next_power_of_2(max(1, rows)))
     parts, n_blocks = -(-rows // part_rows), -(-cols // block_c)
     out = torch.zeros(parts, cols, dtype=torch.float32, device=scores.device)
     if rows and cols:

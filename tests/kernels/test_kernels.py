@@ -1,7 +1,7 @@
 """The Triton kernels, run by Triton's interpreter.
 
 It must be asked for before Triton is imported, so the checks are in the ``*_interpreter.py`` files
-beside this one, each in a process of its own.
+beside this one, in a process that all of them share.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).parent
+CHECKS = sorted(FOLDER.glob("*_interpreter.py"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-@pytest.mark.parametrize("checks", sorted(p.stem for p in FOLDER.glob("*_interpreter.py")))
-def test_kernels_in_the_interpreter(checks: str) -> None:
+def test_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
         [
-            sys.executable,
-            *("-m", "pytest", "-q", "-p", "no:cacheprovider"),
-            str(FOLDER / f"{checks}.py"),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *(path.name for path in CHECKS),
         ],
         env=os.environ | {"TRITON_INTERPRET": "1"},
         cwd=FOLDER,

@@ -296,6 +296,8 @@ def _get(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 
 def _head_tensors(head: Head) -> dict[str, Tensor]:
     state = head.adapter.state_dict()
+    if _one_bank(head.adapter):
+        state = {name: value for name, value in state.items() if name not in _BANKS[1:]}
     named = {name if name in _BANKS else _ADAPTER + name: value for name, value in state.items()}
     named |= {"platt": head.platt, "thresholds": head.thresholds}
     if head.local is not None:
@@ -303,8 +305,20 @@ def _head_tensors(head: Head) -> dict[str, Tensor]:
     return _plain(named)
 
 
+def _one_bank(adapter: DualAdapter) -> bool:
+    """Whether nothing was learned, and the three banks are one, of which a file holds one copy."""
+    one, visual = adapter.original, adapter.visual
+    return (
+        visual.shape[1] == 1 and torch.equal(adapter.text, one) and torch.equal(visual[:, 0], one)
+    )
+
+
 def _head(tensors: Mapping[str, Tensor]) -> Head:
-    banks = [_get(tensors, name) for name in _BANKS]
+    if _BANKS[1] in tensors or _BANKS[2] in tensors:
+        banks = [_get(tensors, name) for name in _BANKS]
+    else:
+        one = _get(tensors, _BANKS[0])
+        banks = [one, one, one[:, None]]
     state = {k.removeprefix(_ADAPTER): v for k, v in tensors.items() if k.startswith(_ADAPTER)}
     local = None
     if any(name in tensors for name in _LOCAL.values()):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ if TYPE_CHECKING:
 sys.path[:] = [place for place in sys.path if Path(place).resolve() != Path(__file__).parents[1]]
 # And so for every Python that a test starts in the checkout: ``-c`` would put it first again.
 os.environ["PYTHONSAFEPATH"] = "1"
+
+# What commands keep from run to run is this session's alone.
+os.environ["PVP_FAST_CACHE"] = tempfile.mkdtemp(prefix="pvp_fast_cache.")
+atexit.register(shutil.rmtree, os.environ["PVP_FAST_CACHE"], ignore_errors=True)
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 

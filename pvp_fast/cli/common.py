@@ -98,7 +98,16 @@ def load_backbone(
     """The model, on ``device`` ("auto" takes CUDA where there is one)."""
     from pvp_fast.clip.backbone import Backbone
 
+    if name == "auto" and pretrained is None and like is None:
+        from pvp_fast.clip.auto import resolve
+
+        chosen = resolve()
+        progress_console().print(chosen.note, markup=False, soft_wrap=True)
+        name, pretrained = chosen.name, chosen.pretrained
     return Backbone.load(name, pretrained, device=pick_device(device), like=like)
+
+
+MODEL_HELP = "auto (a small CLIP for photos), pocket (drawings), or an open_clip name (ViT-B-32)."
 
 
 def pick_device(device: str) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import image_progress, load_backbone, progress_console
+from pvp_fast.cli.common import MODEL_HELP, image_progress, load_backbone, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
     IMAGES,
@@ -24,7 +24,7 @@ from pvp_fast.cli.sources import (
 def embed(
     images: Annotated[list[str], typer.Argument(help=IMAGES)],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the embeddings.")],
-    model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "pocket",
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
     ] = None,

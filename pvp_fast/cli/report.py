@@ -8,8 +8,18 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.common import progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.vocabulary import (
+    Cache,
+    Captions,
+    Chosen,
+    LearnOption,
+    Minutes,
+    Model,
+    Names,
+    Pretrained,
+)
 from pvp_fast.errors import InputError
 
 LEAST = 0.02  # less probable tags would fill the page and say nothing
@@ -17,7 +27,9 @@ LEAST = 0.02  # less probable tags would fill the page and say nothing
 
 def report(
     source: Annotated[Path, typer.Argument(help="Tags (JSONL of tag), or an artifact folder.")],
-    root: Annotated[Path, typer.Argument(help="Folder of the images.")],
+    root: Annotated[
+        Path | None, typer.Argument(help="Folder of the images; the only one with --vocabulary.")
+    ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", help="The page.")] = Path("report.html"),
     labels: Annotated[
         Path | None, typer.Option(help="Labelled set of these images: shows right and wrong.")
@@ -29,6 +41,13 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Tagged images",
     size: Annotated[int, typer.Option(help="Longer side of the thumbnails, in pixels.")] = 220,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    vocabulary: Names = None,
+    learn: LearnOption = None,
+    minutes: Minutes = None,
+    captions: Captions = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    cache: Cache = None,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
@@ -41,6 +60,8 @@ def report(
     Examples:
 
       pvp-fast report tags.jsonl photos/ -o report.html
+
+      pvp-fast report --vocabulary tags.txt photos/
 
       pvp-fast report runs/coco/artifact photos/ --labels photos/ --title 'Holiday'
     """
@@ -55,6 +76,10 @@ def report(
         with_thumbnails,
     )
 
+    if (root is None) == (vocabulary is None):
+        raise InputError("give tags or an artifact and a folder, or --vocabulary FILE and a folder")
+    artifact = source if vocabulary is None and source.is_dir() else None
+    root = root or source
     if not root.is_dir():
         raise InputError(f"root: {root} is no folder; give the folder of the images")
     evalset = None if labels is None else read_dataset(dataset, labels, split)
@@ -63,10 +88,9 @@ def report(
     names: tuple[str, ...] = ()
     console = progress_console()
     pictures = picture_settings(upright, background, max_megapixels)
-    if source.is_dir():
-        from pvp_fast.tagging.tagger import Tagger
-
-        tagger = Tagger.load(source, device=pick_device(device))
+    if artifact or vocabulary:
+        chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
+        tagger = chosen.tagger(device)
         pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
         tagger.pictures = pictures
         names = tagger.artifact.vocabulary.names

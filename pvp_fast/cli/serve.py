@@ -9,15 +9,35 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.common import progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.vocabulary import (
+    Cache,
+    Captions,
+    Chosen,
+    LearnOption,
+    Minutes,
+    Model,
+    Names,
+    Pretrained,
+)
 from pvp_fast.errors import BackendError, InputError
 
 TOKEN = "PVP_FAST_TOKEN"
 
 
 def serve(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(help="Artifact folder, as train writes it; none with --vocabulary."),
+    ] = None,
+    vocabulary: Names = None,
+    learn: LearnOption = None,
+    minutes: Minutes = None,
+    captions: Captions = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    cache: Cache = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -49,6 +69,8 @@ def serve(
 
       pvp-fast serve runs/coco/artifact
 
+      pvp-fast serve --vocabulary tags.txt
+
       curl -F images=@photo.jpg 'http://127.0.0.1:8000/tag?top_k=3'
 
       curl -H 'Content-Type: image/jpeg' --data-binary @photo.jpg http://127.0.0.1:8000/tag
@@ -58,7 +80,8 @@ def serve(
     except ImportError as error:
         raise BackendError("serve needs uvicorn: pip install 'pvp_fast[serve]'") from error
     from pvp_fast.serve import ServeConfig, create_app
-    from pvp_fast.tagging.tagger import Tagger
+
+    chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
 
     config = ServeConfig(
         max_batch=max_batch,
@@ -74,7 +97,7 @@ def serve(
         progress_console().print(
             f"[yellow]{host} can be reached from elsewhere and no token is set ({TOKEN})[/]"
         )
-    tagger = Tagger.load(artifact, device=pick_device(device))
+    tagger = chosen.tagger(device)
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     app = create_app(tagger, config)
     uvicorn.run(

@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvp_fast.cli.common import image_progress, pick_device, progress_console
+from pvp_fast.cli.common import image_progress, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import IMAGES, Exclude, Follow, Hidden, Shard, named_source, summary_line
+from pvp_fast.cli.vocabulary import (
+    Cache,
+    Captions,
+    Chosen,
+    LearnOption,
+    Minutes,
+    Model,
+    Names,
+    Pretrained,
+)
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import is_stdout
 
@@ -25,6 +35,7 @@ if TYPE_CHECKING:
     from pvp_fast.tagging.embeddings import EmbeddingStore
 
 SOME_UNREADABLE = 3
+_DRAWING = 256  # pixels, the longer side
 
 
 class Format(str, Enum):
@@ -54,8 +65,18 @@ class Engine(str, Enum):
 
 
 def tag(
-    artifact: Annotated[Path, typer.Argument(help="Artifact folder, as train writes it.")],
+    artifact: Annotated[
+        Path | None,
+        typer.Argument(help="Artifact folder, as train writes it; none with --vocabulary."),
+    ] = None,
     images: Annotated[list[str] | None, typer.Argument(help=IMAGES)] = None,
+    vocabulary: Names = None,
+    learn: LearnOption = None,
+    minutes: Minutes = None,
+    captions: Captions = None,
+    model: Model = None,
+    pretrained: Pretrained = None,
+    cache: Cache = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="Tag what pvp-fast embed wrote here instead of images.")
     ] = None,
@@ -114,7 +135,9 @@ def tag(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Write nothing; xmp and txt: print what would be written where."
+            "--dry-run",
+            help="Write nothing; xmp and txt: print what would be written where; with "
+            "--vocabulary: stop behind the plan where there is something to make.",
         ),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -143,7 +166,13 @@ def tag(
     output with its reason, and the exit code is 3. Going on (--append, sqlite, ray) tries such
     files again, and does again those whose size or time has changed.
 
+    With --vocabulary the names are enough: the artifact is made, kept and found again.
+
     Examples:
+
+      pvp-fast tag --vocabulary tags.txt photos/
+
+      pvp-fast tag --vocabulary tags.txt photos/ --minutes 5 --dry-run
 
       pvp-fast tag runs/coco/artifact photos/ --top-k 3
 
@@ -159,9 +188,12 @@ def tag(
 
       pvp-fast tag runs/coco/artifact photos/ --engine ray --format parquet -o tagged/
     """
-    if bool(images) == (embeddings is not None):
-        raise typer.BadParameter("give images, or --embeddings DIR")
     names = images or []
+    if vocabulary is not None and artifact is not None:  # all that was named are images
+        names, artifact = [str(artifact), *names], None
+    if bool(names) == (embeddings is not None):
+        raise typer.BadParameter("give images, or --embeddings DIR")
+    chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
     from pvp_fast.sinks import BESIDE, format_for, open_sink
     from pvp_fast.sinks.captions import CaptionStyle
     from pvp_fast.sinks.ledger import describe
@@ -179,9 +211,10 @@ def tag(
                 "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --redo, "
                 "--shard, --embeddings"
             )
+        folder = chosen.folder(device)
         _bulk(
             names,
-            artifact,
+            folder,
             output,
             format=kind,
             top_k=top_k,
@@ -193,12 +226,11 @@ def tag(
             address=address,
             search=Search(hidden, tuple(exclude or ()), follow),
             pictures=picture_settings(
-                upright, background, max_megapixels, pictures_of(Artifact.load(artifact).config)
+                upright, background, max_megapixels, pictures_of(Artifact.load(folder).config)
             ),
         )
         return
     from pvp_fast.loaders.shards import is_shard
-    from pvp_fast.tagging.tagger import Tagger
 
     if kind in BESIDE and any(map(is_shard, names)):
         raise InputError(f"--format {kind}: images in .tar shards have no files beside them")
@@ -207,7 +239,9 @@ def tag(
     style = CaptionStyle(
         caption_ending, caption_separator, caption_prefix, underscores, escape_brackets
     )
-    tagger = Tagger.load(artifact, device=pick_device(device))
+    if dry_run and chosen.only_planned(device):
+        return
+    tagger = chosen.tagger(device)
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     source = named_source(names, hidden, exclude, follow, shard) if names else None
     bad = done = skipped = 0
@@ -231,6 +265,7 @@ def tag(
 
         count: Callable[[], int | None]
         wanted = _Wanted(source, sink.has if resumes else lambda key: False, kind in BESIDE)
+        wanted.pocket = tagger.backbone.name == "pocket"
         if embeddings is None:
             results = tagger.tag(
                 wanted, top_k=top_k, threshold=threshold, batch_size=batch_size, prefetch=2
@@ -340,6 +375,7 @@ class _Wanted:
     ) -> None:
         self._source, self._done, self._beside = source, done, beside
         self.skipped = 0
+        self.pocket = False  # its drawings are small: a large picture is most likely a photo
 
     @property
     def passed(self) -> PassedOver:
@@ -354,6 +390,9 @@ class _Wanted:
         if self._source is None:
             return
         for sample in self._source.samples(shuffle):
+            if self.pocket and isinstance(sample.image, str | Path):
+                self.pocket = False
+                _warn_of_photo(sample.image)
             if self._done(sample.key):
                 self.skipped += 1
             elif self._beside and (callable(sample.image) or isinstance(sample.image, bytes)):
@@ -363,6 +402,23 @@ class _Wanted:
 
     def count(self) -> int | None:
         return None if self._source is None else self._source.count()
+
+
+def _warn_of_photo(path: str | Path) -> None:
+    """Say what the pocket model is for, where the first picture is larger than its drawings."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            longer = max(picture.size)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return  # told where it is read
+    if longer > _DRAWING:
+        print(
+            f"pvp-fast: the pocket model knows drawings of 64 pixels; on photos such as {path} its "
+            "tags mean nothing: take --model auto",
+            file=sys.stderr,
+        )
 
 
 def _noting(folder: Path, sink: Sink) -> EmbeddingStore:

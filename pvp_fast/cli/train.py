@@ -10,6 +10,7 @@ import typer
 
 from pvp_fast.cli.common import (
     GRAMMAR_DEFAULT,
+    MODEL_HELP,
     gather_sentences,
     load_backbone,
     progress_console,
@@ -40,7 +41,7 @@ def train(
         bool,
         typer.Option("--strict", help="Count plain mentions alone: for prose, not for captions."),
     ] = False,
-    model: Annotated[str, typer.Option(help="pocket, or an open_clip name (ViT-B-32).")] = "pocket",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "pocket",
     pretrained: Annotated[
         str | None, typer.Option(help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.")
     ] = None,
@@ -73,6 +74,12 @@ def train(
         bool, typer.Option("--resume/--no-resume", help="Go on with the run in OUT, if any.")
     ] = True,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bars.")] = False,
+    learn: Annotated[
+        str, typer.Option(help="full: all stages. text: text prompts and the adapter alone.")
+    ] = "full",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (time, memory, disk) and stop.")
+    ] = False,
 ) -> None:
     """Learn a vocabulary from sentences alone and save an artifact.
 
@@ -85,12 +92,14 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m pvp_fast train ...
     """
+    from pvp_fast.names.cache import cache_folder
+    from pvp_fast.names.plan import Costs, plan_training
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training import train as run_training
     from pvp_fast.training.distributed import Ranks, process_group
 
     console = progress_console()
-    config = make_config(preset, seed, steps, local, gap)
+    config = dataclasses.replace(make_config(preset, seed, steps, local, gap), learn=learn)
     words = read_vocabulary(vocabulary)
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
@@ -106,6 +115,14 @@ def train(
             backbone = load_backbone(model, pretrained, place, like)
         if not quiet and model != "pocket":
             console.print(f"pictures and activation: {backbone.settings.source}", markup=False)
+        if ranks.first and not (out / "config.json").exists():  # a run goes on as it was planned
+            costs = Costs.of(backbone, cache_folder() / "models")
+            plan = plan_training(backbone, config, len(words), len(corpus), costs)
+            for line in plan.lines() if dry_run or not quiet else ():
+                console.print(line, markup=False, soft_wrap=True)
+            plan.check()
+        if dry_run:
+            return
         artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
         if not quiet:
             for stage, value in artifact.metrics["held_out_map"].items():

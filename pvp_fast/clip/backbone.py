@@ -108,7 +108,8 @@ class Backbone(nn.Module):
         """Load a model by name.
 
         Args:
-            name: "pocket" (ships with the package), an open_clip architecture ("ViT-B-32"), or
+            name: "pocket" (ships with the package, for drawings), "auto" (a small strong CLIP for
+                photos, see :mod:`pvp_fast.clip.auto`), an open_clip architecture ("ViT-B-32"), or
                 open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO".
             pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
                 torch file of plain tensors), or "random" for untrained weights (tests, timing).
@@ -123,6 +124,13 @@ class Backbone(nn.Module):
         """
         from pvp_fast.clip.loading import load_open_clip, load_pocket
 
+        if name == "auto":
+            from pvp_fast.clip.auto import resolve
+
+            if pretrained is not None or like is not None:
+                raise BackboneError("name='auto' brings its own weights; leave pretrained out")
+            chosen = resolve()
+            name, pretrained = chosen.name, chosen.pretrained
         if name == "pocket":
             if isinstance(like, str):
                 raise BackboneError(f"like={like!r}: the pocket model has one set of weights")
@@ -186,6 +194,16 @@ class Backbone(nn.Module):
             flat = tensor.detach().cpu().contiguous().reshape(-1)
             digest.update(memoryview(flat.view(torch.uint8).numpy()))
         return digest.hexdigest()
+
+    def record(self) -> dict[str, Any]:
+        """What an artifact keeps to find this model again and to refuse another."""
+        return {
+            "name": self.name,
+            "pretrained": self.pretrained,
+            "fingerprint": self.fingerprint,
+            "embed_dim": self.embed_dim,
+            "settings": self.settings.to_dict(),
+        }
 
     def checkpoint_activations(self, enable: bool = True) -> None:
         """Recompute transformer activations in backward: less memory for larger prompt batches."""

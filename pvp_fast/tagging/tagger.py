@@ -22,6 +22,7 @@ from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Failure, ImageStream, ItemSource
 from pvp_fast.pictures.settings import pictures_of
 from pvp_fast.topk.index import TagIndex
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.embeddings import EmbeddingStore
@@ -101,6 +102,41 @@ class Tagger:
                 spec["name"], spec["pretrained"], device=device, like=spec.get("settings")
             )
         return cls(artifact, backbone)
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Vocabulary | Iterable[Category | str],
+        *,
+        backbone: Backbone,
+        learn: str = "none",
+        minutes: float | None = None,
+        sentences: Sequence[str] | None = None,
+        seed: int = 0,
+        cache: str | os.PathLike[str] | None = None,
+    ) -> Tagger:
+        """A tagger for a list of names; what is made for it is kept and found again.
+
+        Args:
+            names: a vocabulary, or categories.
+            backbone: the CLIP that reads names and images.
+            learn: "none" takes the names through prompt templates, at once; "text" learns text
+                prompts from sentences and "full" runs all stages; "auto" takes the best of these
+                that fits ``minutes``.
+            minutes: bound for the learning; 10 with "auto".
+            sentences: what to learn from; by default the grammar writes them.
+            seed: of sentences and training.
+            cache: folder of the cache; by default PVP_FAST_CACHE, else the user's cache folder.
+
+        Raises:
+            InputError: unusable names or settings, or the machine is too small for them.
+        """
+        from pvp_fast.names import Request, prepare
+
+        words = names if isinstance(names, Vocabulary) else Vocabulary(names)
+        texts = None if sentences is None else tuple(sentences)
+        found = prepare(Request(words, learn, minutes, texts, seed), backbone, cache=cache)
+        return cls(found.loaded(), backbone)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact, with the categories added since."""

@@ -33,6 +33,8 @@ from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
 
 AUTO_ROWS = 4096  # sentences that the noise's length is measured on
 
+LEARN = ("full", "text")
+
 _SECTIONS: dict[str, Any] = {
     "visual": VisualPromptConfig,
     "text": TextPromptConfig,
@@ -47,7 +49,8 @@ class TrainConfig:
 
     ``local`` trains the local branch too, with the settings ``local_prompts``. ``gap`` perturbs the
     sentences of the three stages, and those that judge them; :meth:`without_gap` trains on the
-    sentences as they are.
+    sentences as they are. ``learn`` "text" leaves out stage 1 and what builds on it: text prompts
+    and adapter alone, in an artifact without a training state.
     """
 
     visual: VisualPromptConfig = field(default_factory=VisualPromptConfig)
@@ -58,6 +61,13 @@ class TrainConfig:
     held_out: float = 0.1
     seed: int = 0
     gap: GapConfig = field(default_factory=GapConfig)
+    learn: str = "full"
+
+    def __post_init__(self) -> None:
+        if self.learn not in LEARN:
+            raise InputError(f"TrainConfig: learn={self.learn!r}: use one of {', '.join(LEARN)}")
+        if self.learn == "text" and self.text.co_learn:
+            raise InputError("TrainConfig: co_learn needs the pseudo visual prompts, learn='full'")
 
     @classmethod
     def demo(cls, seed: int = 0) -> TrainConfig:
@@ -190,12 +200,14 @@ def train(
 
     metrics: dict[str, float] = {}
 
-    visual = VisualPromptStage(
-        backbone, dataclasses.replace(data, gap=noisy), judges(noisy), config.visual
-    )
-    metrics["visual"] = run_stage(visual, config.visual.loop, folder / "visual", progress=progress)
-    vectors = visual.vectors()
-    images = visual.module.prompts
+    visual: VisualPromptStage | None = None
+    if config.learn == "full":
+        visual = VisualPromptStage(
+            backbone, dataclasses.replace(data, gap=noisy), judges(noisy), config.visual
+        )
+        metrics["visual"] = run_stage(
+            visual, config.visual.loop, folder / "visual", progress=progress
+        )
 
     data, judge = dataclasses.replace(data, gap=mixed), judges(mixed)
     plain_config = dataclasses.replace(config.text, transfer=0.0, co_learn=False)
@@ -203,10 +215,17 @@ def train(
     metrics["text_only"] = run_stage(
         plain, config.text.loop, folder / "text_only", progress=progress
     )
-    text = TextPromptStage(backbone, names, data, judge, config.text, visual=vectors, images=images)
-    metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
-    if config.text.co_learn:
-        vectors = visual.vectors()
+    text = plain
+    if visual is None:
+        vectors = plain.vectors()[:, None]
+    else:
+        vectors, images = visual.vectors(), visual.module.prompts
+        text = TextPromptStage(
+            backbone, names, data, judge, config.text, visual=vectors, images=images
+        )
+        metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
+        if config.text.co_learn:
+            vectors = visual.vectors()
 
     adapter = AdapterStage(original, text.vectors(), vectors, data, judge, config.adapter)
     metrics["adapter"] = run_stage(
@@ -234,22 +253,19 @@ def train(
     scores = head.cosines(x, local=near)
     platt = fit_platt(scores, y)
     head = head.calibrated(platt, best_f1_thresholds(scores, y, platt))
-    artifact = Artifact(
-        vocabulary=corpus.vocabulary,
-        backbone={
-            "name": backbone.name,
-            "pretrained": backbone.pretrained,
-            "fingerprint": backbone.fingerprint,
-            "embed_dim": backbone.embed_dim,
-            "settings": backbone.settings.to_dict(),
-        },
-        head=head.to("cpu"),
-        state=TrainingState(
+    state = None
+    if visual is not None:
+        state = TrainingState(
             text_only=plain.vectors().cpu(),
-            pixels=images.pixels.detach().cpu(),
+            pixels=visual.module.prompts.pixels.detach().cpu(),
             ctx=text.module.prompts.ctx.detach().cpu(),
             local_ctx=local_ctx,
-        ),
+        )
+    artifact = Artifact(
+        vocabulary=corpus.vocabulary,
+        backbone=backbone.record(),
+        head=head.to("cpu"),
+        state=state,
         config=config.to_dict(),
         metrics={
             "held_out_map": metrics,

@@ -1,0 +1,236 @@
+"""An artifact from names: planned, made once, and found again in the cache."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pvp_fast.artifact import Artifact
+from pvp_fast.clip.backbone import Backbone
+from pvp_fast.errors import ArtifactError, InputError
+from pvp_fast.files import atomic_write
+from pvp_fast.names.cache import Progress, cache_folder
+from pvp_fast.names.plan import LEARN, Costs, Plan, choose, plan_none, plan_training, shortened
+from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, store_of, zero_shot
+from pvp_fast.sentences import build_corpus, grammar_sentences
+from pvp_fast.training import TrainConfig, train
+from pvp_fast.vocabulary.categories import Vocabulary
+
+FORMAT = 1  # of the keys: another way to make an artifact is another key
+GRAMMAR = 6000
+PER_NAME = 6  # sentences, where that is more
+AUTO_MINUTES = 10.0
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: two processes may do the same work twice
+    fcntl = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What an artifact is made from, besides the model.
+
+    Attributes:
+        vocabulary: C categories. learn: "none", "text", "full" or "auto".
+        minutes: bound for the learning; with "none" it has no say.
+        sentences: what to learn from; the grammar's by default.
+        seed: of the sentences and the run.
+    """
+
+    vocabulary: Vocabulary
+    learn: str = "none"
+    minutes: float | None = None
+    sentences: tuple[str, ...] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.learn not in LEARN:
+            raise InputError(f"learn={self.learn!r}: use one of {', '.join(LEARN)}")
+        if self.minutes is not None and not self.minutes > 0:
+            raise InputError(f"minutes is {self.minutes:g}; give more than 0")
+        if self.sentences is not None and self.learn == "none":
+            raise InputError("sentences: learn='none' reads none; use 'text', 'full' or 'auto'")
+
+    def key(self, backbone: Backbone) -> str:
+        """Names the artifact: 24 hexadecimal digits of everything that it depends on."""
+        parts: dict[str, Any] = {
+            "format": FORMAT,
+            "vocabulary": self.vocabulary.to_dict(),
+            "backbone": backbone.fingerprint,
+            "learn": self.learn,
+        }
+        if self.learn == "none":
+            parts["recipe"] = RECIPE
+        else:
+            parts |= {
+                "minutes": self.minutes,
+                "seed": self.seed,
+                "sentences": self.sentences,
+                "config": _config(backbone, self.seed).to_dict(),
+            }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An artifact in the cache: its folder, and whether it was there before.
+
+    ``plan`` is what was done, None for one that was found; ``artifact`` None after a dry run.
+    """
+
+    path: Path
+    cached: bool
+    plan: Plan | None
+    artifact: Artifact | None
+
+    def loaded(self) -> Artifact:
+        """The artifact.
+
+        Raises:
+            ArtifactError: it was not made, in a dry run.
+        """
+        if self.artifact is None:
+            raise ArtifactError(f"{self.path} was not made: this is a dry run's plan")
+        return self.artifact
+
+
+def prepare(
+    request: Request,
+    backbone: Backbone,
+    *,
+    cache: str | os.PathLike[str] | None = None,
+    dry_run: bool = False,
+    progress: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+    encoded: Progress | None = None,
+) -> Prepared:
+    """The artifact of a request: found in the cache, or made there.
+
+    Args:
+        cache: the cache's folder (see :func:`pvp_fast.names.cache_folder`).
+        dry_run: stop behind the plan.
+        progress: show the bars of training on stderr.
+        say: called with each line of the plan and about the corpus.
+        encoded: called with (names encoded, C).
+
+    Raises:
+        InputError: the plan does not fit the machine, or the cache cannot be written.
+    """
+    root = cache_folder(cache)
+    folder = root / "vocabularies" / request.key(backbone)
+    path = folder / "artifact"
+    with contextlib.suppress(ArtifactError):
+        return Prepared(path, True, None, Artifact.load(path))
+    plan = _plan(request, backbone, root)
+    for line in plan.lines():
+        say(line)
+    if dry_run:
+        return Prepared(path, False, plan, None)
+    plan.check()
+    try:
+        with _locked(folder):
+            with contextlib.suppress(ArtifactError):  # another process was faster
+                return Prepared(path, True, None, Artifact.load(path))
+            artifact = _make(request, plan, backbone, root, folder, progress, say, encoded)
+    except OSError as error:
+        raise InputError(
+            f"cache: {folder} cannot be written ({error.strerror or error}); give another folder "
+            "with --cache or PVP_FAST_CACHE"
+        ) from error
+    return Prepared(path, False, plan, artifact)
+
+
+def _config(backbone: Backbone, seed: int) -> TrainConfig:
+    pocket = backbone.name == "pocket"
+    return TrainConfig.demo(seed) if pocket else TrainConfig().with_seed(seed)
+
+
+def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
+    costs = Costs.of(backbone, root / "models")
+    names = request.vocabulary.names
+    new = store_of(backbone, root / "models").missing(names, RECIPE)
+    at_once = plan_none(backbone, len(names), new * len(TEMPLATES), costs)
+    if request.learn == "none":
+        return at_once
+    given = request.sentences
+    count = max(GRAMMAR, PER_NAME * len(names)) if given is None else len(given)
+    count += len(names) * 12
+    base = _config(backbone, request.seed)
+
+    def planned(config: TrainConfig) -> Plan:
+        return plan_training(backbone, config, len(names), count, costs)
+
+    def shorter(plan: Plan, share: float) -> Plan:
+        return planned(shortened(plan.config or base, share))
+
+    plans = [planned(dataclasses.replace(base, learn=learn)) for learn in ("full", "text")]
+    if request.learn != "auto":
+        plans = [plan for plan in plans if plan.learn == request.learn]
+        if request.minutes is None:
+            return plans[0]
+    minutes = AUTO_MINUTES if request.minutes is None else request.minutes
+    return choose([*plans, at_once], minutes, shorter)
+
+
+def _make(
+    request: Request,
+    plan: Plan,
+    backbone: Backbone,
+    root: Path,
+    folder: Path,
+    progress: bool,
+    say: Callable[[str], None],
+    encoded: Progress | None,
+) -> Artifact:
+    vocabulary = request.vocabulary
+    if plan.config is None:
+        head = zero_shot(backbone, vocabulary.names, root / "models", progress=encoded)
+        artifact = Artifact(
+            vocabulary=vocabulary,
+            backbone=backbone.record(),
+            head=head,
+            config={"learn": "none"},
+            metrics={"templates": list(TEMPLATES)},
+        )
+        artifact.save(folder / "artifact")
+        return artifact
+    config = _settled(plan.config, folder)
+    texts: Sequence[str] | None = request.sentences
+    source = "given sentences"
+    if texts is None:
+        count = max(GRAMMAR, PER_NAME * len(vocabulary))
+        texts = grammar_sentences(vocabulary, count, seed=request.seed)
+        source = f"grammar {count}"
+    corpus = build_corpus(texts, vocabulary, source=source)
+    for line in corpus.summary():
+        say(line)
+    return train(backbone, corpus, folder, config, progress=progress)
+
+
+def _settled(config: TrainConfig, folder: Path) -> TrainConfig:
+    """The configuration of a run that was cut off goes on, though costs measure anew."""
+    path = folder / "plan.json"
+    with contextlib.suppress(OSError, ValueError, TypeError, InputError):
+        return TrainConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    with atomic_write(path, "w") as stream:
+        json.dump(config.to_dict(), stream)
+    return config
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes an artifact; the others wait for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a") as stream:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # shares without locks: the work is done twice
+                fcntl.flock(stream, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,248 @@
+"""What learning a list of names will cost, from measured unit costs, before it starts.
+
+    seconds ≈ sentences · text + Σ over stages of steps · (prompts in a step · prompt + rest)
+
+Three numbers are measured on the model and the device at hand: encoding one text, one text prompt
+forward and backward, one learned image forward and backward. They are kept for the next run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from pvp_fast.clip.backbone import Backbone
+from pvp_fast.errors import InputError
+from pvp_fast.files import atomic_write
+from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
+from pvp_fast.training import TrainConfig
+
+LEARN = ("none", "text", "full", "auto")
+LEAST_SHARE = 0.25  # of a stage's steps; with fewer, the cheaper way is the better one
+FLOPS = 2e10  # of a product on two cores; only the adapter's small part depends on it
+STEP = 0.02  # seconds of a step beside its prompts: loss, optimiser, log
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of one item, measured: a text encoded; a text prompt and a learned image, with
+    their gradients."""
+
+    text: float
+    prompt: float
+    image: float
+
+    @classmethod
+    def of(cls, backbone: Backbone, folder: Path) -> Costs:
+        """Measure, or read what an earlier run with the same model, device and threads measured."""
+        place = f"{backbone.device.type}-{torch.get_num_threads()}"
+        path = folder / f"{backbone.fingerprint[:16]}.{place}.costs.json"
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        costs = cls.measured(backbone)
+        with atomic_write(path, "w") as stream:
+            json.dump(dataclasses.asdict(costs), stream)
+        return costs
+
+    @classmethod
+    def measured(cls, backbone: Backbone) -> Costs:
+        """Time each item; about a second on a small model."""
+        names = [f"thing number {i}" for i in range(16)]
+        texts = [f"a photo of a {name}." for name in names * 4]
+        text = _seconds(lambda: backbone.encode_text(texts), backbone) / len(texts)
+        prompt = image = float("inf")
+        with contextlib.suppress(Exception):  # towers without prompts: text and full are out
+            prompts = TextPrompts(backbone, names, n_ctx=4).to(backbone.device)
+            prompt = _seconds(lambda: prompts(backbone).sum().backward(), backbone) / len(names)
+            images = PseudoVisualPrompts(4, backbone.image_size).to(backbone.device)
+            image = _seconds(lambda: images(backbone).sum().backward(), backbone) / 4
+        return cls(text, prompt, image)
+
+
+def _seconds(work: Callable[[], object], backbone: Backbone) -> float:
+    """The better of two goes behind one that warms up."""
+    best = float("inf")
+    for go in range(3):
+        start = time.perf_counter()
+        work()
+        if backbone.device.type == "cuda":
+            torch.cuda.synchronize(backbone.device)
+        if go:
+            best = min(best, time.perf_counter() - start)
+    return best
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done and what it takes.
+
+    Attributes:
+        learn: "none", "text" or "full". config: of the training; None for "none".
+        categories: C. sentences: how many there will be, templates among them; 0 for "none".
+        stages: (name, seconds). memory, disk: bytes.
+        why: what decided, where something did.
+    """
+
+    learn: str
+    config: TrainConfig | None
+    categories: int
+    sentences: int
+    stages: tuple[tuple[str, float], ...]
+    memory: int
+    disk: int
+    why: str = ""
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self.stages)
+
+    def lines(self) -> list[str]:
+        """The plan in words, for a person."""
+        what = {
+            "none": "nothing is learned, names through prompt templates",
+            "text": "text prompts, learned from sentences",
+            "full": "all stages: pseudo visual prompts, transfer, dual adapter",
+        }[self.learn]
+        counted = f"{self.categories} categories"
+        if self.sentences:
+            counted += f", about {self.sentences} sentences"
+        parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.stages)
+        lines = [
+            f"plan: {counted}; {what} (--learn {self.learn})",
+            f"plan: about {_duration(self.seconds)} ({parts}); {_bytes(self.memory)} of memory, "
+            f"{_bytes(self.disk)} on disk",
+        ]
+        return [*lines, f"plan: {self.why}"] if self.why else lines
+
+    def check(self, memory: int | None = None) -> None:
+        """Raise InputError, with the option that helps, where it cannot fit the machine.
+
+        Args:
+            memory: bytes that there are; what the machine has free by default.
+        """
+        free = available_memory() if memory is None else memory
+        if free and self.memory > free:
+            other = "--learn text" if self.learn == "full" else "--learn none"
+            way = f"give {other}, or fewer categories" if self.learn != "none" else "give fewer"
+            raise InputError(
+                f"{self.categories} categories need about {_bytes(self.memory)} of memory and "
+                f"{_bytes(free)} are free; {way}"
+            )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB // 2 else f"{max(1, count >> 20)} MiB"
+
+
+def available_memory() -> int:
+    """Bytes that could be had now, or 0 where the system does not say."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return int(os.sysconf("SC_AVPHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+    return 0
+
+
+def plan_none(backbone: Backbone, names: int, missing_texts: int, costs: Costs) -> Plan:
+    """Names through the templates: ``missing_texts`` are not in the cache yet."""
+    width = backbone.embed_dim
+    return Plan(
+        learn="none",
+        config=None,
+        categories=names,
+        sentences=0,
+        stages=(("names", missing_texts * costs.text),),
+        memory=_model_bytes(backbone) + names * width * 4 * 14 + names * 2000,
+        disk=names * width * 4 * 2,
+    )
+
+
+def plan_training(
+    backbone: Backbone, config: TrainConfig, names: int, sentences: int, costs: Costs
+) -> Plan:
+    """The stages of a run of ``train`` with ``config`` on so many sentences."""
+    width = backbone.embed_dim
+    text, visual, adapter = config.text, config.visual, config.adapter
+    stages = [("sentences", sentences * costs.text)]
+    pixels = 3 * backbone.image_size[0] * backbone.image_size[1] * visual.prompts_per_category
+    memory = _model_bytes(backbone) + sentences * names * 2 + names * width * 4 * 20
+    disk = sentences * width * 2 + names * width * 4 * 3
+    if config.learn == "full":
+        at_once = min(names, visual.categories_per_step or names) * visual.prompts_per_category
+        stages.append(
+            ("visual prompts", visual.loop.steps * (at_once * costs.image + STEP)),
+        )
+        memory += names * pixels * 4 * 5
+        disk += names * pixels * 4 * 4
+    prompts = text.loop.steps * (names * costs.prompt + STEP)
+    stages.append(("text prompts", prompts))
+    if config.learn == "full":
+        stages.append(("transfer", prompts))
+    products = 6 * adapter.loop.batch_size * names * 2 * width / FLOPS
+    stages.append(("adapter", adapter.loop.steps * (products + STEP)))
+    return Plan(config.learn, config, names, sentences, tuple(stages), int(memory), int(disk))
+
+
+def _model_bytes(backbone: Backbone) -> int:
+    """The process with the model in it: Python and libraries, the weights and a copy on the way."""
+    weights = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
+    return 600 * (1 << 20) + 2 * weights
+
+
+def shortened(config: TrainConfig, share: float) -> TrainConfig:
+    """The same stages with that share of their steps."""
+    sections = {}
+    for name in ("visual", "text", "adapter", "local_prompts"):
+        section = getattr(config, name)
+        steps = max(1, round(section.loop.steps * share))
+        loop = dataclasses.replace(section.loop, steps=steps)
+        sections[name] = dataclasses.replace(section, loop=loop)
+    return dataclasses.replace(config, **sections)
+
+
+def choose(
+    plans: Sequence[Plan],
+    minutes: float | None,
+    replan: Callable[[Plan, float], Plan],
+    memory: int | None = None,
+) -> Plan:
+    """The best of the plans, given best first, that fits the time and the memory.
+
+    A plan that is too long is taken with fewer steps, down to a quarter; the last one is taken
+    whatever it costs, as it is the cheapest.
+
+    Args:
+        replan: the same plan with a share of its steps.
+    """
+    free = available_memory() if memory is None else memory
+    limit = float("inf") if minutes is None else 60 * minutes
+    for plan in plans[:-1]:
+        if free and plan.memory > free:
+            continue
+        fixed = plan.stages[0][1]  # sentences are encoded whatever the steps
+        steps = plan.seconds - fixed
+        share = min(1.0, (limit - fixed) / steps) if steps > 0 else 1.0
+        if share >= LEAST_SHARE:
+            why = f"the best that fits {minutes:g} minutes" if minutes is not None else ""
+            if share < 1:
+                plan, why = replan(plan, share), f"{why}, with {share:.0%} of the steps"
+            return dataclasses.replace(plan, why=why)
+    why = "" if minutes is None else f"nothing that learns fits {minutes:g} minutes"
+    return dataclasses.replace(plans[-1], why=why)

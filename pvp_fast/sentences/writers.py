@@ -58,8 +58,12 @@ class OpenAIChat:
         max_tokens: int = 512,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        import httpx
-
+        try:
+            import httpx
+        except ImportError as error:
+            raise InputError(
+                'a language model behind an address needs httpx: pip install "pvp_fast[generate]"'
+            ) from error
         if not base_url.startswith(("http://", "https://")):
             raise InputError(
                 f"base_url {base_url!r} is no http(s) address; give one such as "

@@ -8,11 +8,12 @@ at the first loss term that is not finite.
 from __future__ import annotations
 
 import csv
+import importlib.util
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ from pvp_fast.training.checkpoint import (
     save_checkpoint,
 )
 from pvp_fast.training.distributed import Ranks
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 @dataclass(frozen=True)
@@ -198,14 +202,15 @@ def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.opti
 
 
 class _Log:
-    """``log.csv`` and TensorBoard events. Rows after the resumed step are dropped."""
+    """``log.csv``, and TensorBoard's events where it is installed (the extra ``tensorboard``).
+
+    Rows after the resumed step are dropped.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.path, self.folder, self.step = folder / "log.csv", folder, step
 
     def __enter__(self) -> _Log:
-        from torch.utils.tensorboard import SummaryWriter
-
         kept: list[list[str]] = []
         if self.path.exists():
             with open(self.path, newline="", encoding="utf-8") as stream:
@@ -218,7 +223,7 @@ class _Log:
         self.csv = csv.writer(self.stream)
         self.csv.writerows(kept)
         self.empty = not kept
-        self.board = SummaryWriter(self.folder, purge_step=self.step or None)
+        self.board = _board(self.folder, self.step)
         return self
 
     def write(
@@ -228,6 +233,8 @@ class _Log:
             self.csv.writerow(["step", "loss", "map", "lr", *terms])
             self.empty = False
         self.csv.writerow([step, loss, score, rate, *terms.values()])
+        if self.board is None:
+            return
         self.board.add_scalar("loss", loss, step)
         self.board.add_scalar("lr", rate, step)
         if math.isfinite(score):
@@ -240,7 +247,16 @@ class _Log:
 
     def __exit__(self, *_: Any) -> None:
         self.stream.close()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _board(folder: Path, step: int) -> SummaryWriter | None:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=step or None)
 
 
 class _Bar:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -205,6 +206,12 @@ def test_lasting_failures_end_in_one_sentence(server: Server, tmp_path: Path) ->
     assert len(server.requests) == 3
     with pytest.raises(CorpusError, match="after 1 tries"):
         OpenAIChat("http://127.0.0.1:9", "tiny", retries=0).write("hello")
+
+
+def test_a_client_without_httpx_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "httpx", None)
+    with pytest.raises(InputError, match=r"httpx: pip install \"pvp_fast\[generate\]\""):
+        OpenAIChat("http://127.0.0.1:9", "tiny")
 
 
 @pytest.mark.parametrize(

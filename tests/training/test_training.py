@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -102,6 +103,15 @@ def test_platt_and_thresholds_follow_the_labels() -> None:
     thresholds = best_f1_thresholds(scores, labels, platt)
     chances = torch.sigmoid(scores * platt[:, 0] + platt[:, 1])
     assert torch.equal(chances >= thresholds, labels)
+
+
+def test_without_tensorboard_the_table_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as where it is not installed
+    run_stage(Toy(), config(), tmp_path, progress=False)
+    assert rows(tmp_path)
+    assert not list(tmp_path.glob("events.*"))
 
 
 @pytest.fixture(scope="module")

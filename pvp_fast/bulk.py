@@ -37,7 +37,7 @@ from pvp_fast.errors import ImageError, InputError, PvpFastError, SinkError
 from pvp_fast.files import atomic_write, sync_folder
 from pvp_fast.loaders.passed import PassedOver
 from pvp_fast.loaders.shards import is_shard, read_shard
-from pvp_fast.loaders.sources import FileSource
+from pvp_fast.loaders.sources import FileSource, check_part, in_part
 from pvp_fast.loaders.walk import Search
 from pvp_fast.pictures.settings import PictureSettings, pictures_of
 from pvp_fast.sinks.base import lock, writing
@@ -124,6 +124,7 @@ def tag_dataset(
     address: str | None = None,
     progress: Callable[[BulkReport], None] | None = None,
     search: Search | None = None,
+    part: tuple[int, int] | None = None,
     pictures: PictureSettings | None = None,
 ) -> BulkReport:
     """Tag every image of ``source`` exactly once into the folder ``out``.
@@ -150,6 +151,8 @@ def tag_dataset(
             afterwards. A Ray that is already connected is used as it is.
         progress: called with what is done after each partition.
         search: what is taken of folders and globs.
+        part: (i, n): only the i-th of n parts, from 1, each into a folder of its own; an image's
+            name decides where it belongs.
         pictures: how images are opened; the artifact's own settings by default.
 
     Returns:
@@ -163,6 +166,8 @@ def tag_dataset(
     from pvp_fast.artifact import Artifact
 
     _check(format, top_k, threshold, batch_size, partition_size, actors, cpus_per_actor)
+    if part is not None:
+        check_part(*part)
     ray = _import_ray()
     started = time.monotonic()
     folder = Path(out).absolute()
@@ -180,7 +185,7 @@ def tag_dataset(
     passed = PassedOver()
     with _claimed(folder, settings) as staging:
         done = _Done(folder, settings, Ledger(said, retry_failed=retry_failed))
-        partitions, skipped = _left(source, done, partition_size, search, passed)
+        partitions, skipped = _left(source, done, partition_size, search, part, passed)
         report = BulkReport(
             skipped=skipped, failed_before=done.ledger.failed_before, passed_over=str(passed)
         )
@@ -215,8 +220,8 @@ def tag_dataset(
             )
             with _our_errors():
                 for row in tagged.iter_rows():
-                    part = keys_of[str(row["id"])]
-                    done.replace(part, staging)
+                    finished = keys_of[str(row["id"])]
+                    done.replace(finished, staging)
                     report = replace(
                         report,
                         images=report.images + int(row["images"]),
@@ -466,15 +471,23 @@ def _drop(path: Path, names: set[str]) -> None:
 
 
 def _left(
-    source: Source, done: _Done, size: int, search: Search | None, passed: PassedOver
+    source: Source,
+    done: _Done,
+    size: int,
+    search: Search | None,
+    part: tuple[int, int] | None,
+    passed: PassedOver,
 ) -> tuple[list[_Partition], int]:
     """Partitions still to do, and how many images earlier runs have done."""
 
     def plan(passed: PassedOver, wanted: Callable[[str], bool]) -> list[_Partition]:
-        return list(_partitions(source, done.settings, size, wanted, search, passed))
+        def chosen(key: str) -> bool:
+            return (part is None or in_part(key, *part)) and wanted(key)
+
+        return list(_partitions(source, done.settings, size, chosen, search, passed))
 
     planned = plan(passed, lambda key: True)
-    if not planned:
+    if not planned and part is None:  # one of many parts may be empty
         beside = f"; passed over: {passed}" if passed else ""
         raise InputError(f"source: no image in {source!r}{beside}")
     there = done.partitions

@@ -12,19 +12,21 @@ import pytest
 from support.image_files import encoded, scene, write_shard
 
 from pvp_fast import bulk
-from pvp_fast.errors import ImageError
+from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders import FileSource, Search
 from pvp_fast.loaders.passed import PassedOver
+from pvp_fast.loaders.sources import open_source
 from pvp_fast.pictures import open_image
+from pvp_fast.sinks.ledger import Ledger
 
 PHOTO = encoded(scene(40, 30))
+SETTINGS = {"artifact": "x", "top_k": 1, "format": "parquet"}
 
 
 def planned(source: Any, size: int = 3, **search: Any) -> tuple[list[bulk._Partition], PassedOver]:
     passed = PassedOver()
-    settings = {"artifact": "x", "top_k": 1}
     chosen = Search(**search)
-    return list(bulk._partitions(source, settings, size, lambda key: True, chosen, passed)), passed
+    return list(bulk._partitions(source, SETTINGS, size, lambda key: True, chosen, passed)), passed
 
 
 @pytest.fixture
@@ -70,3 +72,22 @@ def test_a_search_counts_for_bulk_runs_too(mixture: Path) -> None:
     parts, passed = planned("in", exclude=("*.tar", "*.TGZ", "gone.*"))
     assert [part.keys for part in parts] == [["in/a.jpg", "in/b.JPE"]]
     assert passed.counts["excluded"] == 3
+
+
+def test_parts_of_a_bulk_run_are_those_of_every_command(
+    mixture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for number in (1, 2, 3):
+        done = bulk._Done(tmp_path / f"out{number}", SETTINGS, Ledger(""))
+        done.folder.joinpath("failures").mkdir(parents=True)
+        parts, before = bulk._left("in", done, 3, None, (number, 3), PassedOver())
+        assert before == 0
+        found.append([key for part in parts for key in part.keys])
+        alike = open_source("in", None, (number, 3)).samples(None)
+        assert sorted(found[-1]) == sorted(sample.key for sample in alike)
+    everything = [sample.key for sample in FileSource(["in"]).samples(None)]
+    assert sorted(key for part in found for key in part) == sorted(everything)
+    for wrong in ((0, 3), (4, 3)):
+        with pytest.raises(InputError, match="shard"):
+            bulk.tag_dataset("in", tmp_path, tmp_path / "out", part=wrong)

@@ -84,7 +84,7 @@ def discover(
         from pvp_fast.report.gallery import build_discovery
 
         with console.status("making thumbnails"):
-            page = build_discovery(found, root, limit=top)
+            page = build_discovery(found, root, limit=top, pictures=store.pictures)
         with open_output(report, "w") as stream:
             stream.write(page)
 

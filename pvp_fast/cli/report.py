@@ -10,6 +10,7 @@ import typer
 
 from pvp_fast.cli.common import progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import Exclude, Follow, Hidden, Shard, named_source
 from pvp_fast.cli.vocabulary import (
     Cache,
     Captions,
@@ -48,6 +49,10 @@ def report(
     model: Model = None,
     pretrained: Pretrained = None,
     cache: Cache = None,
+    hidden: Hidden = False,
+    exclude: Exclude = None,
+    follow: Follow = False,
+    shard: Shard = None,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
@@ -67,7 +72,7 @@ def report(
     """
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.files import is_stdout, open_output
-    from pvp_fast.loaders import FileSource
+    from pvp_fast.loaders.sources import passed_over
     from pvp_fast.report.gallery import (
         Entry,
         build_gallery,
@@ -88,7 +93,8 @@ def report(
     names: tuple[str, ...] = ()
     console = progress_console()
     pictures = picture_settings(upright, background, max_megapixels)
-    if artifact or vocabulary:
+    walked = bool(artifact or vocabulary)  # images found in the folder, not named by a file
+    if walked:
         chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
         tagger = chosen.tagger(device)
         pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
@@ -96,19 +102,24 @@ def report(
         names = tagger.artifact.vocabulary.names
         threshold = float(tagger.artifact.head.thresholds.median())
         entries = []
-        images = FileSource([root])
+        images = named_source([str(root)], hidden, exclude, follow, shard)
         with console.status("tagging"):
             for found in tagger.tag(images, top_k=None, threshold=LEAST, prefetch=2):
                 name = os.path.relpath(found.image, root)
                 tags = tuple((t.name, t.score) for t in found.tags)
                 entries.append(Entry(name, tags, found.error))
-        passed = str(images.passed)
+        passed = str(passed_over(images))
+    elif hidden or exclude or follow or shard:
+        raise InputError(
+            f"--hidden, --exclude, --follow, --shard: {source} says which images; give an artifact "
+            "to choose among those of a folder"
+        )
     else:
         entries = read_tags(source)
     if evalset is not None:
-        entries = with_labels(entries, root, evalset)
+        entries = with_labels(entries, root, evalset, links=walked)
     with console.status("making thumbnails"):
-        entries = with_thumbnails(entries, root, size=size, pictures=pictures)
+        entries = with_thumbnails(entries, root, size=size, pictures=pictures, links=walked)
     page = build_gallery(entries, title=title, threshold=threshold, names=names, passed=passed)
     with open_output(out, "w") as stream:
         stream.write(page)

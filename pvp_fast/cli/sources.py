@@ -58,13 +58,21 @@ def named_source(
     """
     from pvp_fast.loaders import Search, open_source
 
-    part = None
-    if shard is not None:
-        found = re.fullmatch(r"(\d+)/(\d+)", shard)
-        if found is None:
-            raise InputError(f"shard: {shard!r} is no part; give I/N, such as 1/8")
-        part = int(found.group(1)), int(found.group(2))
-    return open_source(names, Search(hidden, tuple(exclude or ()), follow), part)
+    return open_source(names, Search(hidden, tuple(exclude or ()), follow), part_of(shard))
+
+
+def part_of(shard: str | None) -> tuple[int, int] | None:
+    """(i, n) of ``--shard I/N``.
+
+    Raises:
+        InputError: it is of another form.
+    """
+    if shard is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if found is None:
+        raise InputError(f"shard: {shard!r} is no part; give I/N, such as 1/8")
+    return int(found.group(1)), int(found.group(2))
 
 
 def summary_line(

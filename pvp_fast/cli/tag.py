@@ -13,7 +13,16 @@ import typer
 
 from pvp_fast.cli.common import image_progress, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
-from pvp_fast.cli.sources import IMAGES, Exclude, Follow, Hidden, Shard, named_source, summary_line
+from pvp_fast.cli.sources import (
+    IMAGES,
+    Exclude,
+    Follow,
+    Hidden,
+    Shard,
+    named_source,
+    part_of,
+    summary_line,
+)
 from pvp_fast.cli.vocabulary import (
     Cache,
     Captions,
@@ -206,10 +215,10 @@ def tag(
         from pvp_fast.loaders import Search
         from pvp_fast.pictures.settings import pictures_of
 
-        if output is None or append or dry_run or redo or shard or embeddings is not None:
+        if output is None or append or dry_run or redo or embeddings is not None:
             raise InputError(
                 "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --redo, "
-                "--shard, --embeddings"
+                "--embeddings"
             )
         folder = chosen.folder(device)
         _bulk(
@@ -225,6 +234,7 @@ def tag(
             actors=actors,
             address=address,
             search=Search(hidden, tuple(exclude or ()), follow),
+            part=part_of(shard),
             pictures=picture_settings(
                 upright, background, max_megapixels, pictures_of(Artifact.load(folder).config)
             ),

@@ -293,8 +293,7 @@ class PartSource:
     """
 
     def __init__(self, source: Source, part: int, parts: int) -> None:
-        if not 1 <= part <= parts:
-            raise InputError(f"shard: {part}/{parts} is none; give 1/{parts} to {parts}/{parts}")
+        check_part(part, parts)
         self._source, self._part, self._parts = source, part, parts
 
     @property
@@ -309,8 +308,18 @@ class PartSource:
         return sum(1 for sample in self._source.samples(None) if self._has(sample))
 
     def _has(self, sample: Sample) -> bool:
-        name = sample.key.encode("utf-8", "surrogateescape")
-        return zlib.crc32(name) % self._parts == self._part - 1
+        return in_part(sample.key, self._part, self._parts)
+
+
+def check_part(part: int, parts: int) -> None:
+    """Raise InputError unless there is such a part."""
+    if not 1 <= part <= parts:
+        raise InputError(f"shard: {part}/{parts} is none; give 1/{parts} to {parts}/{parts}")
+
+
+def in_part(key: str, part: int, parts: int) -> bool:
+    """Whether an image of this name is in the part."""
+    return zlib.crc32(key.encode("utf-8", "surrogateescape")) % parts == part - 1
 
 
 def passed_over(source: Any) -> PassedOver:

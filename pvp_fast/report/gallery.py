@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import html
 import io
 import json
 import math
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +20,7 @@ from pvp_fast.errors import ImageError, InputError
 from pvp_fast.evaluation import EvalSet
 from pvp_fast.evaluation.ladder import plain_name
 from pvp_fast.files import safe_join
+from pvp_fast.loaders.shards import is_shard, read_shard
 from pvp_fast.metrics import reliability
 from pvp_fast.pictures import PictureSettings, open_image
 from pvp_fast.report.page import data_uri, fill, script_json
@@ -80,15 +83,20 @@ def _entry(line: str, where: str) -> Entry:
     return Entry(name, tags, None if error is None else str(error))
 
 
-def locate(name: str, root: Path) -> Path:
+def locate(name: str, root: Path, links: bool = False) -> Path:
     """The image a tags file names, inside ``root``: as the file says, or relative to ``root``.
+
+    Args:
+        links: links in ``root`` may lead out of it, for names that were found there and not read.
 
     Raises:
         InputError: it lies outside ``root``.
     """
     base = root.resolve()
+    if links:
+        return safe_join(base, name, links=True)
     found = Path(name).resolve()  # tags files written in this folder name images from here
-    if found.is_relative_to(base) and found.exists():
+    if found.is_relative_to(base) and (found.exists() or _shard_of(found) is not None):
         return found
     return safe_join(base, name)
 
@@ -99,11 +107,13 @@ def with_thumbnails(
     *,
     size: int = 220,
     pictures: PictureSettings | None = None,
+    links: bool = False,
 ) -> list[Entry]:
     """Entries with small JPEG pictures; one that cannot be read gets its reason as ``error``.
 
     Args:
         size: the longer side in pixels. pictures: how they are opened, as when they were tagged.
+        links: see :func:`locate`.
 
     Raises:
         InputError: an image lies outside ``root``.
@@ -112,11 +122,12 @@ def with_thumbnails(
 
     if not 16 <= size <= 1024:
         raise InputError(f"size is {size}; thumbnails have 16 to 1024 pixels")
+    opened = pictures or PictureSettings()
     found = []
     for entry in entries:
         if entry.error is None:
             try:
-                image = open_image(locate(entry.name, root), pictures or PictureSettings())
+                image = open_image(_picture(locate(entry.name, root, links)), opened)
                 image.thumbnail((size, size), Image.Resampling.LANCZOS)
                 stream = io.BytesIO()
                 image.save(stream, "JPEG", quality=QUALITY, optimize=True)
@@ -127,10 +138,35 @@ def with_thumbnails(
     return found
 
 
-def with_labels(entries: Iterable[Entry], root: Path, dataset: EvalSet) -> list[Entry]:
+def _picture(path: Path) -> Any:
+    """The file, or the bytes of an image that lies in a shard.
+
+    Raises:
+        ImageError: it cannot be read there.
+    """
+    shard = _shard_of(path)
+    image = path if shard is None else _members(shard).get(os.fspath(path), path)
+    return image() if callable(image) else image
+
+
+def _shard_of(path: Path) -> Path | None:
+    return next((p for p in path.parents if is_shard(p.name) and p.is_file()), None)
+
+
+@functools.lru_cache(4)
+def _members(shard: Path) -> dict[str, Any]:
+    return {sample.key: sample.image for sample in read_shard(os.fspath(shard))}
+
+
+def with_labels(
+    entries: Iterable[Entry], root: Path, dataset: EvalSet, links: bool = False
+) -> list[Entry]:
     """Entries with the data set's labels, matched by path; others stay without.
 
     Labels of categories that never appear among the tags are kept: they were missed.
+
+    Args:
+        links: see :func:`locate`.
 
     Raises:
         InputError: no image of the data set is among the entries.
@@ -142,7 +178,8 @@ def with_labels(entries: Iterable[Entry], root: Path, dataset: EvalSet) -> list[
         path.resolve(): frozenset(n for n, label in zip(names, row, strict=True) if label > 0)
         for path, row in zip(dataset.paths, dataset.labels.tolist(), strict=True)
     }
-    found = [replace(e, truth=truth.get(locate(e.name, root))) for e in entries]
+    places = [locate(entry.name, root, links).resolve() for entry in entries]
+    found = [replace(e, truth=truth.get(at)) for e, at in zip(entries, places, strict=True)]
     if all(entry.truth is None for entry in found):
         raise InputError("labels: they are of other images; give the data set that was tagged")
     return found
@@ -204,11 +241,19 @@ def build_gallery(
     return fill("gallery.html", values)
 
 
-def build_discovery(found: Discovery, root: Path, *, limit: int = 30, size: int = 220) -> str:
+def build_discovery(
+    found: Discovery,
+    root: Path,
+    *,
+    limit: int = 30,
+    size: int = 220,
+    pictures: PictureSettings | None = None,
+) -> str:
     """A gallery of what :func:`pvp_fast.tagging.discover.discover` proposes, with its examples.
 
     Args:
         root: the folder of the images. limit: proposals shown. size: of the thumbnails.
+        pictures: how images are opened, as when they were embedded.
 
     Raises:
         InputError: an image lies outside ``root``.
@@ -220,7 +265,7 @@ def build_discovery(found: Discovery, root: Path, *, limit: int = 30, size: int 
             tags[key].append((proposal.name, chance))
     entries = [Entry(key, tuple(named)) for key, named in tags.items()]
     return build_gallery(
-        with_thumbnails(entries, root, size=size),
+        with_thumbnails(entries, root, size=size, pictures=pictures),
         title="Proposed categories",
         names=[proposal.name for proposal in shown],
         proposals=shown,

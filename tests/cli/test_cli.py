@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from support.artifacts import NAMES
+from support.image_files import write_shard
 
 from pvp_fast.cli import run
 from pvp_fast.demo import demo_set
@@ -543,7 +545,7 @@ def test_files_beside_images_are_shown_written_and_taken_back(
     assert sidecar.read_bytes() == before
     assert not (pictures / "été.caption").exists()
     assert run(["untag", str(pictures)]) == 0
-    assert "0 files beside 1 images" in capsys.readouterr().err
+    assert "1 image looked at, 0 files of theirs changed" in capsys.readouterr().err
     sidecar.write_bytes(b"<broken")
     assert run(["untag", str(pictures)]) == 3
     assert run([*line, "--replace"]) == 1
@@ -590,3 +592,55 @@ def test_going_on_asks_for_the_same_settings_and_tries_failures_again(
     assert run([*line, "--top-k", "1", "--redo", "--threshold", "0"]) == 0
     rows = [json.loads(row) for row in out.read_text("utf-8").splitlines()]
     assert [len(row["tags"]) for row in rows] == [1, 1, 1, 1]
+
+
+def test_every_command_that_walks_folders_takes_the_same_options(
+    artifact, pictures, tmp_path, capsys
+):
+    photo = (pictures / "été.jpg").read_bytes()
+    (pictures / "raw").mkdir()
+    for name in ("raw/b.jpg", ".c.jpg"):
+        (pictures / name).write_bytes(photo)
+    write_shard(pictures / "s.tar", {"one.jpg": photo, "two.two.jpg": photo})
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "d.jpg").write_bytes(photo)
+    (pictures / "link").symlink_to(tmp_path / "elsewhere")
+    out = tmp_path / "page.html"
+    report = ["report", str(artifact), str(pictures), "-o", str(out)]
+
+    def shown(*options):
+        assert run([*report, *options]) == 0
+        page = out.read_text("utf-8")
+        assert "cannot be read" not in page
+        data = json.loads(re.search(r'id="data"[^>]*>(.*?)</script>', page, re.S)[1])
+        assert all(image["u"].startswith("data:image/jpeg") for image in data["images"])
+        return {image["n"] for image in data["images"]}
+
+    everything = {"été.jpg", "raw/b.jpg", "s.tar/one", "s.tar/two.two", ".c.jpg", "link/d.jpg"}
+    assert shown("--hidden", "--follow") == everything
+    assert shown("--exclude", "raw/", "--exclude", "*.tar") == {"été.jpg"}
+    halves = [shown("--hidden", "--follow", "--shard", f"{n}/2") for n in (1, 2)]
+    assert halves[0] | halves[1] == everything
+    assert not halves[0] & halves[1]
+    # A tags file says which images, those in shards as well.
+    tags = tmp_path / "tags.jsonl"
+    assert run(["tag", str(artifact), str(pictures / "s.tar"), "-o", str(tags)]) == 0
+    report[1] = str(tags)
+    assert shown() == {str(pictures / "s.tar/one"), str(pictures / "s.tar/two.two")}
+    assert run([*report, "--exclude", "x"]) == 1
+    assert "give an artifact" in capsys.readouterr().err
+
+    line = ["tag", str(artifact), str(pictures), "--threshold", "0", "--format", "txt", "--hidden"]
+    assert run([*line, "--exclude", "*.tar"]) == 0
+    sidecars = {name: (pictures / name).with_suffix(".txt") for name in ("été.jpg", "raw/b.jpg")}
+    assert all(path.exists() for path in sidecars.values())
+    capsys.readouterr()
+    assert run(["untag", str(pictures), "--exclude", "raw"]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 image looked at, 1 files of theirs changed; passed over: 3 hidden, 3 excluded" in said
+    assert not sidecars["été.jpg"].exists()
+    assert sidecars["raw/b.jpg"].exists()
+    for part in ("1/2", "2/2"):
+        assert run(["untag", str(pictures), "--shard", part, "--hidden"]) == 0
+    assert not list(pictures.rglob("*.txt"))
+    assert run(["untag", str(tmp_path / "none")]) == 1

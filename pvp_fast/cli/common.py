@@ -97,6 +97,7 @@ def load_backbone(
 ) -> Backbone:
     """The model, on ``device`` ("auto" takes CUDA where there is one)."""
     from pvp_fast.clip.backbone import Backbone
+    from pvp_fast.clip.light import import_open_clip_for
 
     if name == "auto" and pretrained is None and like is None:
         from pvp_fast.clip.auto import resolve
@@ -104,6 +105,7 @@ def load_backbone(
         chosen = resolve()
         progress_console().print(chosen.note, markup=False, soft_wrap=True)
         name, pretrained = chosen.name, chosen.pretrained
+    import_open_clip_for(name)
     return Backbone.load(name, pretrained, device=pick_device(device), like=like)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvp_fast.pictures import PictureSettings
+if TYPE_CHECKING:
+    from pvp_fast.pictures.settings import PictureSettings
 
 PANEL = "How pictures are opened"
 Upright = Annotated[
@@ -45,6 +46,8 @@ def picture_settings(
     Raises:
         InputError: a value that cannot be used.
     """
+    from pvp_fast.pictures.settings import PictureSettings
+
     given: dict[str, Any] = {"upright": upright, "max_megapixels": max_megapixels}
     changes = {name: value for name, value in given.items() if value is not None}
     if background is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from pvp_fast.dispatch import fuses
 from pvp_fast.errors import InputError
@@ -149,7 +150,8 @@ class _Chunked(torch.autograd.Function):
         return *(t if need else None for t, need in zip(scaled, asked, strict=False)), *(None,) * 5
 
 
-@torch.compiler.disable
+# torch.compiler.disable, which would load torch's compiler (a second) with every import of losses.
+@_disable_dynamo
 def _apply(
     x: Tensor,
     w: Tensor,

@@ -1,0 +1,52 @@
+"""What a command loads: --help no torch, the pocket model neither compiler nor transformers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from pvp_fast.demo import demo_set
+
+PROGRAM = """
+import json, sys
+from pvp_fast.cli import run
+code = run(sys.argv[1:])
+heavy = ("torch", "torch._dynamo", "transformers", "timm", "open_clip", "PIL")
+print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
+"""
+
+
+def loaded(*words: str) -> list[str]:
+    """The heavy ones of the modules that a command line has loaded at its end."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=300
+    )
+    code, modules = json.loads(done.stdout.splitlines()[-1])
+    assert code == 0, done.stderr
+    return list(modules)
+
+
+def test_help_loads_no_torch() -> None:
+    assert loaded("tag", "--help") == []
+
+
+def test_tagging_by_the_pocket_model_loads_what_it_uses() -> None:
+    scene = str(demo_set() / "scene_000.jpg")
+    line = ("tag", "--vocabulary", "pocket70", "--model", "pocket", scene)
+    loaded(*line)  # makes the artifact
+    assert loaded(*line) == ["torch", "open_clip", "PIL"]
+
+
+def test_what_was_left_out_can_still_be_loaded() -> None:
+    program = (
+        "from pvp_fast.clip.light import import_open_clip_for as load; load('pocket')\n"
+        "import torch, torchvision, transformers, timm\n"
+        "box = torch.tensor([[0, 0, 0, 4.0, 4.0]])\n"
+        "print(torchvision.ops.roi_align(torch.ones(1, 3, 8, 8), box, 2).sum().item())\n"
+        "print(torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(1)).item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout.split() == ["12.0", "2.0"]

@@ -15,10 +15,21 @@ from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_se
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pvp_fast.artifact import Artifact
     from pvp_fast.evaluation.calibrate import Calibration
+    from pvp_fast.pictures import PictureSettings
+    from pvp_fast.training.thresholds import Target
 
 SENTENCES = 2000
+MOST = 2000  # images without labels that are looked at
 SEED = 1_000_003  # of fresh grammar sentences: not one that training is likely to use
+
+ON_IMAGES = (
+    "these numbers are of sentences; on images expect less, the stranger they are the less: "
+    "--unlabelled FOLDER or --images calibrate there"
+)
 
 
 def calibrate(
@@ -46,6 +57,13 @@ def calibrate(
         str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
     ] = "folder",
     split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(help="Images without labels: a folder, as tag takes it. Repeatable."),
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, help="Of more --unlabelled images, this many drawn at random.")
+    ] = MOST,
     common: Annotated[
         bool | None,
         typer.Option(
@@ -64,16 +82,20 @@ def calibrate(
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
 ) -> None:
-    """Set thresholds and probabilities for a target, from sentences or a few labelled images.
+    """Set thresholds and probabilities for a target: from sentences, or from images.
 
     With train's own --captions, --grammar and --seed, what train held out is used; otherwise give
     sentences that it did not see. Sentences score higher than images, so a precision promised by
-    sentences holds for sentences; a few labelled images make it hold for images. The table comes
-    from cross-fitting: no row was judged by a threshold it helped to set.
+    sentences holds for sentences; labelled images make it hold for images, and so does a folder
+    without labels, for a precision. The table comes from cross-fitting: no row was judged by a
+    threshold it helped to set. Without labels it is what is expected, between what bounds.
 
     Examples:
 
       pvp-fast calibrate runs/coco/artifact --target precision=0.9 --out runs/strict
+
+      pvp-fast calibrate runs/coco/artifact --target precision=0.8 --unlabelled photos/
+      --out runs/photos
 
       pvp-fast calibrate runs/coco/artifact --images labelled/ --target f1 --out runs/tuned
     """
@@ -82,6 +104,7 @@ def calibrate(
     from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
     from pvp_fast.files import is_stdout, json_text, open_output
+    from pvp_fast.loaders.sources import find_images
     from pvp_fast.pictures.settings import pictures_of
     from pvp_fast.report.plots import require_matplotlib, write_plots
     from pvp_fast.sentences import build_corpus
@@ -90,9 +113,28 @@ def calibrate(
     aim = Target.parse(target)
     if images is not None and (captions or grammar is not None):
         raise InputError("--images calibrates on images; leave out --captions and --grammar")
+    if unlabelled and (images is not None or captions or grammar is not None):
+        raise InputError(
+            "--unlabelled calibrates on images alone; leave out --images, --captions and --grammar"
+        )
     if plots is not None:
         require_matplotlib()
     old = Artifact.load(artifact)
+    if unlabelled:
+        pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
+        _without_labels(
+            old,
+            aim,
+            find_images(unlabelled),
+            most,
+            seed or 0,
+            pictures,
+            device,
+            out,
+            plots,
+            json_out,
+        )
+        return
     console = progress_console()
     failures: tuple[tuple[Path, str], ...] = ()
     notes: tuple[str, ...] = ()
@@ -133,12 +175,64 @@ def calibrate(
     aside = is_stdout(json_out)
     typer.echo(f"{result.rows} {what}; target {aim}", err=aside)
     typer.echo(_table(result), err=aside)
+    if images is None:
+        print(ON_IMAGES, file=sys.stderr)
     for note in notes:
         print(note, file=sys.stderr)
     for path, reason in failures:
         print(f"{path}: {reason}", file=sys.stderr)
     typer.echo(str(out), err=aside)
     if failures:
+        raise typer.Exit(3)
+
+
+def _without_labels(
+    old: Artifact,
+    aim: Target,
+    found: Iterable[Path],
+    most: int,
+    seed: int,
+    pictures: PictureSettings,
+    device: str,
+    out: Path,
+    plots: Path | None,
+    json_out: Path | None,
+) -> None:
+    import random
+
+    import torch
+
+    from pvp_fast.demo.run import backbone_for
+    from pvp_fast.evaluation import EvalSet, calibrate_unlabelled, encode_set, final_scores
+    from pvp_fast.files import is_stdout, json_text, open_output
+    from pvp_fast.report.plots import write_unlabelled
+
+    paths = sorted(found)
+    listed = len(paths)
+    if listed > most:
+        paths = sorted(random.Random(seed).sample(paths, most))
+    with progress_console().status("encoding images"):
+        backbone = backbone_for(old, pick_device(device))
+        old.check_backbone(backbone.fingerprint)
+        nothing = EvalSet(tuple(paths), (), torch.zeros(len(paths), 0, dtype=torch.int8))
+        features = encode_set(backbone, nothing, artifacts=[old], pictures=pictures)
+        scores = final_scores(old, features)
+    new = replace(old, config={**old.config, "pictures": pictures.to_dict()})
+    result = calibrate_unlabelled(new, scores, aim, seed=seed)
+    result.artifact.save(out)
+    if plots is not None:
+        write_unlabelled(result, plots)
+    if json_out is not None:
+        with open_output(json_out, "w") as stream:
+            stream.write(json_text(result.to_dict(), indent=2))
+    aside = is_stdout(json_out)
+    of = f" of {listed}" if listed > len(paths) else ""
+    typer.echo(f"{result.images}{of} images without labels; target {aim}", err=aside)
+    typer.echo(result.table(), err=aside)
+    for path, reason in features.failures:
+        print(f"{path}: {reason}", file=sys.stderr)
+    typer.echo(str(out), err=aside)
+    if features.failures:
         raise typer.Exit(3)
 
 

@@ -9,11 +9,14 @@ from pvp_fast.evaluation.datasets import (
     read_voc,
 )
 from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, final_scores, ladder
+from pvp_fast.evaluation.unlabelled import UnlabelledCalibration, calibrate_unlabelled
 
 __all__ = [
     "EvalSet",
     "Features",
     "Ladder",
+    "UnlabelledCalibration",
+    "calibrate_unlabelled",
     "encode_set",
     "final_scores",
     "ladder",

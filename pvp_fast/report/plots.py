@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 
 if TYPE_CHECKING:
+    from pvp_fast.evaluation import UnlabelledCalibration
     from pvp_fast.evaluation.calibrate import Calibration
 
 GREEN, GREY, INK = "#1f6f54", "#9a948a", "#66625b"
@@ -67,6 +69,32 @@ def write_plots(result: Calibration, folder: Path) -> tuple[Path, Path]:
     axes.set_title(f"target {result.target}, out of fold", color=INK, fontsize=9, loc="left")
     axes.legend(frameon=False, fontsize=8)
     return first, _save(figure, folder / "categories.png")
+
+
+def write_unlabelled(result: UnlabelledCalibration, folder: Path) -> Path:
+    """Write ``scores.png``: all scores, what absent categories alone would give, the threshold.
+
+    Raises:
+        InputError: matplotlib is not installed.
+    """
+    figure = require_matplotlib()(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    centres, entries, absent = result.histogram.T.tolist()
+    width = centres[1] - centres[0]
+    axes.bar(centres, entries, width, color="#e4e0d8", label="scores")
+    axes.plot(centres, absent, color=GREY, label="of absent categories, expected")
+    probability = float(result.artifact.head.thresholds[0])
+    cut = (math.log(probability / (1 - probability)) - result.shift) / result.scale
+    low, high = (100 * end for end in result.interval)
+    axes.axvline(
+        cut,
+        color=GREEN,
+        label=f"threshold: {100 * result.precision:.0f} % ({low:.0f} to {high:.0f}) right",
+    )
+    axes.set(yscale="log", ylim=(0.5, None), xlabel="logit before", ylabel="entries")
+    axes.set_title(f"target {result.target}", color=INK, fontsize=9, loc="left")
+    axes.legend(frameon=False, fontsize=8)
+    return _save(figure, folder / "scores.png")
 
 
 def _save(figure: Any, path: Path) -> Path:

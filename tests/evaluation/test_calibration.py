@@ -292,6 +292,34 @@ def test_images_by_the_command_and_its_errors(
     assert not (tmp_path / "x").exists()
 
 
+def test_images_without_labels_by_the_command(
+    pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["calibrate", str(pocket), "--unlabelled", str(demo_set()), "--out"]
+    options = ["--target", "precision=0.6", "--most", "140", "--json", str(tmp_path / "n.json")]
+    pytest.importorskip("matplotlib")
+    assert run([*line, str(tmp_path / "new"), *options, "--plots", str(tmp_path / "plots")]) == 0
+    out = capsys.readouterr().out
+    assert "140 of 150 images without labels; target precision=0.6" in out
+    assert out.splitlines()[-1] == str(tmp_path / "new")
+    assert (tmp_path / "plots" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads((tmp_path / "n.json").read_text())
+    artifact = Artifact.load(tmp_path / "new")
+    assert artifact.metrics["calibration"] == {"unlabelled": True, **found}
+    features = encode_set(Backbone.load("pocket"), read_folder(demo_set()))
+    data = score_images(artifact, features)
+    kept = artifact.head.accepted(data.scores)
+    right = float((kept & (data.labels > 0)).sum() / kept.sum())
+    low, high = found["interval"]
+    assert low - 0.1 <= right <= high + 0.1  # five steps of training are few
+    # Refused: what does not go together, and too few images.
+    assert run([*line, str(tmp_path / "x"), "--images", str(demo_set())]) == 1
+    assert "--unlabelled" in capsys.readouterr().err
+    assert run([*line, str(tmp_path / "x"), "--most", "50"]) == 1
+    assert "at least 100" in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
 def test_without_matplotlib_the_extra_is_named(
     pocket: Path,
     tmp_path: Path,

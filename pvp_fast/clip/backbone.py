@@ -13,10 +13,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pvp_fast.clip.logit_record import LogitRecord, logit_record
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
 from pvp_fast.clip.settings import WeightSettings
-from pvp_fast.clip.text_tower import Tower, real_until, text_tower
+from pvp_fast.clip.text_tower import Tower, real_until
+from pvp_fast.clip.text_view import text_view
 from pvp_fast.errors import BackboneError, InputError
 
 __all__ = ["Backbone", "Preprocess"]
@@ -34,7 +36,8 @@ class Backbone(nn.Module):
     Attributes:
         name, pretrained: what ``load`` was given.
         embed_dim: D. image_size: (H, W). context_length: tokens of a text.
-        logit_scale: CLIP's learned scale (not its logarithm).
+        logit_scale: CLIP's learned scale (not its logarithm). logit_record: with its bias and
+            loss; a sigmoid model's own probabilities.
         preprocess: PIL image -> (3, H, W) pixels.
         settings: what the weights expect and where that was read; kept in artifacts.
         has_regions: whether ``encode_regions`` works.
@@ -87,10 +90,11 @@ class Backbone(nn.Module):
                 f"{preprocess.size} x {preprocess.size}: they must be the same square"
             )
         self.context_length = _context_length(clip, tokenizer)
-        self.logit_scale = float(clip.logit_scale.detach().float().exp().mean())
+        self.logit_record: LogitRecord = logit_record(model)
+        self.logit_scale = self.logit_record.scale
         self.has_regions = region_support(clip.visual) is None
         try:
-            self._text: Tower | None = text_tower(model, tokenizer)
+            self._text: Tower | None = text_view(model, tokenizer)
             self._no_text_tower = ""
         except BackboneError as error:  # only prompts need it: say so when they ask
             self._text, self._no_text_tower = None, str(error)
@@ -110,7 +114,8 @@ class Backbone(nn.Module):
         Args:
             name: "pocket" (ships with the package, for drawings), "auto" (a small strong CLIP for
                 photos, see :mod:`pvp_fast.clip.auto`), an open_clip architecture ("ViT-B-32"), or
-                open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO".
+                open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO", or "transformers:FOLDER",
+                a CLIP or SigLIP that transformers wrote (safetensors).
             pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
                 torch file of plain tensors), or "random" for untrained weights (tests, timing).
             like: for weights from a file, the tag whose picture and activation they share. Left
@@ -122,7 +127,7 @@ class Backbone(nn.Module):
             BackboneError: the name, tag or file is unknown or cannot be read, or the architecture's
                 published weights read different pictures and ``like`` does not say which.
         """
-        from pvp_fast.clip.loading import load_open_clip, load_pocket
+        from pvp_fast.clip.loading import load_folder, load_open_clip, load_pocket
 
         if name == "auto":
             from pvp_fast.clip.auto import resolve
@@ -135,6 +140,8 @@ class Backbone(nn.Module):
             if isinstance(like, str):
                 raise BackboneError(f"like={like!r}: the pocket model has one set of weights")
             parts = load_pocket(pretrained)
+        elif name.startswith("transformers:"):
+            parts = load_folder(name, pretrained, like)
         else:
             parts = load_open_clip(name, pretrained, like)
         try:

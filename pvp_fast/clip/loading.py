@@ -88,6 +88,24 @@ def load_open_clip(
     return ClipParts(model, tokenizer, preprocess, found)
 
 
+def load_folder(
+    name: str, pretrained: str | None, like: str | Mapping[str, Any] | None = None
+) -> ClipParts:
+    """A transformers checkpoint, "transformers:FOLDER".
+
+    Raises:
+        BackboneError: see :func:`pvp_fast.clip.transformers_folder.load_transformers`.
+    """
+    from pvp_fast.clip.transformers_folder import load_transformers
+
+    if pretrained is not None:
+        raise BackboneError(f"pretrained={pretrained!r}: {name!r} brings its weights; leave it out")
+    if isinstance(like, str):
+        raise BackboneError(f"like={like!r}: {name!r} brings its own settings; leave it out")
+    with _rng_kept(), _quiet():
+        return ClipParts(*load_transformers(Path(name.split(":", 1)[1]), like))
+
+
 def _model(
     name: str, pretrained: str | None, hosted: bool, settings: WeightSettings | None, online: bool
 ) -> Any:

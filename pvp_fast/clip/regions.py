@@ -8,7 +8,7 @@ itself only, so its value goes through the output projection unmixed.
   then the head that the class token takes, ``ln_post`` and the projection.
 - The same with attentional pooling (CoCa): the blocks as they are, and the pool's value path.
 - ModifiedResNet: ``c_proj(v_proj(map))`` on the last feature map; no position embedding.
-- timm's towers: see ``timm_regions``.
+- timm's towers: see ``timm_regions``; transformers': see ``transformers_model``.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from pvp_fast.clip.timm_regions import timm_region_features, timm_region_support
+from pvp_fast.clip.transformers_model import TransformersVision
 from pvp_fast.errors import BackboneError
 
 
-def region_support(visual: nn.Module) -> str | None:
+def region_support(visual: Any) -> str | None:
     """None when ``visual`` has region features, else one sentence saying why not."""
     kind = type(visual).__name__
-    if kind == "ModifiedResNet":
+    if kind in ("ModifiedResNet", "TransformersVision"):
         return None
     if kind == "TimmModel":
         return timm_region_support(visual)
@@ -46,7 +46,7 @@ def require_regions(model: Any, why: str) -> None:
         raise BackboneError(f"{why}, but {reason}")
 
 
-def region_features(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
+def region_features(visual: Any, pixels: torch.Tensor) -> torch.Tensor:
     """(B, 3, H, W) -> (B, L, D), row by row over the patch grid, not normalised.
 
     Raises:
@@ -57,6 +57,8 @@ def region_features(visual: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
         raise BackboneError(reason)
     if type(visual).__name__ == "ModifiedResNet":
         return _resnet_regions(visual, pixels)
+    if isinstance(visual, TransformersVision):
+        return visual.regions(pixels)
     if type(visual).__name__ == "TimmModel":
         return timm_region_features(visual, pixels)
     return _vit_regions(visual, pixels)

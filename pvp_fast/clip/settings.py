@@ -20,6 +20,7 @@ from pvp_fast.errors import BackboneError
 
 OPEN_CLIP_FILE = "open_clip_config.json"
 TRANSFORMERS_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # transformers 5 puts the image processor's inside
 _RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as transformers writes them
 
 
@@ -122,7 +123,7 @@ def settings_for_file(
             )
         return dataclasses.replace(settings_of_tag(name, like), source=f"as {name}, {like}")
     if weights is not None:
-        beside = _beside(weights)
+        beside = settings_beside(weights.parent)
         if beside is not None:
             return beside
     return _shared(name, tags, ask=weights is not None)
@@ -158,11 +159,16 @@ def _describe(settings: WeightSettings) -> str:
     return f"mean {mean}, {settings.resize_mode}, {settings.interpolation}"
 
 
-def _beside(weights: Path) -> WeightSettings | None:
-    """The settings in a configuration file in the weights' folder, if there is one."""
+def settings_beside(folder: Path) -> WeightSettings | None:
+    """The settings in a configuration file in the weights' folder, if there is one.
+
+    Raises:
+        BackboneError: it cannot be read.
+    """
     for file, read in (
-        (weights.parent / OPEN_CLIP_FILE, _open_clip),
-        (weights.parent / TRANSFORMERS_FILE, _transformers),
+        (folder / OPEN_CLIP_FILE, _open_clip),
+        (folder / TRANSFORMERS_FILE, _transformers),
+        (folder / PROCESSOR_FILE, lambda data: _transformers(data["image_processor"])),
     ):
         if not file.is_file():
             continue
@@ -186,13 +192,19 @@ def _open_clip(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _transformers(data: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' image processors: CLIP's crops the shorter side's square, SigLIP's squashes."""
+    """transformers' image processors.
+
+    CLIP's crops the shorter side's square; a size of height and width squashes, a crop behind it
+    or not (SigLIP, Chinese-CLIP); SigLIP 2's variable sizes are read at one, a square.
+    """
     resample = data.get("resample", 3)
     if resample not in _RESAMPLE:
         raise ValueError(f"resample {resample} is not supported; 2 (bilinear) and 3 (bicubic) are")
-    size = data.get("size")
-    exact = isinstance(size, Mapping) and "height" in size
-    squash = exact and not data.get("do_center_crop", False)
+    size, crop = data.get("size"), data.get("crop_size")
+    squash = "max_num_patches" in data or (isinstance(size, Mapping) and "height" in size)
+    sides = {*_sides(size), *(_sides(crop) if data.get("do_center_crop", True) else ())}
+    if len(sides) > 1:
+        raise ValueError(f"size {size} and crop_size {crop} are not one square: not supported")
     normal = data.get("do_normalize", True)
     return {
         "mean": data["image_mean"] if normal else (0.0, 0.0, 0.0),
@@ -200,6 +212,12 @@ def _transformers(data: Mapping[str, Any]) -> dict[str, Any]:
         "interpolation": _RESAMPLE[resample],
         "resize_mode": "squash" if squash else "shortest",
     }
+
+
+def _sides(size: Any) -> set[int]:
+    """Of a transformers size: a number, or a mapping with some that are null."""
+    values = size.values() if isinstance(size, Mapping) else (size,)
+    return {int(value) for value in values if value is not None}
 
 
 def _channels(values: Sequence[float]) -> tuple[float, float, float]:

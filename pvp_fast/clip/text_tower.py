@@ -56,20 +56,6 @@ class Tower(Protocol):
         ...
 
 
-def text_tower(model: nn.Module, tokenizer: Any) -> Tower:
-    """The view on ``model``'s text tower.
-
-    Raises:
-        BackboneError: the tower shows no place where embeddings can enter; it says why.
-    """
-    owner: Any = getattr(model, "text", model)
-    if hasattr(owner, "pooler") and hasattr(owner, "config"):
-        from pvp_fast.clip.hf_tower import HFTextTower
-
-        return HFTextTower(owner)
-    return TextTower(owner, strips_end=bool(getattr(tokenizer, "strip_sep_token", False)))
-
-
 class TextTower:
     """An open_clip text transformer. Not a module: the model owns the weights.
 
@@ -112,14 +98,9 @@ class TextTower:
             return ids.argmax(dim=-1)
         if self.pool == "eos":
             return (ids == self.eos_id).int().argmax(dim=-1)
-        # Other tokenizers fill the row with the padding number, or with the end marker itself
-        # (SigLIP); in the second case the first of that run still belongs to the text.
-        fill = ids[:, -1:]
-        differs = (ids != fill).int()
-        words = differs.any(dim=1) * (ids.shape[1] - differs.flip(1).argmax(dim=1))
         if self._strips_end:
-            return words.clamp(max=ids.shape[1] - 1)
-        return torch.where(fill[:, 0] == self.pad_id, (words - 1).clamp(min=0), words)
+            return _before_run(ids).clamp(max=ids.shape[1] - 1)
+        return end_of_run(ids, self.pad_id)
 
     def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
         return self.encode(self.embed(ids), self.end(ids), ids)
@@ -206,6 +187,22 @@ class TextTower:
             projected: torch.Tensor = projection(x)
             return projected
         return x @ projection
+
+
+def end_of_run(ids: torch.Tensor, pad_id: int) -> torch.Tensor:
+    """(N, L) token numbers -> (N,) where each text ends, by what fills its row.
+
+    That is the padding number, or the end marker itself (SigLIP); in the second case the first of
+    that run still belongs to the text.
+    """
+    words = _before_run(ids)
+    return torch.where(ids[:, -1] == pad_id, (words - 1).clamp(min=0), words)
+
+
+def _before_run(ids: torch.Tensor) -> torch.Tensor:
+    """How many places stand before the run of one number that ends each row."""
+    differs = (ids != ids[:, -1:]).int()
+    return differs.any(dim=1) * (ids.shape[1] - differs.flip(1).argmax(dim=1))
 
 
 def real_until(end: torch.Tensor, length: int) -> torch.Tensor:

@@ -136,8 +136,8 @@ CLIP_JSON = {
         ),
         (
             "preprocessor_config.json",
-            {**CLIP_JSON, "size": {"height": 224, "width": 224}},
-            Preprocess(32, (0.4,) * 3, (0.2,) * 3, "bicubic", "shortest"),
+            {**CLIP_JSON, "size": {"height": 224, "width": 224}},  # as in Chinese-CLIP
+            Preprocess(32, (0.4,) * 3, (0.2,) * 3, "bicubic", "squash"),
         ),
     ],
 )
@@ -155,7 +155,16 @@ def test_a_configuration_beside_the_weights_decides(
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", '{"image_mean": [0.5], "image_std": [1, 1, 1]}', '{"resample": 0}', "{}", "\\x"],
+    [
+        json.dumps({**CLIP_JSON, "size": {"shortest_edge": 256}}),
+        json.dumps({**SIGLIP_JSON, "size": {"height": 224, "width": 448}}),
+        "",
+        "[]",
+        '{"image_mean": [0.5], "image_std": [1, 1, 1]}',
+        '{"resample": 0}',
+        "{}",
+        "\\x",
+    ],
 )
 def test_a_broken_configuration_is_named(weights: Path, text: str) -> None:
     (weights.parent / "preprocessor_config.json").write_text(text, encoding="utf-8")

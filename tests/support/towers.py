@@ -132,6 +132,10 @@ def save_tokenizer(kind: str, folder: Path) -> None:
             pad_token="</s>",
             extra_ids=0,
         )
+    elif kind == "clip":
+        marks = [f"{letter}</w>" for letter in letters[:-3]]
+        words = [*letters[:-3], *marks, "<|startoftext|>", "<|endoftext|>"]
+        made = t.CLIPTokenizer(vocab={word: n for n, word in enumerate(words)}, merges=[])
     elif kind == "siglip2":
         words = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *letters[:-2]]
         made = t.Siglip2Tokenizer(
@@ -210,3 +214,63 @@ def timm_entry(kind: str, options: dict[str, Any]) -> Iterator[str]:
         yield name
     finally:
         del _registry._model_entrypoints[name]
+
+
+def save_transformers(kind: str, folder: Path) -> Any:
+    """A tiny checkpoint as transformers writes it: weights, tokenizer, processor."""
+    import transformers as t
+
+    tower = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    image = {**tower, "image_size": 32, "patch_size": 8}
+    crop = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor: Any = t.CLIPImageProcessor(**crop)
+    names = {"clip": "clip", "metaclip_2": "xlm-roberta", "altclip": "xlm-roberta",
+             "chinese_clip": "bert"}  # fmt: skip
+    save_tokenizer(names.get(kind, kind), folder)
+    tokenizer = t.AutoTokenizer.from_pretrained(folder)
+    text = {**tower, "vocab_size": len(tokenizer), "max_position_embeddings": 24}
+    if kind == "clip":
+        end = tokenizer.eos_token_id
+        text |= {"bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end}
+        config: Any = t.CLIPConfig(text_config=text, vision_config=image, projection_dim=16)
+    elif kind == "metaclip_2":
+        config = t.MetaClip2Config(
+            text_config={**text, "eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1},
+            vision_config=image, projection_dim=16,
+        )  # fmt: skip
+    elif kind == "siglip":
+        config = t.SiglipConfig(text_config={**text, "projection_size": 32}, vision_config=image)
+        processor = t.SiglipImageProcessor(size={"height": 32, "width": 32})
+    elif kind == "siglip2":
+        variable = {**tower, "patch_size": 8, "num_patches": 16}
+        config = t.Siglip2Config(
+            text_config={**text, "projection_size": 32}, vision_config=variable
+        )
+        processor = t.Siglip2ImageProcessor(patch_size=8, max_num_patches=16)
+    elif kind == "altclip":
+        config = t.AltCLIPConfig(
+            text_config={**text, "max_position_embeddings": 30, "project_dim": 32},
+            vision_config=image, projection_dim=16,
+        )  # fmt: skip
+    else:
+        config = t.ChineseCLIPConfig(text_config=text, vision_config=image, projection_dim=16)
+        processor = t.ChineseCLIPImageProcessor(
+            size={"height": 32, "width": 32}, crop_size={"height": 32, "width": 32}
+        )
+
+    def make() -> Any:
+        model = t.AutoModel.from_config(config)
+        with torch.no_grad():
+            for name, value in model.named_parameters():
+                if value.ndim and not name.endswith(("logit_scale", "logit_bias")):
+                    value.add_(torch.randn_like(value) * 0.1)
+        return model
+
+    model = seeded(make).eval()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return model

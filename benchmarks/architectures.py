@@ -1,0 +1,311 @@
+"""Every architecture of the installed open_clip, untrained: what works on it here.
+
+``python -m benchmarks.architectures`` builds one architecture after another, each in a process of
+its own (so that memory is its own), with random weights and a batch of two, and keeps in
+``results/architectures.json`` whether both encoders equal open_clip's, whether prompts can be
+learned and regions exist (and why not), where the picture's settings come from, parameters, and
+the seconds of a CPU thread. No network: tokenizers that a hub would give are replaced by one with
+the same markers, vocabulary and length, and Hugging Face configurations by the published numbers.
+Models whose weights pass ``--gigabytes`` are named and left out. What is there already is kept:
+the script goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import multiprocessing
+import resource
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pvp_fast.files import atomic_write
+
+RESULTS = Path(__file__).resolve().parent / "results" / "architectures.json"
+WORDS = ["a dog", "two cats on a long bench", "", "teddy bear"]
+
+# Of the published configurations, what decides shapes: class, markers (start, end, padding).
+BERT_LIKE = {"max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+HUB: dict[str, tuple[str, dict[str, Any], tuple[int | None, int, int]]] = {
+    "roberta-base": ("RobertaConfig", {**BERT_LIKE, "vocab_size": 50265}, (0, 2, 1)),
+    "xlm-roberta-base": ("XLMRobertaConfig", {**BERT_LIKE, "vocab_size": 250002}, (0, 2, 1)),
+    "xlm-roberta-large": (
+        "XLMRobertaConfig",
+        {
+            **BERT_LIKE, "vocab_size": 250002, "hidden_size": 1024, "num_hidden_layers": 24,
+            "num_attention_heads": 16, "intermediate_size": 4096,
+        },
+        (0, 2, 1),
+    ),
+    "google/mt5-base": (
+        "MT5Config",
+        {
+            "vocab_size": 250112, "d_model": 768, "d_ff": 2048, "d_kv": 64, "num_layers": 12,
+            "num_heads": 12, "feed_forward_proj": "gated-gelu",
+        },
+        (None, 1, 0),
+    ),
+    "google/mt5-xl": (
+        "MT5Config",
+        {
+            "vocab_size": 250112, "d_model": 2048, "d_ff": 5120, "d_kv": 64, "num_layers": 24,
+            "num_heads": 32, "feed_forward_proj": "gated-gelu",
+        },
+        (None, 1, 0),
+    ),
+    "facebook/nllb-200-distilled-600M": (
+        "M2M100Config",
+        {
+            "vocab_size": 256206, "d_model": 1024, "encoder_layers": 12, "decoder_layers": 12,
+            "encoder_ffn_dim": 4096, "decoder_ffn_dim": 4096, "encoder_attention_heads": 16,
+            "decoder_attention_heads": 16, "max_position_embeddings": 1024,
+        },
+        (256047, 2, 1),
+    ),
+    "facebook/nllb-200-distilled-1.3B": (
+        "M2M100Config",
+        {
+            "vocab_size": 256206, "d_model": 1024, "encoder_layers": 24, "decoder_layers": 24,
+            "encoder_ffn_dim": 8192, "decoder_ffn_dim": 8192, "encoder_attention_heads": 16,
+            "decoder_attention_heads": 16, "max_position_embeddings": 1024,
+        },
+        (256047, 2, 1),
+    ),
+}  # fmt: skip
+MARKERS: dict[str, tuple[int | None, int, int]] = {
+    "facebook/xlm-v-base": (0, 2, 1),
+    "bert-base-uncased": (101, 0, 0),  # CLIPA's: the end marker is made padding
+    **{name: markers for name, (_, _, markers) in HUB.items()},
+}
+
+
+class StandIn:
+    """A tokenizer with a hub's markers: every word is one number, by its letters."""
+
+    def __init__(self, text: dict[str, Any]) -> None:
+        name = text.get("hf_tokenizer_name") or text["hf_model_name"]
+        if name in MARKERS:
+            self.start, self.end, self.pad = MARKERS[name]
+        else:  # SigLIP: no start; the first fills its row with the end marker, the second with 0
+            self.start, self.end, self.pad = None, 1, 1 if text["vocab_size"] == 32000 else 0
+        vocabulary = text.get("vocab_size", 0)
+        if name in HUB:
+            vocabulary = HUB[name][1]["vocab_size"]
+        self.words = min(vocabulary, 256000) - 200
+        self.context_length = text.get("context_length", 77)
+        self.strip_sep_token = bool(text.get("tokenizer_kwargs", {}).get("strip_sep_token"))
+
+    def __call__(self, texts: list[str], context_length: int | None = None) -> torch.Tensor:
+        length = context_length or self.context_length
+        rows = torch.full((len(texts), length), self.pad)
+        for row, text in zip(rows, texts, strict=True):
+            words = [110 + sum(ord(c) * 31**i for i, c in enumerate(w)) % self.words
+                     for w in text.replace(".", " .").split()]  # fmt: skip
+            first = [] if self.start is None else [self.start]
+            ids = [*[*first, *words][: length - 1], self.end]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+
+def without_a_hub() -> None:
+    """open_clip finds tokenizers and configurations here, and none are asked of a network."""
+    import open_clip
+    import transformers
+    from open_clip import hf_model
+
+    real = open_clip.get_tokenizer
+
+    def tokenizer(name: str, **options: Any) -> Any:
+        text = (open_clip.get_model_config(name) or {}).get("text_cfg", {})
+        needed = text.get("hf_tokenizer_name") or text.get("hf_model_name")
+        return StandIn(text) if needed else real(name, **options)
+
+    def configuration(name: str, **_: Any) -> Any:
+        kind, values, _ = HUB[name]
+        return getattr(transformers, kind)(**values)
+
+    open_clip.get_tokenizer = tokenizer
+    hf_model.AutoConfig.from_pretrained = configuration
+
+
+@contextlib.contextmanager
+def untrained() -> Iterator[None]:
+    """Layers are made without drawing their weights, which for a large model takes minutes."""
+    import timm.layers.weight_init
+
+    skipped = [name for name in dir(nn.init) if name.endswith("_") and not name.startswith("_")]
+    before = {name: getattr(nn.init, name) for name in skipped}
+    truncated = timm.layers.weight_init._trunc_normal_
+    try:
+        for name in skipped:
+            setattr(nn.init, name, lambda tensor, *_, **__: tensor)
+        timm.layers.weight_init._trunc_normal_ = lambda tensor, *_, **__: tensor
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(nn.init, name, function)
+        timm.layers.weight_init._trunc_normal_ = truncated
+
+
+@torch.no_grad()
+def draw(model: nn.Module) -> None:
+    """Every weight anew: matrices by their inputs, scales near 1, biases and tokens small."""
+    torch.manual_seed(0)
+    for name, value in model.named_parameters():
+        if name.endswith(("logit_scale", "logit_bias")):
+            value.fill_(2.0)
+        elif value.ndim > 1:
+            value.normal_(0, min(value[0].numel() ** -0.5, 0.2))
+        else:
+            value.normal_(1.0 if name.endswith(("weight", "gamma")) else 0.0, 0.1)
+
+
+def timed(run: Any) -> tuple[Any, float]:
+    """The result and its seconds of this process, which neighbours do not lengthen."""
+    start = time.process_time()
+    return run(), time.process_time() - start
+
+
+def error(got: torch.Tensor, own: torch.Tensor) -> float:
+    """The largest difference of two unit rows; NaN where a feature is no number."""
+    return float((got - own).detach().abs().max())
+
+
+def gigabytes(name: str) -> float:
+    """Of the weights in float32, without making them."""
+    import open_clip
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = open_clip.create_model(
+            name, pretrained_text=False, require_pretrained=False, device="meta"
+        )
+    return sum(p.numel() for p in model.parameters()) * 4 / 1e9
+
+
+def examine(name: str) -> dict[str, Any]:
+    """One architecture, in this process."""
+    from pvp_fast.clip.backbone import Backbone
+    from pvp_fast.clip.regions import region_support
+    from pvp_fast.errors import PvpFastError
+    from pvp_fast.modules.prompts import TextPrompts
+
+    with untrained():
+        backbone = Backbone.load(name, "random")
+    model: Any = backbone.model
+    draw(model)
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(2, 3, *backbone.image_size, generator=generator)
+    ids = backbone.tokenize(WORDS)
+    towers = [p.numel() for p in model.visual.parameters()]
+    row: dict[str, Any] = {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "image_parameters": sum(towers),
+        "image_size": list(backbone.image_size),
+        "context_length": backbone.context_length,
+        "picture": backbone.settings.source,
+    }
+    with torch.no_grad():
+        own = model.encode_image(pixels, normalize=True)
+        images, spent = timed(lambda: backbone.encode_image(pixels))
+        row["image_error"], row["image_seconds"] = error(images, own), spent / len(pixels)
+        own = model.encode_text(ids, normalize=True)
+        texts, spent = timed(lambda: backbone.encode_text(WORDS))
+        row["text_error"], row["text_seconds"] = error(texts, own), spent / len(WORDS)
+    try:
+        prompts = TextPrompts(backbone, ["dog", "teddy bear"], init="a photo of")
+        own = model.encode_text(prompts.ids, normalize=True)
+        features = prompts(backbone)
+        row["prompt_error"] = error(features, own)
+        features[:, 0].sum().backward()
+        grad: Any = prompts.ctx.grad
+        if not bool((grad.abs().sum(dim=-1) > 0).all()):
+            row["no_prompts"] = "no gradient reaches the context"
+    except PvpFastError as caught:
+        row["no_prompts"] = str(caught)
+    reason = region_support(model.visual)
+    if reason is None:
+        try:
+            with torch.no_grad():
+                regions = backbone.encode_regions(pixels)
+            row["regions"] = regions.shape[1]
+            if not bool(regions.isfinite().all()):
+                reason = "regions are not finite"
+        except PvpFastError as caught:
+            reason = str(caught)
+    if reason is not None:
+        row["no_regions"] = reason
+    row["peak_gigabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return row
+
+
+def in_a_process(name: str) -> dict[str, Any]:
+    """``examine`` in a fork, whose memory ends with it and which a lack of it kills alone."""
+    forks = multiprocessing.get_context("fork")
+    receiver, sender = forks.Pipe(duplex=False)
+    child = forks.Process(target=_answer, args=(name, sender))
+    child.start()
+    sender.close()
+    try:
+        row: dict[str, Any] = receiver.recv()
+    except EOFError:
+        row = {}
+    child.join()
+    return row or {"failed": f"the process ended with {child.exitcode}"}
+
+
+def _answer(name: str, sender: Any) -> None:
+    try:
+        sender.send(examine(name))
+    except Exception as caught:  # the row of one architecture, not the end of the run
+        traceback.print_exc()
+        sender.send({"failed": f"{type(caught).__name__}: {caught}"})
+
+
+def main() -> int:
+    import open_clip
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser.add_argument("--gigabytes", type=float, default=6.0, help="weights larger are left out")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--only", nargs="*", help="architectures; all by default")
+    given = parser.parse_args()
+    import timm
+    import transformers
+
+    versions = {
+        "open_clip": open_clip.__version__, "timm": timm.__version__,
+        "transformers": transformers.__version__, "torch": torch.__version__,
+    }  # fmt: skip
+    rows = json.loads(given.out.read_text())["architectures"] if given.out.is_file() else {}
+    without_a_hub()
+    logging.getLogger().setLevel(logging.ERROR)
+    wanted = given.only or [name for name in open_clip.list_models() if name not in rows]
+    torch.set_num_threads(1)
+    sizes = {name: gigabytes(name) for name in wanted}
+    for name in sorted(wanted, key=sizes.__getitem__):  # a run that is cut off has seen the most
+        if sizes[name] > given.gigabytes:
+            rows[name] = {"left_out": f"{sizes[name]:.1f} GB of weights"}
+        else:
+            rows[name] = in_a_process(name)
+        print(name, rows[name], flush=True)
+        data = {"versions": versions, "architectures": dict(sorted(rows.items()))}
+        with atomic_write(given.out, "w") as stream:
+            stream.write(json.dumps(data, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    # A script's folder is on its path first, where our modules could hide a library's.
+    sys.path[:] = [p for p in sys.path if not (Path(p) / "kernels" / "entrywise.py").exists()]
+    raise SystemExit(main())

@@ -9,7 +9,8 @@ import platform
 from pathlib import Path
 
 from pvp_fast import native
-from pvp_fast.errors import BackendError
+from pvp_fast.errors import BackendError, InputError
+from pvp_fast.threads import budget as threads
 
 
 def environment() -> dict[str, str]:
@@ -23,6 +24,7 @@ def environment() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "torch": f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs",
+        "threads": _threads(),
     }
     for package in ("open_clip_torch", "triton", "transformers", "simplemma", "resvg-py"):
         facts[package] = _version(package)
@@ -58,6 +60,21 @@ def describe_artifact(path: str | os.PathLike[str]) -> dict[str, str]:
     for stage, value in artifact.metrics.get("held_out_map", {}).items():
         facts[f"held-out mAP, {stage}"] = "none" if value is None else f"{value:.1f}"
     return facts
+
+
+def _threads() -> str:
+    """The budget, why it is that, and how bulk encoding deals it out."""
+    try:
+        if threads.said() is not None:
+            why = f"said by --threads or {threads.VARIABLE}"
+        else:
+            quota = threads.cpu_quota()
+            limit = "no quota" if quota is None else f"a quota of {quota:g}"
+            why = f"{threads.affinity()} CPUs by affinity, {limit}"
+        number, each = threads.streams()
+    except InputError as error:
+        return f"not available: {error}"
+    return f"{threads.budget()} ({why}); images are encoded in {number} streams of {each}"
 
 
 def _version(package: str) -> str:
@@ -115,7 +132,7 @@ def _dali() -> str:
 
 
 def _pocket() -> str:
-    folder = Path(__file__).parent / "pocket" / "weights"
+    folder = Path(__file__).parent / "clip" / "weights"
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         return f"not available: no weights in {folder}"

@@ -25,6 +25,7 @@ from pvp_fast.cli import (
     untag,
 )
 from pvp_fast.errors import PvpFastError
+from pvp_fast.threads.budget import set_budget, tell_openmp
 
 OK, ERROR, USAGE, SOME_UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 READER_GONE = 141  # as a shell reports a program that SIGPIPE ended
@@ -44,6 +45,12 @@ def _root(
     debug: bool = typer.Option(
         False, "--debug", help="Show the traceback of an error (works after the command, too)."
     ),
+    threads: int | None = typer.Option(
+        None,
+        min=1,
+        help="Threads of loader, encoder and top-k (default: PVP_FAST_THREADS, else the CPUs "
+        "that affinity and the container's quota leave).",
+    ),
 ) -> None:
     """Teach CLIP new image categories from text alone, and tag images with them.
 
@@ -51,6 +58,8 @@ def _root(
 
     Exit codes: 0 ok, 1 error, 2 wrong usage, 3 done but some images could not be read.
     """
+    set_budget(threads)
+    tell_openmp()
 
 
 app.command("demo")(demo.demo)

@@ -17,7 +17,8 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
-from pvp_fast.loaders import ImageStream, ItemSource
+from pvp_fast.loaders import Batch, ImageStream, ItemSource
+from pvp_fast.loaders.work import work_through
 from pvp_fast.metrics import average_precision, check_scores, f1_at_threshold, f1_at_topk
 from pvp_fast.pictures import PictureSettings
 
@@ -67,16 +68,24 @@ def encode_set(
     stream = ImageStream(
         ItemSource(items), backbone.preprocess, batch_size, backbone.device, pictures=pictures
     )
-    with stream, torch.no_grad():
-        for batch in stream:
-            kept += batch.indices
-            parts.append(backbone.encode_image(batch.pixels).cpu())
-            if heads:
-                regions = backbone.encode_regions(batch.pixels)
-                for version, head in heads.items():
-                    near[version].append(head.local_cosines(regions).cpu())
+
+    @torch.no_grad()
+    def encode(batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        z = backbone.encode_image(batch.pixels).cpu()
+        if not heads:
+            return z, {}
+        regions = backbone.encode_regions(batch.pixels)
+        return z, {v: head.local_cosines(regions).cpu() for v, head in heads.items()}
+
+    with stream:
+        for done in work_through(stream, encode, backbone.device):
+            if done.result is not None:
+                kept += done.indices
+                parts.append(done.result[0])
+                for version, cosines in done.result[1].items():
+                    near[version].append(cosines)
             if progress:
-                progress(stream.listed, len(items))
+                progress(done.listed, len(items))
     failures = tuple((dataset.paths[f.index], f.reason) for f in stream.failures)
     if not parts:
         path, reason = failures[0] if failures else ("dataset", "it lists no image")

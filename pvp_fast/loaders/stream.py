@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from pvp_fast.loaders.sources import open_source, passed_over
 from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Batch, Failure, Listed, Loader, Pending
 from pvp_fast.pictures import PictureSettings
+from pvp_fast.threads.budget import budget
 
 BACKENDS = ("auto", "dali", "torch")
 MODES = ("exact", "fast")
@@ -55,7 +55,7 @@ class ImageStream:
         seed, epoch: of the order and of the augmentation; ``epoch`` is the first one.
         rank, world: this process takes every ``world``-th image of the order, from ``rank`` on.
         augment: random crops and flips in place of the evaluation crop.
-        workers: threads; one for each core this process may use by default.
+        workers: threads; by default those of ``pvp_fast.threads.budget``.
         prefetch: windows read ahead of the consumer.
         pictures: how each is opened: turn, background, largest size.
         on_failure: called with each :class:`Failure`, by the thread that iterates.
@@ -113,7 +113,7 @@ class ImageStream:
         self.pictures = pictures or PictureSettings()
         self._shuffle, self._seed = shuffle, seed
         self._rank, self._world = rank, world
-        self._workers = workers or available_cores()
+        self._workers = workers or budget()
         self._on_failure = on_failure
         self._loader: Loader | None = None
         self._order: Iterator[Listed] | None = None
@@ -308,13 +308,6 @@ class ImageStream:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-
-def available_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _pick_backend(backend: str, device: torch.device) -> str:

@@ -28,9 +28,10 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
-from pvp_fast.loaders import Failure, ImageStream, ItemSource
+from pvp_fast.loaders import Batch, Failure, ImageStream, ItemSource
 from pvp_fast.loaders.samples import Sample, Source
 from pvp_fast.loaders.sources import open_source
+from pvp_fast.loaders.work import work_through
 from pvp_fast.pictures import PictureSettings
 from pvp_fast.sinks.ledger import Content, content_of, is_lasting, place
 
@@ -245,30 +246,27 @@ def embed_images(
         left.check(folder)
         shard = _Shard()
 
-        def record(complete: bool) -> None:
-            for failure in stream.failures[left.failed :]:
-                known.fail(failure, left.contents.pop(failure.index))
-            left.failed = len(stream.failures)
-            known.write(identity, stream.listed, complete=complete)
-
-        for batch in stream:
+        def encode(batch: Batch) -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
                 z = backbone.encode_image(batch.pixels)
-                near = backbone.encode_regions(batch.pixels) if regions else None
-            contents = [left.contents.pop(index) for index in batch.indices]
-            indices = tuple(known.first + index for index in batch.indices)
-            shard.add(batch.keys, indices, z, near, contents)
+                return z, backbone.encode_regions(batch.pixels) if regions else None
+
+        for done in work_through(stream, encode, backbone.device):
+            for failure in done.failures:
+                known.fail(failure, left.contents.pop(failure.index))
+            if done.result is not None:
+                contents = [left.contents.pop(index) for index in done.indices]
+                indices = tuple(known.first + index for index in done.indices)
+                shard.add(done.keys, indices, *done.result, contents)
             if progress:
-                progress(known.first + stream.listed)
-            if len(shard) >= shard_rows:
+                progress(known.first + done.listed)
+            ended = done.result is None
+            if len(shard) >= (1 if ended else shard_rows):
                 known.rows = shard.write(folder, known.rows)
-                record(complete=False)
                 shard = _Shard()
-        if len(shard):
-            known.rows = shard.write(folder, known.rows)
-        record(complete=True)
-        if progress:
-            progress(known.first + stream.listed)
+                if not ended:
+                    known.write(identity, done.listed, complete=False)
+        known.write(identity, stream.listed, complete=True)
     return EmbeddingStore(folder)
 
 
@@ -364,7 +362,6 @@ class _Left:
 
     Attributes:
         contents: what each image listed here is, as it was before it was read.
-        failed: failures of the stream that have been dealt with.
     """
 
     def __init__(
@@ -374,7 +371,6 @@ class _Left:
         self.rank, self.world = rank, world
         self.redo, self.retry_failed = redo, retry_failed
         self.contents: dict[int, Content | None] = {}
-        self.failed = 0
         self._once = False  # an iterator cannot be looked through beforehand
 
     def count(self) -> int | None:

@@ -19,7 +19,8 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, ImageError, InputError
-from pvp_fast.loaders import Failure, ImageStream, ItemSource
+from pvp_fast.loaders import Batch, Failure, ImageStream, ItemSource
+from pvp_fast.loaders.work import work_through
 from pvp_fast.pictures.settings import pictures_of
 from pvp_fast.topk.index import TagIndex
 from pvp_fast.vocabulary.categories import Category, Vocabulary
@@ -163,7 +164,8 @@ class Tagger:
             threshold: least probability; None uses each category's own threshold.
             batch_size: images encoded at once.
             prefetch: batches read in the background meanwhile; by default 2 for a list and 0 for
-                another iterable, of which no more is taken than one batch.
+                another iterable, of which no more is taken than one batch. On a CPU, batches are
+                then also encoded side by side (``pvp_fast.threads``), unless it is 0.
             errors: "report" puts a bad image's reason into its result, "raise" raises it.
 
         Returns:
@@ -224,14 +226,15 @@ class Tagger:
             prefetch=prefetch,
             pictures=self.pictures,
         )
-        reported = 0
+
+        def tags_of(batch: Batch) -> list[tuple[Tag, ...]]:
+            return self._tag_pixels(batch.pixels, top_k, threshold)
+
         with stream:
-            for batch in stream:
-                tags = self._tag_pixels(batch.pixels, top_k, threshold)
-                results = zip(batch.indices, map(TagResult, batch.keys, tags), strict=True)
-                yield from _in_order(dict(results), stream.failures[reported:], strict)
-                reported = stream.failed
-            yield from _in_order({}, stream.failures[reported:], strict)
+            for done in work_through(stream, tags_of, self.backbone.device, ahead=prefetch > 0):
+                tagged = map(TagResult, done.keys, done.result or ())
+                results = dict(zip(done.indices, tagged, strict=True))
+                yield from _in_order(results, done.failures, strict)
 
     def tag_embeddings(
         self,

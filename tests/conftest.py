@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # cores are shared among workers, not among their threads
+    os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, and for what a test starts
+
 import torch
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ CHECKS = sorted(FOLDER.glob("*_interpreter.py"))
 def test_kernels_in_the_interpreter() -> None:
     done = subprocess.run(
         [
-            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"),
+            *(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *(path.name for path in CHECKS),
         ],
         env=os.environ | {"TRITON_INTERPRET": "1"},

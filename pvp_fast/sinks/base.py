@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ except ImportError:  # not a POSIX system: two writers of one file are then not 
     fcntl = None  # type: ignore[assignment]
 
 
-class Sink:
+class Sink(abc.ABC):
     """A place for tags, used as a context manager.
 
     Leaving it without an error makes everything that was written durable. A sink that replaces a
@@ -42,6 +43,7 @@ class Sink:
         trace: TracebackType | None,
     ) -> None:
         """Finish, or give up after an error."""
+        return None  # nothing to finish
 
     def has(self, key: str) -> bool:
         """Whether this image is there already: same artifact and settings, same content.
@@ -63,6 +65,7 @@ class Sink:
         """What the user should know of the image written last, though it was written."""
         return []
 
+    @abc.abstractmethod
     def write(self, result: TagResult) -> str | None:
         """Take one image's tags, or the reason why it has none.
 
@@ -72,7 +75,6 @@ class Sink:
         Raises:
             SinkError: nothing can be written any more (full disk, no permission).
         """
-        raise NotImplementedError
 
 
 class DrySink(Sink):

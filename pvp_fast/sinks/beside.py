@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import errno
 import functools
 import os
@@ -59,9 +60,9 @@ class Beside(Sink):
         found, self.notes = self.notes, []
         return found
 
+    @abc.abstractmethod
     def _recorded(self, key: str) -> dict[str, str] | None:
         """What the file says of the run that wrote it."""
-        raise NotImplementedError
 
     def _fields(self, content: Content) -> dict[str, str]:
         return {
@@ -89,9 +90,9 @@ class Beside(Sink):
             name = os.path.basename(error.filename or result.image)
             return f"{name} cannot be written: {error.strerror or error}"
 
+    @abc.abstractmethod
     def _write(self, image: str, names: list[str], fields: dict[str, str]) -> str | None:
         """Write the file; why not, if so."""
-        raise NotImplementedError
 
     def _put(self, path: Path, data: bytes | None, old: bytes | None, lines: list[str]) -> None:
         """Put new bytes in place (None: take the file away), or say what would be done."""

@@ -16,16 +16,32 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.modules.scoring import Head
+from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.names.cache import Progress, cache_folder
-from pvp_fast.names.plan import LEARN, Costs, Plan, choose, plan_none, plan_training, shortened
-from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, store_of, zero_shot
-from pvp_fast.sentences import build_corpus, grammar_sentences
+from pvp_fast.names.plan import (
+    LEARN,
+    Costs,
+    Plan,
+    choose,
+    plan_none,
+    plan_training,
+    plan_vectors,
+    shortened,
+)
+from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, carried, head_of, store_of, zero_shot
+from pvp_fast.sentences import Corpus, FeatureCache, build_corpus, grammar_sentences
 from pvp_fast.training import TrainConfig, train
+from pvp_fast.training.gap import Perturbation
+from pvp_fast.training.vectors import Listed, VectorConfig, learn_vectors, noise_length
 from pvp_fast.vocabulary.categories import Vocabulary
 
 FORMAT = 1  # of the keys: another way to make an artifact is another key
 GRAMMAR = 6000
 PER_NAME = 6  # sentences, where that is more
+MOST = 100_000  # sentences, whatever the number of names
+HELD_OUT = 0.1
+MIX = 0.5  # share of sentences averaged with another (NOTES-method.md)
 AUTO_MINUTES = 10.0
 
 try:
@@ -74,7 +90,10 @@ class Request:
                 "minutes": self.minutes,
                 "seed": self.seed,
                 "sentences": self.sentences,
-                "config": _config(backbone, self.seed).to_dict(),
+                "config": [
+                    dataclasses.asdict(_config(backbone, learn, self.seed))
+                    for learn in ("full", "text")
+                ],
             }
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
@@ -148,9 +167,17 @@ def prepare(
     return Prepared(path, False, plan, artifact)
 
 
-def _config(backbone: Backbone, seed: int) -> TrainConfig:
-    pocket = backbone.name == "pocket"
-    return TrainConfig.demo(seed) if pocket else TrainConfig().with_seed(seed)
+def _config(backbone: Backbone, learn: str, seed: int) -> TrainConfig | VectorConfig:
+    if learn == "text":
+        return VectorConfig(seed=seed)
+    return TrainConfig.demo(seed) if backbone.name == "pocket" else TrainConfig().with_seed(seed)
+
+
+def _sentences(request: Request) -> int:
+    """How many there are, or the grammar is to write."""
+    if request.sentences is not None:
+        return len(request.sentences)
+    return min(max(GRAMMAR, PER_NAME * len(request.vocabulary)), MOST)
 
 
 def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
@@ -160,18 +187,18 @@ def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
     at_once = plan_none(backbone, len(names), new * len(TEMPLATES), costs)
     if request.learn == "none":
         return at_once
-    given = request.sentences
-    count = max(GRAMMAR, PER_NAME * len(names)) if given is None else len(given)
-    count += len(names) * 12
-    base = _config(backbone, request.seed)
+    count = _sentences(request)
 
-    def planned(config: TrainConfig) -> Plan:
-        return plan_training(backbone, config, len(names), count, costs)
+    def planned(config: TrainConfig | VectorConfig) -> Plan:
+        if isinstance(config, VectorConfig):
+            return plan_vectors(backbone, config, len(names), count, costs)
+        templates = len(names) * len(CLIP_TEMPLATES)
+        return plan_training(backbone, config, len(names), count + templates, costs)
 
     def shorter(plan: Plan, share: float) -> Plan:
-        return planned(shortened(plan.config or base, share))
+        return plan if plan.config is None else planned(shortened(plan.config, share))
 
-    plans = [planned(dataclasses.replace(base, learn=learn)) for learn in ("full", "text")]
+    plans = [planned(_config(backbone, learn, request.seed)) for learn in ("full", "text")]
     if request.learn != "auto":
         plans = [plan for plan in plans if plan.learn == request.learn]
         if request.minutes is None:
@@ -190,38 +217,72 @@ def _make(
     say: Callable[[str], None],
     encoded: Progress | None,
 ) -> Artifact:
-    vocabulary = request.vocabulary
+    vocabulary, models = request.vocabulary, root / "models"
+    plain = zero_shot(backbone, vocabulary.names, models, progress=encoded)
     if plan.config is None:
-        head = zero_shot(backbone, vocabulary.names, root / "models", progress=encoded)
         artifact = Artifact(
             vocabulary=vocabulary,
             backbone=backbone.record(),
-            head=head,
+            head=plain,
             config={"learn": "none"},
             metrics={"templates": list(TEMPLATES)},
         )
-        artifact.save(folder / "artifact")
-        return artifact
-    config = _settled(plan.config, folder)
-    texts: Sequence[str] | None = request.sentences
-    source = "given sentences"
-    if texts is None:
-        count = max(GRAMMAR, PER_NAME * len(vocabulary))
-        texts = grammar_sentences(vocabulary, count, seed=request.seed)
-        source = f"grammar {count}"
-    corpus = build_corpus(texts, vocabulary, source=source)
-    for line in corpus.summary():
-        say(line)
-    return train(backbone, corpus, folder, config, progress=progress)
+    else:
+        texts: Sequence[str] | None = request.sentences
+        source = "given sentences"
+        if texts is None:
+            texts = grammar_sentences(vocabulary, _sentences(request), seed=request.seed)
+            source = f"grammar {len(texts)}"
+        # Names through templates are there already; class vectors start from them.
+        vectors = isinstance(plan.config, VectorConfig)
+        corpus = build_corpus(texts, vocabulary, templates=not vectors, source=source)
+        for line in corpus.summary(templates=not vectors):
+            say(line)
+        config = _settled(plan.config, folder)
+        if isinstance(config, VectorConfig):
+            artifact = _from_vectors(backbone, corpus, plain, config, folder)
+        else:
+            artifact = train(backbone, corpus, folder, config, progress=progress)
+        head = carried(backbone, artifact.head, plain, models)
+        artifact = dataclasses.replace(artifact, head=head)
+    artifact.save(folder / "artifact")
+    return artifact
 
 
-def _settled(config: TrainConfig, folder: Path) -> TrainConfig:
+def _from_vectors(
+    backbone: Backbone, corpus: Corpus, plain: Head, config: VectorConfig, folder: Path
+) -> Artifact:
+    seen, unseen = corpus.split(HELD_OUT, config.seed)
+    cache = FeatureCache(folder / "features")
+    train_on, judged = (
+        Listed.of(cache.features(backbone, part), part.labels)
+        for part in (seen, unseen if len(unseen) else seen)
+    )
+    names = plain.adapter.original
+    sigma = noise_length(train_on, names, config.seed)
+    found = learn_vectors(train_on, judged, names, Perturbation(sigma, MIX), config)
+    return Artifact(
+        vocabulary=corpus.vocabulary,
+        backbone=backbone.record(),
+        head=head_of(names, found.w, alpha=1.0),
+        config={"learn": "text", **dataclasses.asdict(config)},
+        metrics={
+            "held_out_map": {"names": found.names_map, "class vectors": found.learned_map},
+            "sentences": len(seen),
+            "held_out": len(unseen),
+            "gap_sigma": sigma,
+        },
+    )
+
+
+def _settled(config: TrainConfig | VectorConfig, folder: Path) -> TrainConfig | VectorConfig:
     """The configuration of a run that was cut off goes on, though costs measure anew."""
     path = folder / "plan.json"
     with contextlib.suppress(OSError, ValueError, TypeError, InputError):
-        return TrainConfig.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return VectorConfig(**values) if "epochs" in values else TrainConfig.from_dict(values)
     with atomic_write(path, "w") as stream:
-        json.dump(config.to_dict(), stream)
+        json.dump(dataclasses.asdict(config), stream)
     return config
 
 

@@ -24,11 +24,13 @@ from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training import TrainConfig
+from pvp_fast.training.vectors import VectorConfig
 
 LEARN = ("none", "text", "full", "auto")
 LEAST_SHARE = 0.25  # of a stage's steps; with fewer, the cheaper way is the better one
 FLOPS = 2e10  # of a product on two cores; only the adapter's small part depends on it
 STEP = 0.02  # seconds of a step beside its prompts: loss, optimiser, log
+WRITING = 0.0005  # seconds of a sentence: written and labelled
 GIB = 1 << 30
 
 
@@ -86,14 +88,14 @@ class Plan:
     """What will be done and what it takes.
 
     Attributes:
-        learn: "none", "text" or "full". config: of the training; None for "none".
+        learn: "none", "text" or "full". config: of the learning; None for "none".
         categories: C. sentences: how many there will be, templates among them; 0 for "none".
         stages: (name, seconds). memory, disk: bytes.
         why: what decided, where something did.
     """
 
     learn: str
-    config: TrainConfig | None
+    config: TrainConfig | VectorConfig | None
     categories: int
     sentences: int
     stages: tuple[tuple[str, float], ...]
@@ -109,7 +111,7 @@ class Plan:
         """The plan in words, for a person."""
         what = {
             "none": "nothing is learned, names through prompt templates",
-            "text": "text prompts, learned from sentences",
+            "text": "class vectors, learned from sentences",
             "full": "all stages: pseudo visual prompts, transfer, dual adapter",
         }[self.learn]
         counted = f"{self.categories} categories"
@@ -174,6 +176,21 @@ def plan_none(backbone: Backbone, names: int, missing_texts: int, costs: Costs) 
     )
 
 
+def plan_vectors(
+    backbone: Backbone, config: VectorConfig, names: int, sentences: int, costs: Costs
+) -> Plan:
+    """Class vectors from so many sentences that the grammar writes."""
+    width = backbone.embed_dim
+    products = 6 * config.batch_size * min(names, config.sampled) * width / FLOPS
+    stages = (
+        ("sentences", sentences * (costs.text + WRITING)),
+        ("class vectors", config.steps(sentences) * (products + 0.2 * STEP)),
+    )
+    memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
+    disk = sentences * width * 2 + names * width * 4 * 4
+    return Plan("text", config, names, sentences, stages, memory, disk)
+
+
 def plan_training(
     backbone: Backbone, config: TrainConfig, names: int, sentences: int, costs: Costs
 ) -> Plan:
@@ -206,8 +223,10 @@ def _model_bytes(backbone: Backbone) -> int:
     return 600 * (1 << 20) + 2 * weights
 
 
-def shortened(config: TrainConfig, share: float) -> TrainConfig:
+def shortened(config: TrainConfig | VectorConfig, share: float) -> TrainConfig | VectorConfig:
     """The same stages with that share of their steps."""
+    if isinstance(config, VectorConfig):
+        return dataclasses.replace(config, epochs=config.epochs * share)
     sections = {}
     for name in ("visual", "text", "adapter", "local_prompts"):
         section = getattr(config, name)

@@ -54,8 +54,12 @@ class Corpus:
             if any(not 0 <= label <= highest for label in row):
                 raise CorpusError(f"labels[{position}] is {row}; indices go from 0 to {highest}")
 
-    def summary(self) -> list[str]:
-        """Sentences for a person: what of the given text counted, and what it lacks."""
+    def summary(self, *, templates: bool = True) -> list[str]:
+        """Sentences for a person: what of the given text counted, and what it lacks.
+
+        Args:
+            templates: whether prompt templates stand in for what no sentence mentions.
+        """
         lines = [f"{len(self)} labelled sentences for {len(self.vocabulary)} categories"]
         if self.read:
             origin = f" of {self.source}" if self.source else ""
@@ -64,10 +68,12 @@ class Corpus:
             )
         if self.read and self.unmentioned:
             shown = ", ".join(self.unmentioned[:SHOWN])
+            rest = "prompt templates are all there is to learn from"
+            rest = rest if templates else "their names are all there is"
             more = f" and {len(self.unmentioned) - SHOWN} more" * (len(self.unmentioned) > SHOWN)
             lines.append(
-                f"no sentence mentions {shown}{more}: prompt templates are all there is to learn "
-                "from; give synonyms, or sentences about what is missing"
+                f"no sentence mentions {shown}{more}: {rest}; give synonyms, or sentences about "
+                "what is missing"
             )
         return lines
 

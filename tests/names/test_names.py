@@ -13,9 +13,10 @@ from pvp_fast import Backbone, Tagger, Vocabulary
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.names import NameVectors, Request, cache_folder, prepare, zero_shot
 from pvp_fast.names import learn as learning
-from pvp_fast.names.plan import Costs, choose, plan_none, plan_training, shortened
+from pvp_fast.names.plan import Costs, choose, plan_none, plan_training, plan_vectors, shortened
 from pvp_fast.names.zero_shot import calibration
 from pvp_fast.training import LoopConfig, TrainConfig
+from pvp_fast.training.vectors import VectorConfig
 
 NAMES = ["dog", "cat", "car", "pizza"]
 
@@ -83,14 +84,14 @@ def test_an_artifact_of_nothing_learned_holds_one_bank(backbone: Backbone, tmp_p
 def test_sentences_teach_a_list(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, learn: str
 ) -> None:
-    def few(_: Backbone, seed: int) -> TrainConfig:
-        return shortened(TrainConfig.demo(seed), 0.02)
-
-    monkeypatch.setattr(learning, "_config", few)
+    plain = learning._config
+    monkeypatch.setattr(learning, "_config", lambda *given: shortened(plain(*given), 0.02))
+    monkeypatch.setattr(backbone, "name", "pocket")  # the short preset
     sentences = tuple(f"a {a} beside a {b}" for a in NAMES for b in NAMES)
     request = Request(Vocabulary(NAMES), learn, sentences=sentences)
     tagger = Tagger(prepare(request, backbone, cache=tmp_path).loaded(), backbone)
     assert tagger.artifact.config["learn"] == learn
+    assert len(set(tagger.artifact.head.thresholds.tolist())) == 1  # carried over from the names
     assert (tagger.artifact.state is None) == (learn == "text")
     assert prepare(request, backbone, cache=tmp_path).cached
 
@@ -132,15 +133,15 @@ def test_more_names_make_each_less_probable() -> None:
 def test_auto_takes_the_best_that_fits(backbone: Backbone) -> None:
     costs = Costs(text=0.001, prompt=0.01, image=0.1)
     base = TrainConfig(text=dataclasses.replace(TrainConfig().text, loop=LoopConfig(steps=100)))
-    full, text = (
-        plan_training(backbone, dataclasses.replace(base, learn=learn), 50, 1000, costs)
-        for learn in ("full", "text")
-    )
+    full = plan_training(backbone, base, 50, 1000, costs)
+    text = plan_vectors(backbone, VectorConfig(epochs=50), 50, 1000, costs)
     none = plan_none(backbone, 50, 200, costs)
-    assert full.seconds > 100 * text.seconds / 10 > none.seconds
+    assert full.seconds > 10 * text.seconds > none.seconds
 
     def shorter(plan: Any, share: float) -> Any:
-        return plan_training(backbone, shortened(plan.config, share), 50, 1000, costs)
+        config = shortened(plan.config, share)
+        remake: Any = plan_vectors if plan.learn == "text" else plan_training
+        return remake(backbone, config, 50, 1000, costs)
 
     def pick(minutes: float | None, memory: int = 1 << 40) -> Any:
         return choose([full, text, none], minutes, shorter, memory)

@@ -25,6 +25,7 @@ from pvp_fast.clip.settings import (
     settings_for_file,
     settings_of_tag,
 )
+from pvp_fast.clip.undrawn import never_loaded, undrawn
 from pvp_fast.errors import BackboneError
 
 _SAFE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -111,17 +112,24 @@ def _model(
 ) -> Any:
     import open_clip
 
-    weights = None if hosted or pretrained == "random" else pretrained
+    random = pretrained == "random"
+    weights = None if hosted or random else pretrained
     try:
-        with _rng_kept(), _quiet():
-            return open_clip.create_model(
+        with _rng_kept(), _quiet(), contextlib.nullcontext() if random else undrawn():
+            model = open_clip.create_model(
                 name,
                 pretrained=weights,
                 pretrained_text=False,  # a whole checkpoint follows, or random was asked for
-                require_pretrained=pretrained != "random",
+                require_pretrained=not random,
                 force_quick_gelu=bool(settings and settings.quick_gelu),
                 weights_only=True,
             )
+        lacking = [] if random else never_loaded(model)
+        if lacking:
+            raise ValueError(
+                f"it lacks {len(lacking)} weights, {', '.join(lacking[:3])} among them"
+            )
+        return model
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
         detail = str(error) or type(error).__name__
         if not online and (hosted or not Path(pretrained or "").is_file()):

@@ -55,6 +55,7 @@ def describe_artifact(path: str | os.PathLike[str]) -> dict[str, str]:
         "backbone": f"{artifact.backbone.get('name')} {artifact.backbone.get('pretrained') or ''}",
         "fingerprint": str(artifact.backbone.get("fingerprint")),
         "width": str(artifact.backbone.get("embed_dim")),
+        "trained in": str(artifact.backbone.get("precision", "float32")),
         "local branch": "yes" if artifact.has_local else "no",
     }
     for stage, value in artifact.metrics.get("held_out_map", {}).items():

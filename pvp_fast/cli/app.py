@@ -24,6 +24,7 @@ from pvp_fast.cli import (
     train,
     untag,
 )
+from pvp_fast.clip.usual import VARIABLE, set_precision
 from pvp_fast.errors import PvpFastError
 from pvp_fast.threads.budget import set_budget, tell_openmp
 
@@ -51,6 +52,11 @@ def _root(
         help="Threads of loader, encoder and top-k (default: PVP_FAST_THREADS, else the CPUs "
         "that affinity and the container's quota leave).",
     ),
+    precision: str | None = typer.Option(
+        None,
+        help="What CLIP computes in: float32, bfloat16, float16 (GPUs), or auto, the fastest here "
+        "(default: PVP_FAST_PRECISION, else auto).",
+    ),
 ) -> None:
     """Teach CLIP new image categories from text alone, and tag images with them.
 
@@ -60,6 +66,7 @@ def _root(
     """
     set_budget(threads)
     tell_openmp()
+    set_precision(precision or os.environ.get(VARIABLE) or "auto")
 
 
 app.command("demo")(demo.demo)
@@ -84,6 +91,14 @@ def run(argv: Sequence[str]) -> int:
     end = words.index("--") if "--" in words else len(words)
     debug = "--debug" in words[:end]
     words = [w for w in words[:end] if w != "--debug"] + words[end:]
+    try:
+        return _run(words, debug)
+    finally:  # what was said for this command
+        set_budget(None)
+        set_precision(None)
+
+
+def _run(words: list[str], debug: bool) -> int:
     try:
         code = typer.main.get_command(app).main(words, "pvp-fast", standalone_mode=False)
         return code if isinstance(code, int) else OK

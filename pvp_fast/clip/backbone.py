@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from pvp_fast.clip.logit_record import LogitRecord, logit_record
+from pvp_fast.clip.precision import DTYPES, cast, resolve
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
 from pvp_fast.clip.settings import WeightSettings
 from pvp_fast.clip.text_tower import Tower, real_until
 from pvp_fast.clip.text_view import text_view
+from pvp_fast.clip.usual import usual_precision
 from pvp_fast.errors import BackboneError, InputError
 
 __all__ = ["Backbone", "Preprocess"]
@@ -57,21 +58,20 @@ class Backbone(nn.Module):
         """Wrap an open_clip model; ``load`` is the usual way in.
 
         Args:
-            model: an open_clip CLIP, CustomTextCLIP or CoCa. It is frozen in place.
+            model: an open_clip CLIP, CustomTextCLIP or CoCa. It is frozen, and cast, in place.
             tokenizer: open_clip's: list of texts -> (N, context) token numbers.
             preprocess: what turns a photo into this model's input.
-            precision: "float32", or "bfloat16" to run the encoders under autocast.
+            precision: "float32" (the weights as they are), "bfloat16", "float16" (GPUs), or "auto"
+                for the fastest of them here; see :mod:`pvp_fast.clip.precision`.
             settings: where ``preprocess`` and the activation come from; by default they are
                 whatever the two objects have.
         """
         super().__init__()
-        if precision not in ("float32", "bfloat16"):
-            raise InputError(f"precision={precision!r}: use 'float32' or 'bfloat16'")
         self.model = model.eval().requires_grad_(False)
         clip = self._clip
         self.name = name
         self.pretrained = pretrained
-        self.precision = precision
+        self.precision = resolve(precision, model)
         self.preprocess = preprocess
         self.settings = settings or WeightSettings(
             preprocess.mean,
@@ -98,6 +98,9 @@ class Backbone(nn.Module):
             self._no_text_tower = ""
         except BackboneError as error:  # only prompts need it: say so when they ask
             self._text, self._no_text_tower = None, str(error)
+        if self.precision != "float32":
+            _ = self.fingerprint  # of the weights as they were read
+            cast(model, self.precision)
 
     @classmethod
     def load(
@@ -106,7 +109,7 @@ class Backbone(nn.Module):
         pretrained: str | None = None,
         *,
         device: str | torch.device = "cpu",
-        precision: str = "float32",
+        precision: str | None = None,
         like: str | Mapping[str, Any] | None = None,
     ) -> Backbone:
         """Load a model by name.
@@ -116,6 +119,8 @@ class Backbone(nn.Module):
                 photos, see :mod:`pvp_fast.clip.auto`), an open_clip architecture ("ViT-B-32"), or
                 open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO", or "transformers:FOLDER",
                 a CLIP or SigLIP that transformers wrote (safetensors).
+            precision: what the encoders compute in: "float32", "bfloat16", "float16" or "auto"; by
+                default float32, or what ``PVP_FAST_PRECISION`` says.
             pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
                 torch file of plain tensors), or "random" for untrained weights (tests, timing).
             like: for weights from a file, the tag whose picture and activation they share. Left
@@ -155,7 +160,7 @@ class Backbone(nn.Module):
             parts.preprocess,
             name=name,
             pretrained=pretrained,
-            precision=precision,
+            precision=precision or usual_precision(),
             settings=parts.settings,
         )
 
@@ -209,6 +214,7 @@ class Backbone(nn.Module):
             "pretrained": self.pretrained,
             "fingerprint": self.fingerprint,
             "embed_dim": self.embed_dim,
+            "precision": self.precision,
             "settings": self.settings.to_dict(),
         }
 
@@ -254,16 +260,16 @@ class Backbone(nn.Module):
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, D) unit rows. Never builds a graph."""
         batches = [torch.zeros(0, self.embed_dim, device=self.device)]
-        for ids in self._id_batches(texts, batch_size):
-            if self._text is None:
-                with self._autocast():
-                    features = self._clip.encode_text(ids)
-                batches.append(_unit(features))
-            else:
-                with self._autocast():
-                    features = self._text.encode_ids(ids)
-                batches.append(_unit(features))
-        return torch.cat(batches) if len(batches) != 2 else batches[1]
+        every = self.tokenize(texts)
+        # Texts of like length share a batch: a causal tower then computes no padding.
+        causal = self._text is not None and len(every) > batch_size
+        length = self._text.end(every) if causal and self._text else torch.zeros(len(every))
+        order = length.argsort(stable=True)
+        for ids in self._id_batches(every[order], batch_size):
+            encode = self._clip.encode_text if self._text is None else self._text.encode_ids
+            batches.append(_unit(encode(ids)))
+        features = torch.cat(batches)
+        return torch.empty_like(features).index_copy_(0, order.to(features.device), features)
 
     @torch.no_grad()
     def encode_text_tokens(
@@ -282,10 +288,8 @@ class Backbone(nn.Module):
         shape = (0, self.context_length)
         features = [torch.zeros(*shape, self.embed_dim, device=self.device)]
         masks = [torch.zeros(shape, dtype=torch.bool, device=self.device)]
-        for ids in self._id_batches(texts, batch_size):
-            with self._autocast():
-                tokens = tower.encode_tokens(tower.embed(ids), ids)
-            features.append(_unit(tokens))
+        for ids in self._id_batches(self.tokenize(texts), batch_size):
+            features.append(_unit(tower.encode_tokens(tower.embed(ids), ids)))
             masks.append(real_until(tower.end(ids), self.context_length))
         if len(features) == 2:
             return features[1], masks[1]
@@ -293,7 +297,7 @@ class Backbone(nn.Module):
 
     def embed_tokens(self, ids: torch.Tensor) -> torch.Tensor:
         """(N, context) token numbers -> (N, context, W), before positions are added."""
-        return self._tower().embed(ids.to(self.device))
+        return _at_least_float(self._tower().embed(ids.to(self.device)))
 
     def text_end(self, ids: torch.Tensor) -> torch.Tensor:
         """(N, context) token numbers -> (N,) int64, where each text ends."""
@@ -327,10 +331,10 @@ class Backbone(nn.Module):
             raise InputError(f"end has shape {tuple(end.shape)}; give ({embedded.shape[0]},)")
         if ids is not None and ids.shape != embedded.shape[:2]:
             raise InputError(f"ids has shape {tuple(ids.shape)}; give {tuple(embedded.shape[:2])}")
-        with self._autocast():
-            features = tower.encode(
-                embedded, end.to(embedded.device), None if ids is None else ids.to(embedded.device)
-            )
+        embedded = embedded.to(DTYPES.get(self.precision, embedded.dtype))
+        features = tower.encode(
+            embedded, end.to(embedded.device), None if ids is None else ids.to(embedded.device)
+        )
         return _unit(features)
 
     # --- images -------------------------------------------------------------------------------
@@ -347,9 +351,8 @@ class Backbone(nn.Module):
             BackboneError: the image tower has none; it says why.
         """
         self._check_pixels(pixels)
-        with self._autocast():
-            features = region_features(self._clip.visual, pixels.to(self.device, self.dtype))
-        return _unit(features)
+        pixels = pixels.to(self.device, self.dtype)
+        return _unit(region_features(self._clip.visual, pixels))
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -358,8 +361,7 @@ class Backbone(nn.Module):
         return self.model
 
     def _image(self, pixels: torch.Tensor) -> torch.Tensor:
-        with self._autocast():
-            features: torch.Tensor = self._clip.encode_image(pixels.to(self.device, self.dtype))
+        features: torch.Tensor = self._clip.encode_image(pixels.to(self.device, self.dtype))
         return features
 
     def _check_pixels(self, pixels: torch.Tensor) -> None:
@@ -375,22 +377,18 @@ class Backbone(nn.Module):
             raise BackboneError(self._no_text_tower)
         return self._text
 
-    def _id_batches(self, texts: Sequence[str], batch_size: int) -> list[torch.Tensor]:
+    def _id_batches(self, ids: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
-        ids = self.tokenize(texts)
         return [chunk.to(self.device) for chunk in ids.split(batch_size)] if len(ids) else []
 
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.precision == "float32":
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+def _at_least_float(values: torch.Tensor) -> torch.Tensor:
+    return values.float() if values.dtype in DTYPES.values() else values
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
-    if features.dtype in (torch.bfloat16, torch.float16):
-        features = features.float()
-    return F.normalize(features, dim=-1)
+    return F.normalize(_at_least_float(features), dim=-1)
 
 
 def _context_length(clip: Any, tokenizer: Tokenizer) -> int:

@@ -169,6 +169,9 @@ class FeatureCache:
         rows = len(corpus)
         if rows == 0:  # a memory map cannot be empty
             return [np.zeros((0, *a.row), a.dtype) for a in arrays]
+        precision = getattr(backbone, "precision", "float32")
+        if precision != "float32":
+            kind = f"{kind}-{precision}"
         key = f"{kind}-{backbone.fingerprint[:16]}-{corpus.sentences_fingerprint[:16]}"
         self.root.mkdir(parents=True, exist_ok=True)
         identity = {
@@ -242,11 +245,17 @@ class FeatureCache:
                 progress(done, rows)
             for start in range(done, rows, block):
                 stop = min(start + block, rows)
-                for first in range(start, stop, batch_size):
-                    batch = encode(list(sentences[first : min(first + batch_size, stop)]))
-                    for array, stream, values in zip(arrays, streams, batch, strict=True):
-                        stream.seek(len(array.header(rows)) + first * array.row_bytes)
-                        stream.write(np.ascontiguousarray(values, array.dtype).tobytes())
+                # Sentences of like length share a batch, of which the longest counts.
+                order = sorted(range(start, stop), key=lambda row: len(sentences[row]))
+                whole = [np.empty((stop - start, *a.row), a.dtype) for a in arrays]
+                for first in range(0, len(order), batch_size):
+                    chosen = order[first : first + batch_size]
+                    batch = encode([sentences[row] for row in chosen])
+                    for into, values in zip(whole, batch, strict=True):
+                        into[np.asarray(chosen) - start] = values
+                for array, stream, values in zip(arrays, streams, whole, strict=True):
+                    stream.seek(len(array.header(rows)) + start * array.row_bytes)
+                    stream.write(values.tobytes())
                 for written in streams:  # on disk before the record says so
                     written.flush()
                     os.fsync(written.fileno())

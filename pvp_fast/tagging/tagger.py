@@ -89,8 +89,13 @@ class Tagger:
         *,
         device: str = "cpu",
         backbone: Backbone | None = None,
+        precision: str | None = None,
     ) -> Tagger:
         """Load an artifact folder and, unless given, the CLIP it names.
+
+        Args:
+            precision: as for :meth:`Backbone.load`; any that the device has, whatever the
+                artifact was trained in.
 
         Raises:
             ArtifactError: the folder is missing or damaged, or does not fit the backbone.
@@ -100,7 +105,11 @@ class Tagger:
         if backbone is None:
             spec = artifact.backbone
             backbone = Backbone.load(
-                spec["name"], spec["pretrained"], device=device, like=spec.get("settings")
+                spec["name"],
+                spec["pretrained"],
+                device=device,
+                precision=precision,
+                like=spec.get("settings"),
             )
         return cls(artifact, backbone)
 

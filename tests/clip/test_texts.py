@@ -191,3 +191,28 @@ def test_names_that_a_model_reads_as_one_are_told_at_training(
         pytest.raises(InputError, match="another"),
     ):
         train(siglip, corpus, folder, TrainConfig.demo(), progress=False)
+
+
+def test_texts_of_like_length_share_a_batch_and_come_back_in_order(pocket: Backbone) -> None:
+    texts = ["a dog", "a dog beside two cats on a red sofa in a small room", "cup"] * 5
+    seen: list[int] = []
+    encode = pocket._text.encode_ids  # type: ignore[union-attr]
+
+    class Watched:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tower, name)
+
+        def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
+            seen.append(int(tower.end(ids).max()))
+            return encode(ids)
+
+    tower, whole = pocket._text, pocket.encode_text(texts, batch_size=15)
+    try:
+        pocket._text = Watched()
+        parts = pocket.encode_text(texts, batch_size=5)
+    finally:
+        pocket._text = tower
+    assert len(set(seen)) == 3
+    assert seen == sorted(seen)
+    assert (parts - whole).abs().max() < 1e-6
+    assert torch.equal(parts[0], parts[3])

@@ -107,7 +107,7 @@ def test_an_interrupted_run_goes_on_after_its_last_block(
     features = store.features(
         second, corpus, batch_size=4, progress=lambda done, total: steps.append(done)
     )
-    assert second.asked == list(corpus.sentences[12:])
+    assert sorted(second.asked) == sorted(corpus.sentences[12:])
     assert steps[0] == 12
     np.testing.assert_array_equal(features, expected(corpus))
     assert not list(tmp_path.glob("*.partial"))

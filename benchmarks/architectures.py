@@ -299,7 +299,11 @@ def main() -> int:
         else:
             rows[name] = in_a_process(name)
         print(name, rows[name], flush=True)
-        data = {"versions": versions, "architectures": dict(sorted(rows.items()))}
+        data = {
+            "versions": versions,
+            "known": len(open_clip.list_models()),
+            "architectures": dict(sorted(rows.items())),
+        }
         with atomic_write(given.out, "w") as stream:
             stream.write(json.dumps(data, indent=1) + "\n")
     return 0

@@ -254,6 +254,46 @@ def training(results: Path) -> str:
     return markdown(["", "days on one", "memory"], body)
 
 
+def architectures(results: Path) -> str:
+    """What works on each architecture of open_clip, and a sentence of totals above it."""
+    data = read("architectures.json", results)
+    rows = data["architectures"]
+    seen = {name: row for name, row in rows.items() if "image_error" in row}
+    whys = [row["left_out"] for row in rows.values() if "left_out" in row]
+    failed = [name for name, row in rows.items() if "failed" in row]
+    errors = [row[key] for row in seen.values() for key in ("image_error", "text_error")]
+    prompts = sum("no_prompts" not in row for row in seen.values())
+    regions = sum("no_regions" not in row for row in seen.values())
+    versions = ", ".join(f"{name} {version}" for name, version in data["versions"].items())
+    text = (
+        f"{len(seen)} of {data['known']} architectures were built ({versions}). Both encoders "
+        f"equal open_clip's, by at most {max(errors):.0e} in a unit row; prompts are learned on "
+        f"{prompts}, regions exist on {regions}."
+    )
+    if whys:
+        text += f" Too large for this run: {len(whys)} ({', '.join(sorted(set(whys)))})."
+    if failed:
+        text += f" Not built: {', '.join(failed)}."
+    lines = [
+        [
+            name,
+            f"{row['parameters'] / 1e6:.0f}",
+            "x".join(str(side) for side in row["image_size"]),
+            str(row["context_length"]),
+            f"{row['image_error']:.0e}, {row['text_error']:.0e}",
+            row.get("no_prompts", "yes"),
+            row.get("no_regions") or str(row["regions"]),
+            f"{row['image_seconds'] * 1000:.0f}",
+            f"{row['text_seconds'] * 1000:.0f}",
+            row["picture"].removesuffix(f" of {name}").removesuffix(f" of {name} are published"),
+        ]
+        for name, row in seen.items()
+    ]
+    header = ["architecture", "million weights", "pixels", "tokens", "difference, image and text",
+              "prompts", "regions", "ms an image", "ms a text", "its picture is"]  # fmt: skip
+    return f"{text}\n\n{markdown(header, lines)}"
+
+
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "styles": styles,
@@ -265,6 +305,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "deployment": deployment,
     "storage": storage,
     "training": training,
+    "architectures": architectures,
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import math
 import os
@@ -215,12 +214,3 @@ def safe_join(root: str | os.PathLike[str], relative: str, links: bool = False) 
     if not joined.is_relative_to(base):
         raise InputError(f"path {relative!r} leads outside {base}; keep it relative to that folder")
     return joined
-
-
-def sha256_file(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        for block in iter(lambda: stream.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()

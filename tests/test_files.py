@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from pvp_fast.errors import InputError
-from pvp_fast.files import atomic_write, json_text, safe_join, sha256_file
+from pvp_fast.files import atomic_write, json_text, safe_join
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -45,11 +45,6 @@ def test_paths_do_not_leave_the_root(tmp_path: Path, bad: str) -> None:
     with pytest.raises(InputError, match="outside"):
         safe_join(root, bad)
     assert safe_join(root, "a/b") == root / "a" / "b"
-
-
-def test_sha256_of_known_bytes(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert sha256_file(tmp_path / "x").startswith("ba7816bf8f01cfea")
 
 
 def test_json_has_null_where_a_number_is_not_finite() -> None:

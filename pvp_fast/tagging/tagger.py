@@ -7,7 +7,6 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -390,9 +389,3 @@ def _probability(logit: float) -> float:
     # Not torch.sigmoid: it rounds the ends of a tensor differently from its middle, and a tag's
     # score must not depend on how many categories there are.
     return 1 / (1 + math.exp(-logit)) if logit > -700 else 0.0
-
-
-def artifact_path(path: str | os.PathLike[str]) -> Path:
-    """The artifact folder of a run folder, or the folder itself."""
-    folder = Path(path)
-    return folder / "artifact" if (folder / "artifact").is_dir() else folder

@@ -20,7 +20,7 @@ def elementwise() -> Callable[[], object]:
 
 
 def pool() -> Callable[[], object]:
-    from pvp_fast.kernels.pool import pool as launch
+    from pvp_fast.kernels.pool import pool_fwd as launch
 
     z = torch.randn(256, 196, 768, device="cuda").bfloat16()
     w = torch.randn(80, 768, device="cuda").bfloat16()

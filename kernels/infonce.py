@@ -32,11 +32,15 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
+from pvp_fast.losses.similarity import combine_online
 
 from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 
 # A tile of a block: 16 scores a thread.
 BLOCK_R, BLOCK_C = 16, 128
+# What may be None, all or nothing.
+_HAS_Y = {"HAS_Y": lambda launch: launch["y_ptr"] is not None}
+_HAS = _HAS_Y | {"HAS_NORMS": lambda launch: launch["row_inverse_ptr"] is not None}
 
 
 class Tiles(NamedTuple):
@@ -97,13 +101,14 @@ def _block_cosines(
     return s
 
 
+@triton.heuristics(_HAS)
 @triton.jit
-def _block_sums_kernel(
+def _block_fwd_kernel(
     s_ptr,  # (R, C) float32 products, row stride given
-    row_inverse_ptr,  # (R,) float32: 1/‖x_i‖
+    row_inverse_ptr,  # (R,) float32: 1/‖x_i‖, or None
     col_inverse_ptr,  # (C,) float32: 1/‖w_j‖
     scale_ptr,  # (1,) float32
-    y_ptr,  # (R, C), strides given
+    y_ptr,  # (R, C), strides given, or None for pairs
     y_rows_ptr,  # (R,) float32: 1 / Σ_j y_ij
     y_cols_ptr,  # (C,) float32: 1 / Σ_i y_ij
     row_part_ptr,  # (2, n_col_tiles, R) float32: maximum and sum of a tile's rows
@@ -157,13 +162,14 @@ def _block_sums_kernel(
     tl.store(col_out + col_plane, col_total, mask=in_col)
 
 
+@triton.heuristics(_HAS)
 @triton.jit
-def _block_gradient_kernel(
+def _block_bwd_kernel(
     s_ptr,  # (R, C) float32 products, row stride given
-    row_inverse_ptr,  # (R,) float32
+    row_inverse_ptr,  # (R,) float32, or None
     col_inverse_ptr,  # (C,) float32
     scale_ptr,  # (1,) float32
-    y_ptr,  # (R, C), strides given
+    y_ptr,  # (R, C), strides given, or None for pairs
     y_rows_ptr,  # (R,) float32
     y_cols_ptr,  # (C,) float32
     row_top_ptr,  # (R,) float32
@@ -211,23 +217,24 @@ def _block_gradient_kernel(
     tl.store(out, (g * unit).to(out_ptr.dtype.element_ty), mask=valid)
 
 
+@triton.heuristics(_HAS_Y)
 @triton.jit
-def _tile_sums_kernel(
+def _tile_fwd_kernel(
     x_ptr,  # (N, D), contiguous: the rows
     w_ptr,  # (N, D), contiguous: the columns
     x_inverse_ptr,  # (N,) float32
     w_inverse_ptr,  # (N,) float32
     scale_ptr,  # (1,) float32
-    y_ptr,  # (N, N), strides given
+    y_ptr,  # (N, N), strides given, or None for pairs
     y_rows_ptr,  # (N,) float32
     y_cols_ptr,  # (N,) float32
-    sum_ptr,  # (2, n_shares, N) float32: maximum and sum of each row over a share of the columns
-    target_ptr,  # (n_shares, N) float32: Σ_j s · t
+    sum_ptr,  # (2, n_parts, N) float32: maximum and sum of each row over a part of the columns
+    target_ptr,  # (n_parts, N) float32: Σ_j s · t
     n,
     width,
-    n_shares,
-    per_share,  # columns of a share
-    plane,  # n_shares · N
+    n_parts,
+    part_cols,  # columns of a part
+    plane,  # n_parts · N
     y_row,
     y_col,
     HAS_Y: tl.constexpr,
@@ -239,16 +246,16 @@ def _tile_sums_kernel(
     BLOCK_D: tl.constexpr,
 ):
     pid = tl.program_id(0)
-    share = (pid % n_shares).to(tl.int64)
-    rows = (pid // n_shares).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    part = (pid % n_parts).to(tl.int64)
+    rows = (pid // n_parts).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
     in_row = rows < n
     x_at = x_ptr + rows[:, None] * width
     x_inverse = tl.load(x_inverse_ptr + rows, mask=in_row, other=0.0) * tl.load(scale_ptr)
     top = tl.full((BLOCK_R,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_R,), tl.float32)
     aimed = tl.zeros((BLOCK_R,), tl.float32)
-    first = share * per_share
-    last = tl.minimum(first + per_share, n)
+    first = part * part_cols
+    last = tl.minimum(first + part_cols, n)
     for start in range(first, last, BLOCK_C):
         cols = start + tl.arange(0, BLOCK_C).to(tl.int64)
         in_col = cols < last
@@ -269,22 +276,23 @@ def _tile_sums_kernel(
         top = tl.maximum(before, tl.max(s, axis=1))
         base = tl.where(top == float("-inf"), 0.0, top)
         total = total * tl.exp(before - base) + tl.sum(tl.exp(s - base[:, None]), axis=1)
-    out = share * n + rows
+    out = part * n + rows
     tl.store(sum_ptr + out, top, mask=in_row)
     tl.store(sum_ptr + plane + out, total, mask=in_row)
     if WITH_TARGET:
         tl.store(target_ptr + out, aimed, mask=in_row)
 
 
+@triton.heuristics(_HAS_Y)
 @triton.jit
-def _tile_gradient_kernel(
+def _tile_bwd_kernel(
     x_ptr,  # (N, D), contiguous: the rows, whose gradient this is
     w_ptr,  # (N, D), contiguous: the columns
     x_inverse_ptr,  # (N,) float32
     w_inverse_ptr,  # (N,) float32
     scale_ptr,  # (1,) float32
-    factor_ptr,  # (1,) float32: ∂/∂loss / 2N
-    y_ptr,  # (N, N), strides given
+    g_ptr,  # (1,) float32: ∂/∂loss / 2N
+    y_ptr,  # (N, N), strides given, or None for pairs
     y_rows_ptr,  # (N,) float32
     y_cols_ptr,  # (N,) float32
     row_top_ptr,  # (N,) float32
@@ -345,7 +353,7 @@ def _tile_gradient_kernel(
     if NORMALIZE:
         x = tl.load(x_at + d[None, :], mask=inside, other=0.0)
         grad -= x.to(tl.float32) * (x_inverse * along)[:, None]
-    grad = grad * (x_inverse * (scale * tl.load(factor_ptr)))[:, None]
+    grad = grad * (x_inverse * (scale * tl.load(g_ptr)))[:, None]
     out = dx_ptr + rows[:, None] * width + d[None, :]
     tl.store(out, grad.to(dx_ptr.dtype.element_ty), mask=inside)
     if index == 0:
@@ -382,13 +390,6 @@ class Sums(NamedTuple):
     target: Tensor
 
 
-def merge(parts: Tensor) -> Tensor:
-    """One maximum and sum (2, N) from those of K parts (2, K, N), in their order."""
-    top = parts[0].amax(0)
-    base = top.masked_fill(top == float("-inf"), 0.0)
-    return torch.stack((top, (parts[1] * (parts[0] - base).exp_()).sum(0)))
-
-
 def _check_sums(n_rows: int, n_cols: int, rows: Tensor, cols: Tensor) -> None:
     for name, value, size in (("row_sums", rows, n_rows), ("col_sums", cols, n_cols)):
         if (
@@ -420,9 +421,9 @@ def _check_block(s: Tensor, scale: Tensor, norms: Norms | None, targets: Targets
     _check_sides(tuple(s.shape), scale, norms, targets)
 
 
-def _target_arguments(targets: Targets | None, otherwise: Tensor) -> tuple[Tensor, ...]:
+def _target_arguments(targets: Targets | None) -> tuple[Tensor | None, ...]:
     if targets is None:
-        return otherwise, otherwise, otherwise
+        return None, None, None
     y = targets.y.view(torch.uint8) if targets.y.dtype == torch.bool else targets.y
     return y, targets.rows, targets.cols
 
@@ -431,7 +432,7 @@ def _target_strides(targets: Targets | None) -> tuple[int, int]:
     return (0, 0) if targets is None else (targets.y.stride(0), targets.y.stride(1))
 
 
-def block_sums(
+def block_fwd(
     s: Tensor, scale: Tensor, norms: Norms | None, targets: Targets | None, *, shift: int = 0
 ) -> Sums:
     """What a block of scores adds to the sums and to Σ s · t. No host synchronisation.
@@ -451,11 +452,11 @@ def block_sums(
     row_part, target_part = s.new_empty(2, col_tiles, rows), s.new_empty(col_tiles, rows)
     col_part = s.new_empty(2, row_tiles, cols)
     if rows and cols:
-        _block_sums_kernel[(row_tiles * col_tiles,)](
+        _block_fwd_kernel[(row_tiles * col_tiles,)](
             s,
-            *((s, s) if norms is None else norms),
+            *((None, None) if norms is None else norms),
             scale,
-            *_target_arguments(targets, s),
+            *_target_arguments(targets),
             row_part,
             col_part,
             target_part,
@@ -467,16 +468,14 @@ def block_sums(
             s.stride(0),
             *_target_strides(targets),
             shift,
-            HAS_NORMS=norms is not None,
-            HAS_Y=targets is not None,
             BLOCK_R=BLOCK_R,
             BLOCK_C=BLOCK_C,
             num_warps=4,
         )
-    return Sums(merge(row_part), merge(col_part), target_part.sum(0))
+    return Sums(combine_online(row_part), combine_online(col_part), target_part.sum(0))
 
 
-def block_gradient(
+def block_bwd(
     s: Tensor,
     scale: Tensor,
     norms: Norms | None,
@@ -493,7 +492,7 @@ def block_gradient(
     No host synchronisation.
 
     Args:
-        s, scale, norms, targets, shift: as :func:`block_sums` was given.
+        s, scale, norms, targets, shift: as :func:`block_fwd` was given.
         row_sums: (2, R) float32 maxima and sums over all columns. col_sums: (2, C), over all rows.
         out: (R, C), columns contiguous, of any of the three float dtypes; may be s.
         unit: half precision has no room for what is far below one.
@@ -509,11 +508,11 @@ def block_gradient(
     col_tiles = -(-cols // BLOCK_C)
     along = scale.new_empty(-(-rows // BLOCK_R) * col_tiles)
     if rows and cols:
-        _block_gradient_kernel[(len(along),)](
+        _block_bwd_kernel[(len(along),)](
             s,
-            *((s, s) if norms is None else norms),
+            *((None, None) if norms is None else norms),
             scale,
-            *_target_arguments(targets, s),
+            *_target_arguments(targets),
             *row_sums,
             *col_sums,
             out,
@@ -526,8 +525,6 @@ def block_gradient(
             shift,
             out.stride(0),
             unit,
-            HAS_NORMS=norms is not None,
-            HAS_Y=targets is not None,
             BLOCK_R=BLOCK_R,
             BLOCK_C=BLOCK_C,
             num_warps=4,
@@ -554,7 +551,7 @@ def _precision(x: Tensor, w: Tensor) -> dict[str, object]:
     }
 
 
-def tile_sums(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets | None) -> Sums:
+def tile_fwd(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Targets | None) -> Sums:
     """Maxima and sums of rows and columns, and Σ_j s · t, in O(N) memory. No host synchronisation.
 
     Args:
@@ -570,32 +567,31 @@ def tile_sums(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Target
     size = tiles(wide_products(x, w), backward=False)
     row_tiles = -(-n // size.rows)
     col_tiles = -(-n // size.cols)
-    shares = max(1, min(col_tiles, MAX_PROGRAMS // max(1, row_tiles)))
-    per_share = -(-col_tiles // shares) * size.cols
-    shares = max(1, -(-n // per_share)) if n else 1
-    parts = norms.rows.new_empty(5, shares, n)
+    n_parts = max(1, min(col_tiles, MAX_PROGRAMS // max(1, row_tiles)))
+    part_cols = -(-col_tiles // n_parts) * size.cols
+    n_parts = max(1, -(-n // part_cols)) if n else 1
+    parts = norms.rows.new_empty(5, n_parts, n)
     for a, b, a_inverse, b_inverse, out, first in (
         (x, w, *norms, parts[:2], True),
         (w, x, *norms[::-1], parts[2:4], False),
     ):
         if not n:
             break
-        _tile_sums_kernel[(row_tiles * shares,)](
+        _tile_fwd_kernel[(row_tiles * n_parts,)](
             a,
             b,
             a_inverse,
             b_inverse,
             scale,
-            *_target_arguments(targets if first else None, a_inverse),
+            *_target_arguments(targets if first else None),
             out,
             parts[4],
             n,
             width,
-            shares,
-            per_share,
-            shares * n,
+            n_parts,
+            part_cols,
+            n_parts * n,
             *_target_strides(targets if first else None),
-            HAS_Y=targets is not None and first,
             WITH_TARGET=first,
             BLOCK_R=size.rows,
             BLOCK_C=size.cols,
@@ -604,10 +600,10 @@ def tile_sums(x: Tensor, w: Tensor, scale: Tensor, norms: Norms, targets: Target
             num_stages=size.stages,
             **_precision(a, b),
         )
-    return Sums(merge(parts[:2]), merge(parts[2:4]), parts[4].sum(0))
+    return Sums(combine_online(parts[:2]), combine_online(parts[2:4]), parts[4].sum(0))
 
 
-def tile_gradient(
+def tile_bwd(
     x: Tensor,
     w: Tensor,
     scale: Tensor,
@@ -624,7 +620,7 @@ def tile_gradient(
     For dw exchange everything: w, x, the norms, the targets, the sums.
 
     Args:
-        x, w, scale, norms, targets: as :func:`tile_sums` was given.
+        x, w, scale, norms, targets: as :func:`tile_fwd` was given.
         row_sums, col_sums: (2, N) float32 maxima and sums over all columns, and over all rows.
         factor: one float32 value: the gradient of the loss / 2N.
 
@@ -638,13 +634,13 @@ def tile_gradient(
     size = tiles(wide_products(x, w), backward=True)
     slices = -(-width // size.slice)
     if n and width:
-        _tile_gradient_kernel[(-(-n // size.rows) * slices,)](
+        _tile_bwd_kernel[(-(-n // size.rows) * slices,)](
             x,
             w,
             *norms,
             scale,
             factor,
-            *_target_arguments(targets, norms.rows),
+            *_target_arguments(targets),
             *row_sums,
             *col_sums,
             dx,
@@ -653,7 +649,6 @@ def tile_gradient(
             width,
             slices,
             *_target_strides(targets),
-            HAS_Y=targets is not None,
             NORMALIZE=normalize,
             BLOCK_R=size.rows,
             BLOCK_C=size.cols,

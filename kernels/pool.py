@@ -8,8 +8,8 @@ tiles of a again from z and w and uses
 
     ∂loss/∂a = g · π · (1 + T (a − p)),    ∂loss/∂T = Σ g · π · (a − p)²
 
-dz is owned by (image, tile of regions, slice of the width), dw by (share of the images, tile of
-categories, slice of the width); the shares are added in a fixed order. No atomics, no host
+dz is owned by (image, tile of regions, slice of the width), dw by (part of the images, tile of
+categories, slice of the width); the parts are added in a fixed order. No atomics, no host
 synchronisation. Through the normalisation, dz = (dẑ − ẑ⟨ẑ, dẑ⟩)/‖z‖ where
 ⟨ẑ_l, dẑ_l⟩ = Σ_c ∂loss/∂a · a is in the tiles already; the same for w.
 """
@@ -24,6 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
+from pvp_fast.losses.similarity import inverse_norms
 
 from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 
@@ -58,17 +59,18 @@ def _real_regions(mask_ptr, b, regions, n_regions, HAS_MASK: tl.constexpr):
     return real
 
 
+@triton.heuristics({"HAS_MASK": lambda launch: launch["mask_ptr"] is not None})
 @triton.jit
-def _pool_kernel(
+def _pool_fwd_kernel(
     z_ptr,  # (B, L, D), strides given
     w_ptr,  # (C, D), contiguous
-    mask_ptr,  # (B, L) uint8
+    mask_ptr,  # (B, L) uint8, or None
     z_inverse_ptr,  # (B, L) float32: 1/‖z‖, or 1
     w_inverse_ptr,  # (C,) float32
-    heat_ptr,  # (1,) float32
+    temperature_ptr,  # (1,) float32
     pooled_ptr,  # (B, C) float32
     top_ptr,  # (B, C) float32: maximum over l of T · a / log 2
-    share_ptr,  # (B, C) float32: 1 / Σ 2^(T · a / log 2 − top), 0 for a row without regions
+    inverse_total_ptr,  # (B, C) float32: 1 / Σ 2^(T · a / log 2 − top), 0 for a row without regions
     n_regions,
     n_cols,
     width,
@@ -88,7 +90,7 @@ def _pool_kernel(
     in_col = cols < n_cols
     w_at = w_ptr + cols[:, None] * width
     w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
-    heat = tl.load(heat_ptr) * _LOG2_E
+    temperature = tl.load(temperature_ptr) * _LOG2_E
     top = tl.full((BLOCK_C,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_C,), tl.float32)
     weighted = tl.zeros((BLOCK_C,), tl.float32)
@@ -103,7 +105,7 @@ def _pool_kernel(
         )  # fmt: skip
         z_inverse = tl.load(z_inverse_ptr + b * n_regions + regions, mask=real, other=0.0)
         cosine = dot * z_inverse[:, None] * w_inverse[None, :]
-        logit = tl.where(real[:, None], cosine * heat, float("-inf"))
+        logit = tl.where(real[:, None], cosine * temperature, float("-inf"))
         before = top
         top = tl.maximum(before, tl.max(logit, axis=0))
         # No region yet: −inf − (−inf) would be NaN.
@@ -113,38 +115,39 @@ def _pool_kernel(
         total = total * fade + tl.sum(part, axis=0)
         weighted = weighted * fade + tl.sum(part * cosine, axis=0)
     some = total > 0
-    share = tl.where(some, 1.0 / tl.where(some, total, 1.0), 0.0)
+    inverse_total = tl.where(some, 1.0 / tl.where(some, total, 1.0), 0.0)
     out = b * n_cols + cols
-    tl.store(pooled_ptr + out, weighted * share, mask=in_col)
+    tl.store(pooled_ptr + out, weighted * inverse_total, mask=in_col)
     tl.store(top_ptr + out, tl.where(some, top, 0.0), mask=in_col)
-    tl.store(share_ptr + out, share, mask=in_col)
+    tl.store(inverse_total_ptr + out, inverse_total, mask=in_col)
 
 
 @triton.jit
-def _share_of(
-    g_ptr, pooled_ptr, top_ptr, share_ptr, out, in_col, cosine, real, heat, BLOCK_L: tl.constexpr
-):
+def _mixture(
+    g_ptr, pooled_ptr, top_ptr, inverse_total_ptr, out, in_col, cosine, real, temperature,
+):  # fmt: skip
     """g · π and a − p of a tile (BLOCK_L, BLOCK_C) of cosines."""
     g = tl.load(g_ptr + out, mask=in_col, other=0.0)
     pooled = tl.load(pooled_ptr + out, mask=in_col, other=0.0)
     top = tl.load(top_ptr + out, mask=in_col, other=0.0)
-    share = tl.load(share_ptr + out, mask=in_col, other=0.0)
-    part = tl.exp2(cosine * (heat * _LOG2_E) - top[None, :]) * (g * share)[None, :]
+    inverse_total = tl.load(inverse_total_ptr + out, mask=in_col, other=0.0)
+    part = tl.exp2(cosine * (temperature * _LOG2_E) - top[None, :]) * (g * inverse_total)[None, :]
     return tl.where(real[:, None] & in_col[None, :], part, 0.0), cosine - pooled[None, :]
 
 
+@triton.heuristics({"HAS_MASK": lambda launch: launch["mask_ptr"] is not None})
 @triton.jit
-def _pool_dz_kernel(
+def _pool_bwd_dz_kernel(
     z_ptr,  # (B, L, D), strides given
     w_ptr,  # (C, D), contiguous
-    mask_ptr,  # (B, L) uint8
+    mask_ptr,  # (B, L) uint8, or None
     z_inverse_ptr,  # (B, L) float32
     w_inverse_ptr,  # (C,) float32
-    heat_ptr,  # (1,) float32
+    temperature_ptr,  # (1,) float32
     g_ptr,  # (B, C) float32
     pooled_ptr,  # (B, C) float32
     top_ptr,  # (B, C) float32
-    share_ptr,  # (B, C) float32
+    inverse_total_ptr,  # (B, C) float32
     dz_ptr,  # (B, L, D), contiguous
     n_regions,
     n_cols,
@@ -171,7 +174,7 @@ def _pool_dz_kernel(
     real = _real_regions(mask_ptr, b, regions, n_regions, HAS_MASK)
     z_at = z_ptr + b * z_batch + regions.to(tl.int64)[:, None] * z_row
     z_inverse = tl.load(z_inverse_ptr + b * n_regions + regions, mask=real, other=0.0)
-    heat = tl.load(heat_ptr)
+    temperature = tl.load(temperature_ptr)
     grad = tl.zeros((BLOCK_L, BLOCK_S), tl.float32)
     along = tl.zeros((BLOCK_L,), tl.float32)
     stop = tl.where(tl.max(real.to(tl.int32), axis=0) > 0, n_cols, 0)
@@ -184,11 +187,11 @@ def _pool_dz_kernel(
         )
         w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
         cosine = dot * z_inverse[:, None] * w_inverse[None, :]
-        part, apart = _share_of(
-            g_ptr, pooled_ptr, top_ptr, share_ptr, b * n_cols + cols, in_col, cosine, real, heat,
-            BLOCK_L,
+        part, apart = _mixture(
+            g_ptr, pooled_ptr, top_ptr, inverse_total_ptr, b * n_cols + cols, in_col, cosine, real,
+            temperature,
         )  # fmt: skip
-        part = part * (1.0 + heat * apart)
+        part = part * (1.0 + temperature * apart)
         along += tl.sum(part * cosine, axis=1)
         w = tl.load(w_at + d[None, :], mask=in_col[:, None] & in_d[None, :], other=0.0)
         grad = tl.dot(part * w_inverse[None, :], w.to(tl.float32), grad, input_precision=PRECISION)
@@ -201,28 +204,29 @@ def _pool_dz_kernel(
     tl.store(dz_ptr + out, grad.to(dz_ptr.dtype.element_ty), mask=inside)
 
 
+@triton.heuristics({"HAS_MASK": lambda launch: launch["mask_ptr"] is not None})
 @triton.jit
-def _pool_dw_kernel(
+def _pool_bwd_dw_kernel(
     z_ptr,  # (B, L, D), strides given
     w_ptr,  # (C, D), contiguous
-    mask_ptr,  # (B, L) uint8
+    mask_ptr,  # (B, L) uint8, or None
     z_inverse_ptr,  # (B, L) float32
     w_inverse_ptr,  # (C,) float32
-    heat_ptr,  # (1,) float32
+    temperature_ptr,  # (1,) float32
     g_ptr,  # (B, C) float32
     pooled_ptr,  # (B, C) float32
     top_ptr,  # (B, C) float32
-    share_ptr,  # (B, C) float32
-    part_ptr,  # (n_shares, C, D) float32: Σ ∂loss/∂a · ẑ
-    along_ptr,  # (n_shares, C) float32: Σ ∂loss/∂a · a
-    dheat_ptr,  # (n_shares, C) float32: Σ g · π · (a − p)²
+    inverse_total_ptr,  # (B, C) float32
+    part_ptr,  # (n_parts, C, D) float32: Σ ∂loss/∂a · ẑ
+    along_ptr,  # (n_parts, C) float32: Σ ∂loss/∂a · a
+    dtemperature_ptr,  # (n_parts, C) float32: Σ g · π · (a − p)²
     n_images,
     n_regions,
     n_cols,
     width,
     n_tiles,
     n_slices,
-    per_share,  # images of a share
+    part_images,  # images of a part
     z_batch,
     z_row,
     HAS_MASK: tl.constexpr,
@@ -238,17 +242,17 @@ def _pool_dw_kernel(
     d = index.to(tl.int64) * BLOCK_S + tl.arange(0, BLOCK_S)
     in_d = d < width
     tile = pid // n_slices
-    share_no = (tile // n_tiles).to(tl.int64)
+    part_index = (tile // n_tiles).to(tl.int64)
     cols = (tile % n_tiles).to(tl.int64) * BLOCK_C + tl.arange(0, BLOCK_C)
     in_col = cols < n_cols
     w_at = w_ptr + cols[:, None] * width
     w_inverse = tl.load(w_inverse_ptr + cols, mask=in_col, other=0.0)
-    heat = tl.load(heat_ptr)
+    temperature = tl.load(temperature_ptr)
     grad = tl.zeros((BLOCK_C, BLOCK_S), tl.float32)
     along = tl.zeros((BLOCK_C,), tl.float32)
-    dheat = tl.zeros((BLOCK_C,), tl.float32)
-    first = share_no * per_share
-    last = tl.minimum(first + per_share, n_images)
+    dtemperature = tl.zeros((BLOCK_C,), tl.float32)
+    first = part_index * part_images
+    last = tl.minimum(first + part_images, n_images)
     for image in range(first, last):
         b = image + tl.zeros((), tl.int64)
         for start in range(0, n_regions, BLOCK_L):
@@ -261,12 +265,12 @@ def _pool_dw_kernel(
             )
             z_inverse = tl.load(z_inverse_ptr + b * n_regions + regions, mask=real, other=0.0)
             cosine = dot * z_inverse[:, None] * w_inverse[None, :]
-            part, apart = _share_of(
-                g_ptr, pooled_ptr, top_ptr, share_ptr, b * n_cols + cols, in_col, cosine, real,
-                heat, BLOCK_L,
+            part, apart = _mixture(
+                g_ptr, pooled_ptr, top_ptr, inverse_total_ptr, b * n_cols + cols, in_col, cosine,
+                real, temperature,
             )  # fmt: skip
-            dheat += tl.sum(part * apart * apart, axis=0)
-            part = part * (1.0 + heat * apart)
+            dtemperature += tl.sum(part * apart * apart, axis=0)
+            part = part * (1.0 + temperature * apart)
             along += tl.sum(part * cosine, axis=0)
             z = tl.load(z_at + d[None, :], mask=real[:, None] & in_d[None, :], other=0.0)
             grad = tl.dot(
@@ -275,12 +279,12 @@ def _pool_dw_kernel(
                 grad,
                 input_precision=PRECISION,
             )
-    row = share_no * n_cols + cols
+    row = part_index * n_cols + cols
     inside = in_col[:, None] & in_d[None, :]
     tl.store(part_ptr + row[:, None] * width + d[None, :], grad, mask=inside)
     if index == 0:
         tl.store(along_ptr + row, along, mask=in_col)
-        tl.store(dheat_ptr + row, dheat, mask=in_col)
+        tl.store(dtemperature_ptr + row, dtemperature, mask=in_col)
 
 
 class Pooled(NamedTuple):
@@ -296,14 +300,6 @@ class PoolGradients(NamedTuple):
     dz: Tensor | None
     dw: Tensor | None
     dtemperature: Tensor | None
-
-
-def inverse_norms(rows: Tensor, normalize: bool) -> Tensor:
-    """1 / max(‖row‖, 1e-12) in float32 without a copy of the rows; ones if not asked for."""
-    if not normalize:
-        return torch.ones(rows.shape[:-1], dtype=torch.float32, device=rows.device)
-    norms = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float32)
-    return norms.clamp_min(1e-12).reciprocal()
 
 
 def _check(z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor) -> None:
@@ -326,7 +322,7 @@ def _region_block(kernel: str, n_regions: int) -> int:
     return max(least, min(most, triton.next_power_of_2(n_regions)))
 
 
-def pool(
+def pool_fwd(
     z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, *, normalize: bool = True
 ) -> Pooled:
     """Spatial softmax pooling, unscaled. No host synchronisation.
@@ -349,10 +345,10 @@ def pool(
     if images and regions and cols:
         size = tiles(wide_products(z, w), backward=False)
         blocks = -(-cols // size.cols)
-        _pool_kernel[(images * blocks,)](
+        _pool_fwd_kernel[(images * blocks,)](
             z,
             w,
-            z if mask is None else mask.view(torch.uint8),
+            None if mask is None else mask.view(torch.uint8),
             inverse_norms(z, normalize),
             inverse_norms(w, normalize),
             temperature,
@@ -365,7 +361,6 @@ def pool(
             blocks,
             z.stride(0),
             z.stride(1),
-            HAS_MASK=mask is not None,
             UPCAST=INTERPRETED or z.dtype != w.dtype,
             PRECISION="tf32x3" if wide_products(z, w) else "tf32",
             BLOCK_L=_region_block("pool", regions),
@@ -377,7 +372,7 @@ def pool(
     return Pooled(pooled, stats)
 
 
-def pool_backward(
+def pool_bwd(
     g: Tensor,
     z: Tensor,
     w: Tensor,
@@ -393,7 +388,8 @@ def pool_backward(
 
     Args:
         g: (B, C) float32, contiguous.
-        z, w, mask, temperature, normalize: as :func:`pool` was given. forward: what it returned.
+        z, w, mask, temperature, normalize: as :func:`pool_fwd` was given.
+        forward: what it returned.
         needs_z: whether dz is wanted. needs_w: whether dw and dtemperature are.
 
     Raises:
@@ -409,14 +405,13 @@ def pool_backward(
     inputs = (
         z,
         w,
-        z if mask is None else mask.view(torch.uint8),
+        None if mask is None else mask.view(torch.uint8),
         *(z_inverse, w_inverse),
         *(temperature, g),
         *(forward.pooled, forward.stats[0], forward.stats[1]),
     )
     some = bool(images and regions and cols)
     constants = {
-        "HAS_MASK": mask is not None,
         "UPCAST": INTERPRETED or z.dtype != w.dtype,
         "PRECISION": "tf32x3" if wide_products(z, w) else "tf32",
         "BLOCK_C": size.cols,
@@ -425,13 +420,13 @@ def pool_backward(
         "num_warps": size.warps,
         "num_stages": size.stages,
     }
-    dz = dw = dheat = None
+    dz = dw = dtemperature = None
     if needs_z:
         dz = torch.zeros(z.shape, dtype=z.dtype, device=z.device)
         if some and width:
             block = _region_block("pool_dz", regions)
             region_blocks = -(-regions // block)
-            _pool_dz_kernel[(images * region_blocks * slices,)](
+            _pool_bwd_dz_kernel[(images * region_blocks * slices,)](
                 *inputs,
                 dz,
                 regions,
@@ -446,14 +441,15 @@ def pool_backward(
                 **constants,
             )
     if needs_w:
-        dw, dheat = torch.zeros_like(w), torch.zeros((), dtype=torch.float32, device=z.device)
+        dw = torch.zeros_like(w)
+        dtemperature = torch.zeros((), dtype=torch.float32, device=z.device)
         if some and width:
-            shares = min(images, max(1, MAX_PROGRAMS // (col_blocks * slices)))
-            per_share = -(-images // shares)
-            shares = -(-images // per_share)
-            part = w_inverse.new_empty(shares, cols, width)
-            sums = w_inverse.new_empty(2, shares, cols)
-            _pool_dw_kernel[(shares * col_blocks * slices,)](
+            n_parts = min(images, max(1, MAX_PROGRAMS // (col_blocks * slices)))
+            part_images = -(-images // n_parts)
+            n_parts = -(-images // part_images)
+            part = w_inverse.new_empty(n_parts, cols, width)
+            sums = w_inverse.new_empty(2, n_parts, cols)
+            _pool_bwd_dw_kernel[(n_parts * col_blocks * slices,)](
                 *inputs,
                 part,
                 sums[0],
@@ -464,7 +460,7 @@ def pool_backward(
                 width,
                 col_blocks,
                 slices,
-                per_share,
+                part_images,
                 z.stride(0),
                 z.stride(1),
                 BLOCK_L=_region_block("pool_dw", regions),
@@ -474,5 +470,5 @@ def pool_backward(
             if normalize:
                 grad -= w * (w_inverse * sums[0].sum(0))[:, None]
             dw = (grad * w_inverse[:, None]).to(w.dtype)
-            dheat = sums[1].sum()
-    return PoolGradients(dz, dw, dheat)
+            dtemperature = sums[1].sum()
+    return PoolGradients(dz, dw, dtemperature)

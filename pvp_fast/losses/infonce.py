@@ -189,7 +189,7 @@ class _KernelBlocks(_Blocks):
     def sums(self, s: Tensor, rows: slice, cols: slice) -> tuple[Tensor, Tensor, Tensor]:
         shift = cols.start - rows.start
         scale, norms, targets = self._arguments(rows, cols)
-        return self._kernels.block_sums(s, scale, norms, targets, shift=shift)
+        return self._kernels.block_fwd(s, scale, norms, targets, shift=shift)
 
     def gradient(
         self, s: Tensor, rows: slice, cols: slice, stats: Tensor
@@ -198,7 +198,7 @@ class _KernelBlocks(_Blocks):
         if self._half:
             out = self._scratch[1].view(torch.float16)[: s.numel()].view(s.shape)
         scale, norms, targets = self._arguments(rows, cols)
-        along = self._kernels.block_gradient(
+        along = self._kernels.block_bwd(
             s,
             scale,
             norms,
@@ -262,7 +262,7 @@ def loss(
     with torch.autocast(x.device.type, enabled=False):
         if n and triton and recompute:
             kernels, *pairs, norms, targets = _tile_arguments(x, w, y, normalize)
-            found = kernels.tile_sums(*pairs, scale, norms, targets)
+            found = kernels.tile_fwd(*pairs, scale, norms, targets)
             stats, aimed = torch.stack((found.rows, found.cols)), found.target
         elif n:
             blocks = (_KernelBlocks if triton else _Blocks)(x, w, y, scale, normalize, False)
@@ -338,12 +338,12 @@ def loss_backward(
         if triton and recompute:
             kernels, *pairs, norms, targets = _tile_arguments(x, w, y, normalize)
             if needs_x:
-                dx, along = kernels.tile_gradient(
+                dx, along = kernels.tile_bwd(
                     *pairs, scale, norms, targets, stats[0], stats[1], factor, normalize=normalize
                 )
                 dscale = along.sum() * factor
             if needs_w:
-                dw, _ = kernels.tile_gradient(
+                dw, _ = kernels.tile_bwd(
                     *pairs[::-1], scale, kernels.Norms(*norms[::-1]), targets and targets.T,
                     stats[1], stats[0], factor, normalize=normalize,
                 )  # fmt: skip

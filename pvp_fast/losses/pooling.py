@@ -175,7 +175,7 @@ def pool(
         from pvp_fast.kernels import pool as kernels
 
         z = z if z.stride(-1) == 1 else z.contiguous()
-        found = kernels.pool(z, w.contiguous(), mask, temperature, normalize=normalize)
+        found = kernels.pool_fwd(z, w.contiguous(), mask, temperature, normalize=normalize)
         return found.pooled, found.stats
 
 
@@ -210,7 +210,7 @@ def pool_backward(
             )
         from pvp_fast.kernels import pool as kernels
 
-        grads = kernels.pool_backward(
+        grads = kernels.pool_bwd(
             g,
             z if z.stride(-1) == 1 else z.contiguous(),
             w.contiguous(),

@@ -43,22 +43,38 @@ class Usage:
     shared: int
 
 
+# Arguments that are None where the option is not taken.
+OPTIONAL = {
+    "HAS_WEIGHT": ("weight_ptr",),
+    "HAS_MASK": ("mask_ptr",),
+    "HAS_NORMS": ("row_inverse_ptr", "col_inverse_ptr"),
+    "HAS_Y": ("y_ptr", "y_rows_ptr", "y_cols_ptr"),
+}
+
+
+def absent(constexprs: dict[str, Any]) -> dict[str, None]:
+    """The arguments of the options that are not taken."""
+    return {
+        name: None
+        for option, names in OPTIONAL.items()
+        if not constexprs.get(option, True)
+        for name in names
+    }
+
+
 def with_ones(spec: AotSpec) -> AotSpec:
     """The spec without its options and with every integer argument 1.
 
     Triton compiles an argument that is 1 as a constant, which other code paths must stand.
     """
     ones = {name: 1 for name, kind in spec.signature.items() if kind == "i32"}
-    absent = {"weight_ptr": None} if "HAS_WEIGHT" in spec.constexprs else {}
+    plain = {k: False if k.startswith("HAS_") else v for k, v in spec.constexprs.items()}
     narrow = {"BLOCK_C": spec.least_c} if "BLOCK_C" in spec.constexprs else {}
     return AotSpec(
         f"{spec.name} of ones",
         spec.kernel,
-        {name: kind for name, kind in spec.signature.items() if name not in ones | absent},
-        {k: False if k.startswith("HAS_") else v for k, v in spec.constexprs.items()}
-        | ones
-        | absent
-        | narrow,
+        {name: kind for name, kind in spec.signature.items() if name not in ones},
+        plain | ones | narrow,
         spec.num_warps,
         spec.num_stages,
     )
@@ -95,17 +111,19 @@ def compile_spec(spec: AotSpec, capability: int) -> Usage:
 
     kernel = jit_function(spec.kernel)
     names = kernel.arg_names
-    if missing := [n for n in names if n not in spec.signature and n not in spec.constexprs]:
+    constexprs = spec.constexprs | absent(spec.constexprs)
+    types = {name: kind for name, kind in spec.signature.items() if name not in constexprs}
+    if missing := [n for n in names if n not in types and n not in constexprs]:
         raise BackendError(f"{spec.name}: the spec says nothing about {', '.join(missing)}")
     # PyTorch allocations are 16-byte aligned, as a launch would find them.
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, name in enumerate(names)
-        if spec.signature.get(name, "").startswith("*")
+        if types.get(name, "").startswith("*")
     }
-    signature = {name: spec.signature.get(name, "constexpr") for name in names}
+    signature = {name: types.get(name, "constexpr") for name in names}
     compiled = triton.compile(
-        ASTSource(kernel, signature, spec.constexprs, aligned),
+        ASTSource(kernel, signature, constexprs, aligned),
         target=GPUTarget("cuda", capability, 32),
         options={"num_warps": spec.num_warps, "num_stages": spec.num_stages},
     )

@@ -114,8 +114,8 @@ def test_nothing(regime: str) -> None:
 def test_scores_may_be_rows_of_a_wider_matrix_and_gradients_may_overwrite_them() -> None:
     wide = torch.randn(5, 200, generator=torch.Generator().manual_seed(2))
     scale, s = torch.tensor([3.0]), wide[:, 3:140]
-    found = kernels.block_sums(s, scale, None, None, shift=-2)
-    again = kernels.block_sums(s.contiguous(), scale, None, None, shift=-2)
+    found = kernels.block_fwd(s, scale, None, None, shift=-2)
+    again = kernels.block_fwd(s.contiguous(), scale, None, None, shift=-2)
     assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
     aimed = torch.tensor([6 * s[i, i + 2] for i in range(5)])
     torch.testing.assert_close(found.target, aimed)
@@ -125,7 +125,7 @@ def test_scores_may_be_rows_of_a_wider_matrix_and_gradients_may_overwrite_them()
     expected[range(5), range(2, 7)] -= 2
     before = wide.clone()
     by_scale = (expected * s).sum()
-    along = kernels.block_gradient(s, scale, None, None, found.rows, found.cols, s, shift=-2)
+    along = kernels.block_bwd(s, scale, None, None, found.rows, found.cols, s, shift=-2)
     torch.testing.assert_close(along, by_scale)
     torch.testing.assert_close(s, expected)
     assert torch.equal(wide[:, :3], before[:, :3])
@@ -150,11 +150,11 @@ def test_offsets_beyond_32_bits() -> None:
     sums = soft.sum(1).reciprocal(), soft.sum(0).reciprocal()
     scale = torch.tensor([2.0])
     far, near = (kernels.Targets(t, *sums) for t in (y, soft))
-    found = kernels.block_sums(s, scale, None, far)
-    expected = kernels.block_sums(dense, scale, None, near)
+    found = kernels.block_fwd(s, scale, None, far)
+    expected = kernels.block_fwd(dense, scale, None, near)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    kernels.block_gradient(s, scale, None, far, found.rows, found.cols, s)
-    kernels.block_gradient(dense, scale, None, near, found.rows, found.cols, dense)
+    kernels.block_bwd(s, scale, None, far, found.rows, found.cols, s)
+    kernels.block_bwd(dense, scale, None, near, found.rows, found.cols, dense)
     assert torch.equal(s, dense)
 
 
@@ -162,21 +162,21 @@ def test_errors_name_the_argument() -> None:
     x, one = torch.ones(3, 4), torch.ones(1)
     norms = kernels.Norms(torch.ones(3), torch.ones(3))
     with pytest.raises(InputError, match="contiguous columns"):
-        kernels.block_sums(x.T, one, None, None)
+        kernels.block_fwd(x.T, one, None, None)
     with pytest.raises(InputError, match="scale"):
-        kernels.block_sums(x, torch.ones(2), None, None)
+        kernels.block_fwd(x, torch.ones(2), None, None)
     with pytest.raises(InputError, match="norms"):
-        kernels.block_sums(x, one, norms, None)
+        kernels.block_fwd(x, one, norms, None)
     with pytest.raises(InputError, match="targets"):
-        kernels.block_sums(x, one, None, kernels.Targets(x.T, torch.ones(3), torch.ones(4)))
+        kernels.block_fwd(x, one, None, kernels.Targets(x.T, torch.ones(3), torch.ones(4)))
     with pytest.raises(InputError, match="row_sums"):
-        kernels.block_gradient(x, one, None, None, torch.ones(2, 4), torch.ones(2, 4), x)
+        kernels.block_bwd(x, one, None, None, torch.ones(2, 4), torch.ones(2, 4), x)
     with pytest.raises(InputError, match="N pairs"):
-        kernels.tile_sums(x, torch.ones(4, 4), one, norms, None)
+        kernels.tile_fwd(x, torch.ones(4, 4), one, norms, None)
     with pytest.raises(InputError, match="contiguous"):
-        kernels.tile_sums(torch.ones(4, 3).T, x, one, norms, None)
+        kernels.tile_fwd(torch.ones(4, 3).T, x, one, norms, None)
     with pytest.raises(InputError, match="float32"):
-        kernels.tile_sums(x.double(), x, one, norms, None)
+        kernels.tile_fwd(x.double(), x, one, norms, None)
     wide = torch.ones(3, 4, dtype=torch.float64)
     with pytest.raises(InputError, match="backend='triton'"):
         clip_loss(wide, wide, backend="triton")

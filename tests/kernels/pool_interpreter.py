@@ -16,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
 from pvp_fast.errors import InputError
-from pvp_fast.kernels.pool import pool, pool_backward
+from pvp_fast.kernels.pool import pool_bwd, pool_fwd
 from pvp_fast.losses.pooling import spatial_softmax_pool_ref
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (2, 70, 5, 150)]
@@ -61,10 +61,8 @@ def check(
     truth = pooling(*arrays, temperature, g.double().numpy(), normalize)
     runs = []
     for _ in range(2):
-        forward = pool(z, w, mask, heat, normalize=normalize)
-        runs.append(
-            [forward.pooled, *pool_backward(g, z, w, mask, heat, forward, normalize=normalize)]
-        )
+        forward = pool_fwd(z, w, mask, heat, normalize=normalize)
+        runs.append([forward.pooled, *pool_bwd(g, z, w, mask, heat, forward, normalize=normalize)])
     for i, (ours, again, p, t) in enumerate(zip(*runs, same, truth, strict=True)):
         assert torch.equal(ours, again)
         close(
@@ -98,20 +96,20 @@ def test_pool_strided_regions_padding_that_is_nan_and_single_gradients() -> None
     w = torch.randn(4, 24, generator=generator(6))
     g = torch.randn(2, 4, generator=generator(7))
     heat = torch.tensor([10.0])
-    whole = pool(wide[:, 1:].contiguous(), w, None, heat)
-    part = pool(wide[:, 1:], w, None, heat)
+    whole = pool_fwd(wide[:, 1:].contiguous(), w, None, heat)
+    part = pool_fwd(wide[:, 1:], w, None, heat)
     assert torch.equal(whole.pooled, part.pooled)
-    both = pool_backward(g, wide[:, 1:], w, None, heat, part)
-    only_w = pool_backward(g, wide[:, 1:], w, None, heat, part, needs_z=False)
+    both = pool_bwd(g, wide[:, 1:], w, None, heat, part)
+    only_w = pool_bwd(g, wide[:, 1:], w, None, heat, part, needs_z=False)
     assert only_w.dz is None
     assert torch.equal(only_w.dw, both.dw)
-    assert pool_backward(g, wide[:, 1:], w, None, heat, part, needs_w=False).dw is None
+    assert pool_bwd(g, wide[:, 1:], w, None, heat, part, needs_w=False).dw is None
     mask = torch.ones(2, 9, dtype=torch.bool)
     mask[:, 0] = False
     wide[:, 0] = float("nan")
-    hidden = pool(wide, w, mask, heat)
+    hidden = pool_fwd(wide, w, mask, heat)
     torch.testing.assert_close(hidden.pooled, part.pooled)
-    grads = pool_backward(g, wide, w, mask, heat, hidden)
+    grads = pool_bwd(g, wide, w, mask, heat, hidden)
     torch.testing.assert_close(grads.dw, both.dw)
     assert not grads.dz[:, 0].any()
 
@@ -120,21 +118,21 @@ def test_pool_of_nothing_zero_rows_and_errors() -> None:
     heat = torch.tensor([10.0])
     for shape in ((0, 3, 4), (2, 0, 4), (2, 3, 0)):
         z, w = torch.zeros(shape), torch.zeros(5, shape[2])
-        forward = pool(z, w, None, heat)
+        forward = pool_fwd(z, w, None, heat)
         assert not forward.pooled.any()
-        grads = pool_backward(torch.ones(shape[0], 5), z, w, None, heat, forward)
+        grads = pool_bwd(torch.ones(shape[0], 5), z, w, None, heat, forward)
         assert grads.dz.shape == shape
         assert not grads.dw.any()
     z, w = torch.zeros(1, 3, 4), torch.ones(2, 4)
-    grads = pool_backward(torch.ones(1, 2), z, w, None, heat, pool(z, w, None, heat))
+    grads = pool_bwd(torch.ones(1, 2), z, w, None, heat, pool_fwd(z, w, None, heat))
     assert all(t.isfinite().all() for t in grads)
     with pytest.raises(InputError, match="float32"):
-        pool(z.double(), w.double(), None, heat)
+        pool_fwd(z.double(), w.double(), None, heat)
     with pytest.raises(InputError, match="mask"):
-        pool(z, w, torch.ones(1, 4, dtype=torch.bool), heat)
+        pool_fwd(z, w, torch.ones(1, 4, dtype=torch.bool), heat)
     with pytest.raises(InputError, match="temperature"):
-        pool(z, w, None, torch.ones(2))
+        pool_fwd(z, w, None, torch.ones(2))
     with pytest.raises(InputError, match=r"\(B, L, D\)"):
-        pool(z, torch.ones(2, 5), None, heat)
+        pool_fwd(z, torch.ones(2, 5), None, heat)
     with pytest.raises(InputError, match="contiguous rows"):
-        pool(torch.zeros(1, 4, 3).transpose(1, 2), w, None, heat)
+        pool_fwd(torch.zeros(1, 4, 3).transpose(1, 2), w, None, heat)

@@ -224,12 +224,19 @@ def ranking_specs() -> list[AotSpec]:
 def pool_specs() -> list[AotSpec]:
     """Each kernel in float32, half and both, for few and for many regions."""
     kernels = {
-        "pool": pool._pool_kernel,
-        "pool_dz": pool._pool_dz_kernel,
-        "pool_dw": pool._pool_dw_kernel,
+        "pool": pool._pool_fwd_kernel,
+        "pool_dz": pool._pool_bwd_dz_kernel,
+        "pool_dw": pool._pool_bwd_dw_kernel,
     }
     sizes = ("n_regions", "n_cols", "width", "n_tiles", "z_batch", "z_row")
-    floats = ("z_inverse_ptr", "w_inverse_ptr", "heat_ptr", "pooled_ptr", "top_ptr", "share_ptr")
+    floats = (
+        "z_inverse_ptr",
+        "w_inverse_ptr",
+        "temperature_ptr",
+        "pooled_ptr",
+        "top_ptr",
+        "inverse_total_ptr",
+    )
     specs = []
     for name, kernel in kernels.items():
         for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
@@ -253,8 +260,10 @@ def pool_specs() -> list[AotSpec]:
                     signature["dz_ptr"] = f"*{dtype}"
                     constexprs["NORMALIZE"] = True
                 if name == "pool_dw":
-                    signature |= dict.fromkeys(("part_ptr", "along_ptr", "dheat_ptr"), "*fp32")
-                    signature |= {"n_images": "i32", "per_share": "i32"}
+                    signature |= dict.fromkeys(
+                        ("part_ptr", "along_ptr", "dtemperature_ptr"), "*fp32"
+                    )
+                    signature |= {"n_images": "i32", "part_images": "i32"}
                 specs.append(
                     AotSpec(
                         name=f"{name}[{dtype},{other},L={regions}]",
@@ -275,14 +284,14 @@ def infonce_specs() -> list[AotSpec]:
     sums = ("row_top_ptr", "row_total_ptr", "col_top_ptr", "col_total_ptr")
     specs = []
     for kernel, out in (
-        (infonce._block_sums_kernel, "fp32"),
-        (infonce._block_gradient_kernel, "fp32"),
-        (infonce._block_gradient_kernel, "fp16"),
+        (infonce._block_fwd_kernel, "fp32"),
+        (infonce._block_bwd_kernel, "fp32"),
+        (infonce._block_bwd_kernel, "fp16"),
     ):
         for y in ("pairs", "fp32", "u8"):
             signature = dict.fromkeys(("s_ptr", *shared), "*fp32") | dict.fromkeys(sizes, "i32")
             signature["y_ptr"] = "*fp32" if y == "pairs" else f"*{y}"
-            if kernel is infonce._block_sums_kernel:
+            if kernel is infonce._block_fwd_kernel:
                 names = ("row_part_ptr", "col_part_ptr", "target_part_ptr")
                 signature |= dict.fromkeys(names, "*fp32")
                 signature |= {"row_plane": "i32", "col_plane": "i32"}
@@ -290,13 +299,13 @@ def infonce_specs() -> list[AotSpec]:
                 signature |= dict.fromkeys(sums, "*fp32")
                 signature |= {"out_ptr": f"*{out}", "along_ptr": "*fp32"}
                 signature |= {"out_row": "i32", "unit": "fp32"}
-            name = "sums" if kernel is infonce._block_sums_kernel else f"gradient,{out}"
+            name = "sums" if kernel is infonce._block_fwd_kernel else f"gradient,{out}"
             block: dict[str, Any] = {"HAS_NORMS": True, "HAS_Y": y != "pairs"}
             block |= {"BLOCK_R": infonce.BLOCK_R, "BLOCK_C": infonce.BLOCK_C}
             specs.append(AotSpec(f"infonce[{name},{y}]", kernel, signature, block, 4, 3))
     shared = ("x_inverse_ptr", "w_inverse_ptr", "scale_ptr", "y_rows_ptr", "y_cols_ptr")
-    for kernel in (infonce._tile_sums_kernel, infonce._tile_gradient_kernel):
-        backward = kernel is infonce._tile_gradient_kernel
+    for kernel in (infonce._tile_fwd_kernel, infonce._tile_bwd_kernel):
+        backward = kernel is infonce._tile_bwd_kernel
         for dtype, other in (("fp32", "fp32"), ("bf16", "bf16"), ("bf16", "fp32")):
             for y in ("pairs", "fp32"):
                 wide = other == "fp32"
@@ -313,12 +322,12 @@ def infonce_specs() -> list[AotSpec]:
                     "BLOCK_D": size.depth,
                 }
                 if backward:
-                    signature |= dict.fromkeys(("factor_ptr", "along_ptr", *sums), "*fp32")
+                    signature |= dict.fromkeys(("g_ptr", "along_ptr", *sums), "*fp32")
                     signature |= {"dx_ptr": f"*{dtype}", "n_slices": "i32"}
                     constexprs |= {"NORMALIZE": True, "BLOCK_S": size.slice}
                 else:
                     signature |= {"sum_ptr": "*fp32", "target_ptr": "*fp32"}
-                    signature |= {"n_shares": "i32", "per_share": "i32", "plane": "i32"}
+                    signature |= {"n_parts": "i32", "part_cols": "i32", "plane": "i32"}
                     constexprs["WITH_TARGET"] = True
                 specs.append(
                     AotSpec(

@@ -3,8 +3,31 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#if defined(PVP_FAST_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(PVP_FAST_ARM) && defined(__APPLE__)
+#include <sys/sysctl.h>
+#endif
+
 namespace pvp_fast {
 namespace {
+
+#if defined(PVP_FAST_ARM)
+// Whether the processor has an extension of NEON: its bit in a word of Linux's auxiliary vector, its
+// name elsewhere.
+bool has([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit, [[maybe_unused]] const char* name) {
+#if defined(__linux__)
+  return (getauxval(word) >> bit & 1) != 0;
+#elif defined(__APPLE__)
+  int value = 0;
+  std::size_t size = sizeof value;
+  return sysctlbyname(name, &value, &size, nullptr, 0) == 0 && value != 0;
+#else
+  return false;
+#endif
+}
+constexpr unsigned long kFirst = 16, kSecond = 26;  // AT_HWCAP and AT_HWCAP2
+#endif
 
 struct description {
   const char* name;
@@ -21,6 +44,11 @@ const description kDescriptions[kIsas] = {
      [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},
     {"avx512bf16",
      [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0; }},
+#elif defined(PVP_FAST_ARM)
+    {"neon", [] { return true; }},
+    {"neondot", [] { return has(kFirst, 20, "hw.optional.arm.FEAT_DotProd"); }},
+    {"neoni8mm", [] { return has(kSecond, 13, "hw.optional.arm.FEAT_I8MM"); }},
+    {"neonbf16", [] { return has(kSecond, 14, "hw.optional.arm.FEAT_BF16"); }},
 #endif
 };
 

@@ -16,6 +16,11 @@ enum class isa {
   avx512,
   avx512vnni,
   avx512bf16,
+#elif defined(PVP_FAST_ARM)
+  neon,
+  neondot,
+  neoni8mm,
+  neonbf16,
 #endif
   count
 };

@@ -21,6 +21,10 @@ const row_functions* const kRows[kIsas] = {
     &kRowsPortable,
 #if defined(PVP_FAST_X86)
     &kRowsAvx2, &kRowsAvx512, nullptr, nullptr,
+#elif defined(PVP_FAST_ARM)
+    // Every 64-bit Arm processor has NEON, so the compiler made the portable rows for it; nothing in
+    // them is a dot product.
+    nullptr, nullptr, nullptr, nullptr,
 #endif
 };
 

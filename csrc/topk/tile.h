@@ -61,6 +61,14 @@ uint32_t tile_avx512(const tile_args& tile);
 uint32_t tile_avx512_bf16(const tile_args& tile);  // AVX-512F alone
 uint32_t tile_avx512bf16(const tile_args& tile);
 uint32_t tile_avx512vnni(const tile_args& tile);
+#elif defined(PVP_FAST_ARM)
+uint32_t tile_neon(const tile_args& tile);
+uint32_t tile_neon_bf16(const tile_args& tile);
+uint32_t tile_neon_int8(const tile_args& tile);
+void rescore_neon(const float* x, const float* const* w, int count, int64_t width, float* dots);
+uint32_t tile_neondot(const tile_args& tile);
+uint32_t tile_neoni8mm(const tile_args& tile);
+uint32_t tile_neonbf16(const tile_args& tile);
 #endif
 
 namespace {

@@ -77,24 +77,32 @@ constexpr tile_function kFloat32Tiles[kIsas] = {
     tile_portable,
 #if defined(PVP_FAST_X86)
     tile_avx2, tile_avx512, nullptr, nullptr,
+#elif defined(PVP_FAST_ARM)
+    tile_neon, nullptr, nullptr, nullptr,
 #endif
 };
 constexpr tile_function kBfloat16Tiles[kIsas] = {
     tile_portable_bf16,
 #if defined(PVP_FAST_X86)
     tile_avx2_bf16, tile_avx512_bf16, nullptr, tile_avx512bf16,
+#elif defined(PVP_FAST_ARM)
+    tile_neon_bf16, nullptr, nullptr, tile_neonbf16,
 #endif
 };
 constexpr tile_function kInt8Tiles[kIsas] = {
     tile_portable_int8,
 #if defined(PVP_FAST_X86)
     tile_avx2_int8, nullptr, tile_avx512vnni, nullptr,
+#elif defined(PVP_FAST_ARM)
+    tile_neon_int8, tile_neondot, tile_neoni8mm, nullptr,
 #endif
 };
 constexpr rescore_function kRescores[kIsas] = {
     rescore_portable,
 #if defined(PVP_FAST_X86)
     rescore_avx2, nullptr, nullptr, nullptr,
+#elif defined(PVP_FAST_ARM)
+    rescore_neon, nullptr, nullptr, nullptr,
 #endif
 };
 

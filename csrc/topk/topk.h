@@ -6,7 +6,7 @@
 //     value[b][c] = fma(scale, dot[b][c], bias[c])
 //
 // in float32: one chain of fused multiply-adds in ascending d, each rounded once, to nearest even,
-// with denormals kept. Every path (portable, AVX2, AVX-512, CUDA) computes exactly this, so all
+// with denormals kept. Every path (portable, AVX2, AVX-512, NEON, CUDA) computes exactly this, so all
 // give the same bits whatever the instruction set, the number of threads or the split of C.
 //
 // bfloat16: x and w are rounded to bfloat16 (to nearest even) and the chain takes pairs, the odd

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from pvp_fast.cli.app import run
 from pvp_fast.errors import InputError
@@ -132,3 +133,21 @@ def test_the_command_line_says_it_and_shows_it(capsys: pytest.CaptureFixture[str
     assert "3 (said by --threads or PVP_FAST_THREADS)" in capsys.readouterr().out
     assert run(["info"]) == 0  # the next command starts anew
     assert "CPUs by affinity" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "policy"),
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"), ({"GOMP_SPINCOUNT": "9"}, None)],
+)
+def test_waiting_workers_sleep_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], policy: str | None
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    with monkeypatch.context() as patch:
+        patch.delitem(sys.modules, "torch", raising=False)  # a program's first lines
+        threads.tell_openmp()
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+    os.environ.clear()
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    threads.tell_openmp()  # too late: nothing is written
+    assert not os.environ

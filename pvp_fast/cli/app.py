@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import typer
 
 from pvp_fast.cli import (
+    adapt,
     add,
     calibrate,
     demo,
@@ -77,6 +78,7 @@ app.command("embed")(embed.embed)
 app.command("evaluate")(evaluate.evaluate)
 app.command("sentences")(sentences.sentences)
 app.command("add-category")(add.add_category)
+app.command("adapt")(adapt.adapt)
 app.command("discover")(discover.discover)
 app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)

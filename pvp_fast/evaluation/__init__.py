@@ -1,5 +1,6 @@
 """Accuracy on labelled images: data sets, and the ladder from zero-shot to the full method."""
 
+from pvp_fast.evaluation.adapt import Adaptation, adapt
 from pvp_fast.evaluation.datasets import (
     EvalSet,
     read_coco,
@@ -12,10 +13,12 @@ from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, final_score
 from pvp_fast.evaluation.unlabelled import UnlabelledCalibration, calibrate_unlabelled
 
 __all__ = [
+    "Adaptation",
     "EvalSet",
     "Features",
     "Ladder",
     "UnlabelledCalibration",
+    "adapt",
     "calibrate_unlabelled",
     "encode_set",
     "final_scores",

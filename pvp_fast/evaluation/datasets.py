@@ -27,7 +27,7 @@ class EvalSet:
 
     Attributes:
         paths: N files. names: C category names as the data set spells them.
-        labels: (N, C) int8, 1 present, −1 absent, 0 difficult (only VOC has it).
+        labels: (N, C) int8, 1 present, −1 absent, 0 difficult (VOC) or unknown (a folder's).
         notes: what of the data set's files could not be used, one sentence a kind.
     """
 
@@ -80,7 +80,10 @@ def _positives(rows: list[set[int]], count: int) -> Tensor:
 
 
 def read_folder(root: Path, split: str = "") -> EvalSet:
-    """``root/labels.json``: ``{"categories": [...], "photos": {file: {"labels": [...]}}}``."""
+    """``root/labels.json``: ``{"categories": [...], "photos": {file: {"labels": [...]}}}``.
+
+    A photo may also have ``"absent": [...]``: then what it names in neither list is unknown, 0.
+    """
     data = _json(root / "labels.json")
     unused = _Unused()
     try:
@@ -88,9 +91,12 @@ def read_folder(root: Path, split: str = "") -> EvalSet:
         index = {name: i for i, name in enumerate(names)}
         photos = sorted(data["photos"].items())
         rows: list[set[int]] = []
+        absent: list[set[int] | None] = []
         for _, entry in photos:
             rows.append({index[label] for label in entry["labels"] if label in index})
-            for label in entry["labels"]:
+            gone = entry.get("absent")
+            absent.append(None if gone is None else {index[n] for n in gone if n in index})
+            for label in [*entry["labels"], *(gone or ())]:
                 if label not in index:
                     unused.add("labels of unknown categories, left out", label)
     except (KeyError, TypeError, AttributeError) as error:
@@ -98,7 +104,13 @@ def read_folder(root: Path, split: str = "") -> EvalSet:
             f"{root / 'labels.json'} is not of the labels format: {error!r}"
         ) from error
     paths = tuple(safe_join(root, name, links=True) for name, _ in photos)
-    return EvalSet(paths, names, _positives(rows, len(names)), unused.notes())
+    labels = _positives(rows, len(names))
+    for row, present, gone in zip(labels, rows, absent, strict=True):
+        if gone is not None:
+            row.zero_()
+            row[sorted(gone)] = -1
+            row[sorted(present)] = 1
+    return EvalSet(paths, names, labels, unused.notes())
 
 
 def read_voc(root: Path, split: str = "test") -> EvalSet:

@@ -17,7 +17,7 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.evaluation.datasets import EvalSet
-from pvp_fast.loaders import Batch, ImageStream, ItemSource
+from pvp_fast.loaders import Augment, Batch, ImageStream, ItemSource
 from pvp_fast.loaders.work import work_through
 from pvp_fast.metrics import average_precision, check_scores, f1_at_threshold, f1_at_topk
 from pvp_fast.pictures import PictureSettings
@@ -47,6 +47,8 @@ def encode_set(
     artifacts: Sequence[Artifact] = (),
     batch_size: int = 64,
     pictures: PictureSettings | None = None,
+    augment: Augment | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Features:
     """Encode every image of a set once.
@@ -55,6 +57,7 @@ def encode_set(
         artifacts: those with a local branch get their local scores on the way; region features
             of a whole set are too many to keep.
         pictures: how images are opened.
+        augment: encode a random view of each image, drawn by ``seed``, instead of the image.
 
     Raises:
         InputError: no image could be read.
@@ -66,7 +69,13 @@ def encode_set(
     kept: list[int] = []
     items = [(os.fspath(path), path) for path in dataset.paths]
     stream = ImageStream(
-        ItemSource(items), backbone.preprocess, batch_size, backbone.device, pictures=pictures
+        ItemSource(items),
+        backbone.preprocess,
+        batch_size,
+        backbone.device,
+        pictures=pictures,
+        augment=augment,
+        seed=seed,
     )
 
     @torch.no_grad()

@@ -53,6 +53,7 @@ COMMANDS = [
     "sentences",
     "add-category",
     "info",
+    "adapt",
     "calibrate",
     "report",
 ]

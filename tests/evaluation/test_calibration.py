@@ -320,6 +320,22 @@ def test_images_without_labels_by_the_command(
     assert not (tmp_path / "x").exists()
 
 
+def test_adapting_to_labelled_images_by_the_command(
+    pocket: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["adapt", str(pocket), "--images", str(demo_set()), "--out", str(tmp_path / "new")]
+    assert run([*line, "--views", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "150 images; mAP on left-out ones" in out
+    old, new = Artifact.load(pocket), Artifact.load(tmp_path / "new")
+    found = new.metrics["images"]
+    assert found["count"] == 150
+    assert found["map_after"] > found["map_before"] + 1
+    assert torch.equal(new.head.adapter.text, old.head.adapter.text)
+    assert run([*line, "--loss", "hinge"]) == 1
+    assert "bce" in capsys.readouterr().err
+
+
 def test_without_matplotlib_the_extra_is_named(
     pocket: Path,
     tmp_path: Path,

@@ -1,0 +1,77 @@
+"""``pvp-fast adapt``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+
+
+def adapt(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder to start from.")],
+    images: Annotated[Path, typer.Option(help="Labelled images, all labels or some.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new artifact.")],
+    dataset: Annotated[
+        str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
+    ] = "folder",
+    split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    views: Annotated[
+        int, typer.Option(min=0, help="Random crops and mirror images of each, learned from too.")
+    ] = 3,
+    loss: Annotated[str, typer.Option(help="bce or asl.")] = "bce",
+    seed: Annotated[int, typer.Option(help="Of the views and the folds.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    upright: Upright = None,
+    background: Background = None,
+    max_megapixels: MaxMegapixels = None,
+) -> None:
+    """Go on learning from labelled images, a few a category or more.
+
+    What the text taught stays in the original and the text bank; the images move what the
+    categories look like. How far, is what ranks left-out images best; where nothing does, only
+    the text stays. Thresholds then are those of the best F1 on left-out images: calibrate sets
+    others.
+
+    Examples:
+
+      pvp-fast adapt runs/coco/artifact --images labelled/ --out runs/adapted
+
+      pvp-fast adapt runs/voc/artifact --images VOC2007 --dataset voc --split train --out runs/a
+    """
+    from pvp_fast.artifact import Artifact
+    from pvp_fast.demo.run import backbone_for
+    from pvp_fast.evaluation import read_dataset
+    from pvp_fast.evaluation.adapt import adapt as learn
+    from pvp_fast.pictures.settings import pictures_of
+    from pvp_fast.training.few import FewConfig
+
+    config = FewConfig(loss=loss, seed=seed)
+    old = Artifact.load(artifact)
+    evalset = read_dataset(dataset, images, split)
+    pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
+    with progress_console().status("encoding and learning from images"):
+        backbone = backbone_for(old, pick_device(device))
+        found = learn(backbone, old, evalset, config=config, views=views, pictures=pictures)
+    new = found.artifact
+    settings = {**new.config, "pictures": pictures.to_dict()}
+    dataclasses.replace(new, config=settings).save(out)
+    result = found.adapted
+    what = (
+        f"{result.after:.1f} after"
+        if result.pull is not None
+        else "no better with them; the artifact is as it was"
+    )
+    typer.echo(f"{found.images} images; mAP on left-out ones {result.before:.1f}, {what}")
+    for note in evalset.notes:
+        print(note, file=sys.stderr)
+    for path, reason in found.failures:
+        print(f"{path}: {reason}", file=sys.stderr)
+    typer.echo(str(out))
+    if found.failures:
+        raise typer.Exit(3)

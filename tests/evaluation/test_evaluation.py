@@ -167,3 +167,16 @@ def test_a_nan_feature_is_an_error_that_names_image_and_category() -> None:
     labels = torch.ones(3, 3, dtype=torch.int8)
     with pytest.raises(InputError, match=r"row 1, category .* is NaN"):
         ladder([artifact], Features(z, labels, artifact.vocabulary.names, ()))
+
+
+def test_a_photo_that_names_what_is_absent_leaves_the_rest_unknown(tmp_path: Path) -> None:
+    photos = {
+        "a.jpg": {"labels": ["dog"]},
+        "b.jpg": {"labels": ["cat"], "absent": ["dog", "whale"]},
+        "c.jpg": {"labels": [], "absent": []},
+    }
+    table = {"categories": ["dog", "cat", "car"], "photos": photos}
+    (tmp_path / "labels.json").write_text(json.dumps(table))
+    found = read_dataset("folder", tmp_path)
+    assert found.labels.tolist() == [[1, -1, -1], [-1, 1, 0], [0, 0, 0]]
+    assert "whale" in found.notes[0]

@@ -80,7 +80,7 @@ def ask(port: int, images: Sequence[bytes], right: Sequence[dict[str, float]], c
     faults: list[str] = []
 
     def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=600)
         while not faults:
             with lock:
                 number = next(turn, None)

@@ -169,13 +169,14 @@ def similarity_loss(
         labels = CSRLabels(offsets, indices)
     else:
         raise InputError("y, or offsets and indices, must be given")
+    asked = Needs(*needs)
     if kind == "ranking":
-        bias = None  # it cancels
+        bias, asked = None, asked._replace(bias=False)  # it cancels
     loss = _LOSSES[kind]
     named = loss.settings(*settings)
     problem = Problem(loss, named, x, w, labels, scale, bias, weight, normalize, factor)
     with torch.autocast(x.device.type, enabled=False):
-        return tuple(evaluate(problem, Needs(*needs), backend, regime))  # type: ignore[return-value]
+        return tuple(evaluate(problem, asked, backend, regime))  # type: ignore[return-value]
 
 
 @similarity_loss.register_fake

@@ -171,4 +171,5 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     loss, dbias, dscale = (total * problem.factor).float()
     none = torch.empty(0, dtype=torch.float32)
     dx, dw = dx.to(x.dtype), dw.to(w.dtype)
-    return Gradients(loss.clone(), dx, dw, dscale.clone(), dbias.clone(), none)
+    dbias = dbias.clone() if needs.bias else torch.zeros(())
+    return Gradients(loss.clone(), dx, dw, dscale.clone(), dbias, none)

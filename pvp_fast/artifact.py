@@ -11,19 +11,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from pvp_fast.errors import ArtifactError
+from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.modules.scoring import Head, LocalBranch
@@ -154,7 +155,8 @@ class Artifact:
         digest = sha256()
         for name, tensor in sorted(_head_tensors(self.head).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+            # Not a view as bytes: of one category, strides may be any.
+            digest.update(np.ascontiguousarray(tensor.numpy()).data)
         digest.update(json.dumps(self.vocabulary.to_dict(), sort_keys=True).encode())
         digest.update(str(self.backbone.get("fingerprint")).encode())
         return digest.hexdigest()[:12]
@@ -230,6 +232,28 @@ class Artifact:
             config=manifest["config"],
             metrics=manifest["metrics"],
         )
+
+    def take(self, rows: Sequence[int]) -> Artifact:
+        """The artifact of some categories, in that order; each keeps every bit.
+
+        Raises:
+            InputError: no row, one that is not there, or one twice.
+        """
+        if not rows or len(set(rows)) < len(rows):
+            raise InputError(f"rows: {list(rows)[:20]}; give at least one category, each once")
+        if not all(0 <= row < len(self.vocabulary) for row in rows):
+            raise InputError(f"rows: categories go from 0 to {len(self.vocabulary) - 1}")
+        state = None
+        if self.state is not None:
+            old, index = self.training, torch.tensor(rows)
+
+            def own(ctx: Tensor | None) -> Tensor | None:
+                return ctx[index] if ctx is not None and ctx.ndim == 3 else ctx
+
+            ctx = old.ctx if old.ctx.ndim < 3 else old.ctx[index]
+            state = TrainingState(old.text_only[index], old.pixels[index], ctx, own(old.local_ctx))
+        words = Vocabulary([self.vocabulary[row] for row in rows])
+        return replace(self, vocabulary=words, head=self.head.take(rows), state=state)
 
     def check_backbone(self, fingerprint: str) -> None:
         """Raise ArtifactError unless ``fingerprint`` is that of the artifact's backbone."""

@@ -18,6 +18,7 @@ from pvp_fast.cli import (
     evaluate,
     export,
     info,
+    remove,
     report,
     sentences,
     serve,
@@ -79,6 +80,8 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("sentences")(sentences.sentences)
 app.command("add-category")(add.add_category)
 app.command("adapt")(adapt.adapt)
+app.command("remove-category")(remove.remove_category)
+app.command("rename-category")(remove.rename_category)
 app.command("discover")(discover.discover)
 app.command("calibrate")(calibrate.calibrate)
 app.command("report")(report.report)

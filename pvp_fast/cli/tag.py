@@ -24,14 +24,20 @@ from pvp_fast.cli.sources import (
     summary_line,
 )
 from pvp_fast.cli.vocabulary import (
+    LLM,
+    ApiKey,
+    BaseUrl,
     Cache,
     Captions,
     Chosen,
+    LanguageModel,
     LearnOption,
+    LocalLLM,
     Minutes,
     Model,
     Names,
     Pretrained,
+    listed_names,
 )
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import is_stdout
@@ -86,6 +92,16 @@ def tag(
     model: Model = None,
     pretrained: Pretrained = None,
     cache: Cache = None,
+    llm: LLM = None,
+    base_url: BaseUrl = None,
+    api_key: ApiKey = None,
+    local_llm: LocalLLM = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this category. Repeatable, or a file of names.")
+    ] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Not this category. Repeatable, or a file of names.")
+    ] = None,
     embeddings: Annotated[
         Path | None, typer.Option(help="Tag what pvp-fast embed wrote here instead of images.")
     ] = None,
@@ -202,7 +218,10 @@ def tag(
         names, artifact = [str(artifact), *names], None
     if bool(names) == (embeddings is not None):
         raise typer.BadParameter("give images, or --embeddings DIR")
-    chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
+    writer = LanguageModel(llm, base_url, None if vocabulary is None else api_key, local_llm)
+    chosen = Chosen(
+        artifact, vocabulary, learn, minutes, captions, model, pretrained, cache, writer
+    )
     from pvp_fast.sinks import BESIDE, format_for, open_sink
     from pvp_fast.sinks.captions import CaptionStyle
     from pvp_fast.sinks.ledger import describe
@@ -252,6 +271,8 @@ def tag(
     if dry_run and chosen.only_planned(device):
         return
     tagger = chosen.tagger(device)
+    if only or without:
+        tagger = tagger.restricted(listed_names(only), listed_names(without))
     tagger.pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
     source = named_source(names, hidden, exclude, follow, shard) if names else None
     bad = done = skipped = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import nullcontext
+from dataclasses import dataclass
 from enum import Enum
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,8 +25,12 @@ if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.names import Prepared
     from pvp_fast.tagging.tagger import Tagger
+    from pvp_fast.vocabulary.categories import Vocabulary
 
 PANEL = "Names in place of an artifact"
+
+
+WRITTEN = 20  # sentences a name that a language model is asked for
 
 
 class Learn(str, Enum):
@@ -80,6 +87,62 @@ Cache = Annotated[
 ]
 
 
+LLM = Annotated[
+    str | None,
+    typer.Option(
+        help="Learn from what this model writes: its name at --base-url.", rich_help_panel=PANEL
+    ),
+]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenAI-compatible endpoint, http://localhost:8000/v1.", rich_help_panel=PANEL
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OPENAI_API_KEY", help="Key, if the endpoint wants one.", rich_help_panel=PANEL
+    ),
+]
+LocalLLM = Annotated[
+    str | None,
+    typer.Option(help="Folder of a local transformers model instead.", rich_help_panel=PANEL),
+]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Who writes the sentences; nobody when all are None."""
+
+    llm: str | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    local_llm: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return any((self.llm, self.base_url, self.local_llm))
+
+    def sentences(self, words: Vocabulary, cache: Path | None) -> list[str]:
+        """Twenty a name, from a record in the cache that a run goes on with.
+
+        Raises:
+            InputError: the options name no model. CorpusError: the model failed.
+        """
+        from pvp_fast.cli.sentences import pick_writer
+        from pvp_fast.names.cache import cache_folder
+        from pvp_fast.sentences.generate import generate_sentences
+
+        writer = pick_writer(self.base_url, self.llm, self.api_key, self.local_llm)
+        key = sha256(json.dumps([writer.name, words.to_dict()]).encode()).hexdigest()[:24]
+        record = cache_folder(cache) / "sentences" / f"{key}.jsonl"
+        progress_console().print(f"sentences: {record}", markup=False, soft_wrap=True)
+        workers = 1 if self.local_llm else 4
+        count = WRITTEN * len(words)
+        return generate_sentences(writer, words, count, record, workers=workers)
+
+
 class Chosen:
     """What a command was given to tag with: an artifact's folder, or names and how to learn them.
 
@@ -97,11 +160,12 @@ class Chosen:
         model: str | None = None,
         pretrained: str | None = None,
         cache: Path | None = None,
+        writer: LanguageModel = LanguageModel(),  # frozen
     ) -> None:
         if (artifact is None) == (vocabulary is None):
             raise InputError("give an artifact folder, or --vocabulary FILE and no artifact")
         self.artifact, self.vocabulary, self.minutes = artifact, vocabulary, minutes
-        self.sentences, self.cache = sentences or [], cache
+        self.sentences, self.cache, self.writer = sentences or [], cache, writer
         self.model, self.pretrained = model or "auto", pretrained
         options = {
             "--learn": learn,
@@ -110,12 +174,14 @@ class Chosen:
             "--model": model,
             "--pretrained": pretrained,
             "--cache": cache,
+            "--llm, --base-url, --local-llm": writer.given,
         }
         given = [name for name, value in options.items() if value]
         if vocabulary is None and given:
             raise InputError(f"{', '.join(given)}: only with --vocabulary, not with an artifact")
         how = learn.value if learn else None
-        self.learn = how or ("auto" if minutes is not None or sentences else "none")
+        bounded = minutes is not None or sentences or writer.given
+        self.learn = how or ("auto" if bounded else "none")
 
     def tagger(self, device: str) -> Tagger:
         """The tagger, made now where it has to be."""
@@ -145,8 +211,13 @@ class Chosen:
 
         words = read_vocabulary(self.vocabulary or "")
         texts = [text for path in self.sentences for text in read_captions(path)]
-        request = Request(words, self.learn, self.minutes, tuple(texts) or None)
         backbone = load_backbone(self.model, self.pretrained, device)
+        if self.writer.given:
+            if dry_run:
+                say("plan: a dry run asks no language model; counted as if the grammar wrote")
+            else:
+                texts += self.writer.sentences(words, self.cache)
+        request = Request(words, self.learn, self.minutes, tuple(texts) or None)
         learns = self.learn != "none" and console.is_terminal
         with nullcontext() if learns else console.status("names") as status:
 
@@ -166,3 +237,13 @@ class Chosen:
         if found.artifact is not None and not dry_run:
             say(f"{'artifact' if found.cached else 'made'}: {found.path}")
         return found, backbone
+
+
+def listed_names(given: list[str] | None) -> list[str]:
+    """Names on a command line, where a file stands for the names in it."""
+    from pvp_fast.vocabulary.categories import Vocabulary
+
+    names: list[str] = []
+    for value in given or []:
+        names += Vocabulary.load(value).names if Path(value).is_file() else [value]
+    return names

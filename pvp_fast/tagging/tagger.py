@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections import deque
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Tag:
-    """One category of an image: ``score`` is its calibrated probability, in [0, 1]."""
+    """One category of an image: its label, or its name where it has none; ``score`` is its
+    calibrated probability, in [0, 1]."""
 
     name: str
     score: float
@@ -146,6 +148,26 @@ class Tagger:
         texts = None if sentences is None else tuple(sentences)
         found = prepare(Request(words, learn, minutes, texts, seed), backbone, cache=cache)
         return cls(found.loaded(), backbone)
+
+    def restricted(self, only: Sequence[str] = (), without: Sequence[str] = ()) -> Tagger:
+        """A tagger of some of the categories, whose scores keep every bit; this one stays.
+
+        Args:
+            only: names to keep; all by default. without: names to leave out.
+
+        Raises:
+            InputError: a name that is not there, or none is left.
+        """
+        words = self.artifact.vocabulary
+        kept = {words.index(name) for name in only} if only else set(range(len(words)))
+        kept -= {words.index(name) for name in without}
+        if not kept:
+            raise InputError("only, without: no category is left to tag with")
+        # A tagger looks at no training state: it need not be read.
+        plain = dataclasses.replace(self.artifact, state=None).take(sorted(kept))
+        tagger = Tagger(plain, self.backbone)
+        tagger.pictures = self.pictures
+        return tagger
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the artifact, with the categories added since."""
@@ -304,7 +326,7 @@ class Tagger:
         Raises:
             InputError: no regions though there is a local branch, or of another batch.
         """
-        names = self.artifact.vocabulary.names
+        names = self.artifact.vocabulary.labels
         cut = self._head.cuts(threshold).cpu()
         queries = self._head.queries(z).cpu()
         if self._gain is None:

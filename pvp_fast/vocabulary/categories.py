@@ -38,11 +38,13 @@ class Category:
         synonyms: other words for it in sentences; singular is enough, plurals are found.
         ignore: phrases that contain the name or a synonym but mean something else, for instance
             "orange shirt" for the fruit. They silence this category only.
+        label: what tags say in place of the name, in any language.
     """
 
     name: str
     synonyms: tuple[str, ...] = ()
     ignore: tuple[str, ...] = ()
+    label: str | None = None
 
     def __post_init__(self) -> None:
         for field in ("synonyms", "ignore"):
@@ -63,6 +65,8 @@ class Category:
                 raise InputError(
                     f"category {what} {word!r} is empty; it needs at least one letter or digit"
                 )
+        if self.label is not None and (not isinstance(self.label, str) or not self.label.strip()):
+            raise InputError(f"label of category {self.name!r} is {self.label!r}; give a text")
 
 
 class Vocabulary:
@@ -168,6 +172,7 @@ class Vocabulary:
             "categories": [
                 {"name": c.name, "synonyms": list(c.synonyms)}
                 | ({"ignore": list(c.ignore)} if c.ignore else {})
+                | ({"label": c.label} if c.label else {})
                 for c in self
             ]
         }
@@ -176,6 +181,11 @@ class Vocabulary:
     def names(self) -> tuple[str, ...]:
         """Category names in label order."""
         return tuple(category.name for category in self._categories)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """What tags say, in label order: each category's label, or its name."""
+        return tuple(category.label or category.name for category in self._categories)
 
     def index(self, name: str) -> int:
         """Label index of a category by its name (case does not matter).
@@ -308,13 +318,14 @@ def _category(item: Any) -> Category:
     if isinstance(item, Category | str):
         return item if isinstance(item, Category) else Category(item)
     if isinstance(item, Mapping) and "name" in item:
-        unknown = set(item) - {"name", "synonyms", "ignore"}
+        unknown = set(item) - {"name", "synonyms", "ignore", "label"}
         if unknown:
             raise InputError(
                 f"category {item['name']!r} has unknown field {min(map(str, unknown))!r}; "
-                "use name, synonyms, ignore"
+                "use name, synonyms, ignore, label"
             )
-        return Category(item["name"], item.get("synonyms") or (), item.get("ignore") or ())
+        words = (item.get("synonyms") or (), item.get("ignore") or ())
+        return Category(item["name"], *words, item.get("label"))
     raise InputError(
         f"{item!r} is not a category; give a name or {{name, synonyms}} "
         "(in YAML put quotes around words such as yes, no, on, off and numbers)"

@@ -90,3 +90,78 @@ def test_a_report_takes_names_too(words: str, tmp_path: Path) -> None:
     assert run(line) == 0
     assert "giraffe" in page.read_text(encoding="utf-8")
     assert run(["report", str(folder), "-o", str(page)]) == 1
+
+
+def test_a_label_is_what_tags_say_and_lists_allow_or_deny(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "tags.yaml"
+    words.write_text("giraffe: {label: Giraffe (Tier)}\nkite:\ncow:\n", encoding="utf-8")
+    line = ["tag", "--vocabulary", str(words), "--model", "pocket", *SCENES]
+
+    def names(*options: str) -> list[list[str]]:
+        assert run([*line, *options]) == 0
+        rows = map(json.loads, capsys.readouterr().out.splitlines())
+        return [[tag["name"] for tag in row["tags"]] for row in rows]
+
+    plain = names()
+    assert plain[0] == ["Giraffe (Tier)"]
+    assert plain[2] == ["kite"]
+    assert names("--only", "kite") == [[], [], ["kite"]]
+    (tmp_path / "deny.txt").write_text("kite\ncow\n", encoding="utf-8")
+    assert names("--without", str(tmp_path / "deny.txt"))[2] == []
+    assert run([*line, "--without", "kit"]) == 1
+    assert "did you mean kite" in capsys.readouterr().err
+
+
+def test_categories_leave_and_are_renamed(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from pvp_fast.artifact import Artifact
+
+    old = Artifact.load(artifact)
+    out = tmp_path / "fewer"
+    assert run(["remove-category", str(artifact), "cat", "--out", str(out)]) == 0
+    fewer = Artifact.load(out)
+    kept = [i for i, name in enumerate(old.vocabulary.names) if name != "cat"]
+    assert fewer.vocabulary.names == tuple(old.vocabulary.names[i] for i in kept)
+    assert torch.equal(fewer.head.linear().vectors, old.head.linear().vectors[kept])
+    assert torch.equal(fewer.training.pixels, old.training.pixels[kept])
+    assert run(["rename-category", str(out), "dog", "Hund", "--out", str(out)]) == 0
+    renamed = Artifact.load(out)
+    assert renamed.vocabulary[0].name == "Hund"
+    assert "dog" in renamed.vocabulary[0].synonyms
+    assert torch.equal(renamed.head.linear().vectors, fewer.head.linear().vectors)
+    assert run(["remove-category", str(out), *renamed.vocabulary.names, "--out", str(out)]) == 1
+    assert "no category would be left" in capsys.readouterr().err
+
+
+def test_a_language_model_is_asked_once(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pvp_fast.cli import sentences
+
+    asked: list[str] = []
+
+    class Writer:
+        name = "tiny"
+
+        def write(self, prompt: str, *, seed: int) -> str:
+            asked.append(prompt)
+            shown = prompt.split("shows: ")[1].split(". Name")[0]
+            return "\n".join(f"A {shown} by the lake, view {len(asked)} {i}." for i in range(8))
+
+    monkeypatch.setattr(sentences, "pick_writer", lambda *given: Writer())
+    line = ["tag", "--vocabulary", words, "--model", "pocket", "--llm", "tiny", "--learn", "text"]
+    line += ["--cache", str(tmp_path)]
+    assert run([*line, "--dry-run", *SCENES]) == 0
+    assert asked == []
+    assert run([*line, *SCENES]) == 0
+    assert "60 of the 60 sentences" in capsys.readouterr().err
+    count = len(asked)
+    assert count >= 60 / 8
+    assert run([*line, *SCENES]) == 0
+    assert len(asked) == count
+    assert "artifact:" in capsys.readouterr().err

@@ -221,3 +221,16 @@ def test_auto_takes_what_is_cached_and_else_says_what_to_do(
     found = resolve()
     assert (found.name, found.pretrained) == (last.name, last.pretrained)
     assert "local cache" in found.note
+
+
+def test_one_name_is_a_vocabulary(backbone: Backbone, tmp_path: Path) -> None:
+    import numpy as np
+
+    tagger = Tagger.from_names(["dog"], backbone=backbone, cache=tmp_path)
+    (result,) = tagger.tag([np.zeros((32, 32, 3), np.uint8)], threshold=0)
+    assert [tag.name for tag in result.tags] == ["dog"]
+    again = Tagger.from_names(["dog"], backbone=backbone, cache=tmp_path)
+    assert len(tagger.artifact.version) == 12
+    assert again.artifact.version == tagger.artifact.version
+    two = Tagger.from_names(["dog", "cat"], backbone=backbone, cache=tmp_path)
+    assert two.restricted(without=["cat"]).artifact.vocabulary.names == ("dog",)

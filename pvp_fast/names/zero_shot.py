@@ -64,7 +64,7 @@ class ImageSide:
         from pvp_fast.evaluation import encode_set, read_folder
 
         scenes = read_folder(demo_set())
-        path = folder / f"{backbone.fingerprint[:16]}.scenes.safetensors"
+        path = folder / f"{_called(backbone)}.scenes.safetensors"
         try:
             z = load_file(path)["z"]
             if z.shape == (len(scenes.paths), backbone.embed_dim):
@@ -94,7 +94,12 @@ def vectors_of(
 
 def store_of(backbone: Backbone, folder: Path) -> NameVectors:
     """The file that keeps a model's vectors of names."""
-    return NameVectors(folder / f"{backbone.fingerprint[:16]}.sqlite", backbone.embed_dim)
+    return NameVectors(folder / f"{_called(backbone)}.sqlite", backbone.embed_dim)
+
+
+def _called(backbone: Backbone) -> str:
+    """Begins the names of a model's files: other precisions give other bits."""
+    return f"{backbone.fingerprint[:16]}.{backbone.precision}"
 
 
 def zero_shot(

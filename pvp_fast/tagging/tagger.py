@@ -131,8 +131,8 @@ class Tagger:
         Args:
             names: a vocabulary, or categories.
             backbone: the CLIP that reads names and images.
-            learn: "none" takes the names through prompt templates, at once; "text" learns text
-                prompts from sentences and "full" runs all stages; "auto" takes the best of these
+            learn: "none" takes the names through prompt templates, at once; "text" learns class
+                vectors from sentences and "full" runs all stages; "auto" takes the best of these
                 that fits ``minutes``.
             minutes: bound for the learning; 10 with "auto".
             sentences: what to learn from; by default the grammar writes them.

@@ -93,11 +93,13 @@ class AdapterStage:
     @torch.no_grad()
     def _logits(self) -> tuple[float, float]:
         """Scale and bias that put the starting scores where the loss learns from them."""
-        x, y = self.held_out.all()
+        x, y = (self.held_out if len(self.held_out) else self.train).all()
         scores = self.module(x).double()
-        low, high = scores[~y], float(scores[y].mean())
+        # Of a few sentences, all may mention every category, or none.
+        low, high = (scores[part] if part.any() else scores.flatten() for part in (~y, y))
+        spread = float(low.std()) if len(low) > 1 else 0.0
         # A start that hardly tells them apart must not become a huge scale.
-        apart = max(high - float(low.mean()), 3 * float(low.std()), 1e-3)
+        apart = max(float(high.mean()) - float(low.mean()), 3 * spread, 1e-3)
         scale = SPREAD / apart
         return scale, UNMENTIONED - scale * float(low.mean())
 

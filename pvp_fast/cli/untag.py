@@ -102,9 +102,7 @@ class _Taking:
             if path.suffix == self.caption_ending:
                 captions.forget(path)
         if self.from_inside:
-            there, packet = inside.untag(image)
+            there = inside.untag(image, dry_run=self.dry_run)
             self.changed += there
             if there and self.dry_run:
                 print(f"{image} (changed)")
-            elif there:
-                inside.put(image, packet)

@@ -193,6 +193,23 @@ def take_back(packet: bytes) -> Change:
     return Change(None if alone else packet if new == packet else new, {}, removed)
 
 
+def has_keywords(packet: bytes | None) -> bool:
+    """Whether others have put keywords into a packet, in any of the lists.
+
+    Raises:
+        XmpError: as :func:`merge`.
+    """
+    base = None if packet is None else take_back(packet).packet
+    if base is None:
+        return False
+    document = _Document(base)
+    return any(
+        document.attribute(each) is not None
+        or any(element.text.strip() for element in document.properties(each))
+        for each in LISTS
+    )
+
+
 def read_record(packet: bytes) -> dict[str, tuple[str, ...]]:
     """What is recorded in a packet, by field; empty where we never wrote.
 

@@ -90,3 +90,59 @@ def test_what_exiftool_refuses_is_that_image_s_trouble(
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="exiftool"):
         put(path, "dog")
+
+
+def keywords(photo: Path) -> dict[str, list[str]]:
+    """As programs see them: each list, and what the Metadata Working Group's rule makes of both."""
+    line = ["exiftool", "-use", "MWG", "-json", "-IPTC:Keywords", "-XMP:Subject", "-MWG:Keywords"]
+    done = subprocess.run([*line, "-G1", str(photo)], capture_output=True, check=True)
+    (found,) = json.loads(done.stdout)
+    found.pop("SourceFile")
+    return {name: [v] if isinstance(v, str) else v for name, v in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("digest", "charset", "subject"),
+    [(False, "UTF8", False), (True, "", True), (True, "UTF8", False), (False, "", True)],
+)
+def test_where_iptc_keywords_are_every_reader_sees_both(
+    tmp_path: Path, digest: bool, charset: str, subject: bool
+) -> None:
+    photo = tmp_path / "a.jpg"
+    Image.open(sorted(demo_set().glob("*.jpg"))[0]).convert("RGB").save(photo)
+    line = [f"-IPTC:CodedCharacterSet={charset}"] * bool(charset)
+    line += ["-IPTC:Keywords=Hund", "-IPTC:Keywords=Dog", "-IPTC:City=Köln"]
+    line += ["-XMP-dc:Subject=Hund"] * subject
+    write = ["exiftool", "-q", "-overwrite_original"]
+    subprocess.run([*write, *line, str(photo)], check=True)
+    if digest:
+        subprocess.run([*write, "-Photoshop:IPTCDigest=new", str(photo)], check=True)
+    before = keywords(photo)
+    said: list[str] = []
+    put(photo, "dog", "bär", dry_run=True, say=said.append)
+    assert "  + IPTC: bär" in said
+    assert keywords(photo) == before
+    put(photo, "dog", "bär", "写真")
+    found = keywords(photo)
+    iptc = ["Hund", "Dog", "bär"] + ["写真"] * bool(charset)  # Latin-1 cannot hold the last
+    assert found["IPTC:Keywords"] == iptc
+    xmp = ["Hund", "dog", "bär", "写真"] if subject else ["Hund", "Dog", "bär", "写真"]
+    assert found["XMP-dc:Subject"] == xmp
+    assert {"Hund", "bär"} <= set(found["MWG:Keywords"])  # by the rule
+    put(photo, "cat", "dog", replace=True)
+    found = keywords(photo)
+    assert found["IPTC:Keywords"] == ["Hund", "Dog", "cat"]
+    assert set(found["XMP-dc:Subject"]) == (
+        {"Hund", "cat", "dog"} if subject else {"Hund", "Dog", "cat"}
+    )
+    assert run(["untag", str(photo), "--inside"]) == 0
+    assert keywords(photo) == before
+    if shutil.which("exiv2"):
+        shown = subprocess.run(["exiv2", "-PIv", str(photo)], capture_output=True, check=False)
+        assert b"Hund" in shown.stdout
+        assert b"cat" not in shown.stdout
+
+
+def test_images_without_iptc_keywords_get_none(photo: Path) -> None:
+    put(photo, "dog")
+    assert set(keywords(photo)) <= {"XMP-dc:Subject", "MWG:Keywords"}

@@ -15,7 +15,8 @@ partition when the new one is moved in.
 
 An image may kill the process that reads it, by its memory or in a decoder. The process comes back,
 and what it was at is then done image by image; one that kills it :data:`DEATHS` times when it is
-alone is given up and counts as a failure.
+alone is given up and counts as a failure. Processes that die before they are at an image, while
+they load the model, end the run when there were several more of them than work at once.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 import uuid
@@ -41,16 +43,26 @@ from pvp_fast.loaders.sources import FileSource, check_part, in_part
 from pvp_fast.loaders.walk import Search
 from pvp_fast.pictures.settings import PictureSettings, pictures_of
 from pvp_fast.sinks.base import lock, writing
-from pvp_fast.sinks.ledger import Content, Ledger, Record, content_of, describe, place
+from pvp_fast.sinks.ledger import (
+    Content,
+    Ledger,
+    Record,
+    content_of,
+    describe,
+    name_of,
+    place,
+)
 from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
 _SHARD = -1  # in place of a row group
+_GAVE_UP = "gave-up"  # in the staging folder: why the workers did
 Source = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 FORMATS = ("parquet", "jsonl")
 DEATHS = 2  # of a worker alone with an image, until the image is given up
+LOADS = 3  # deaths of workers that load the model, beyond one of each, until the run is given up
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,7 @@ class _Job:
     batch_size: int
     device: str
     pictures: dict[str, Any]
+    workers: int
 
 
 def tag_dataset(
@@ -192,9 +205,10 @@ def tag_dataset(
         if not partitions:
             return replace(report, seconds=time.monotonic() - started)
         with _connected(ray, address):
+            _start_one(ray)
             gpus = int(ray.cluster_resources().get("GPU", 0))
             cpus = ray.cluster_resources().get("CPU", 1)
-            pool = actors or gpus or max(1, int(cpus // cpus_per_actor))
+            pool = min(actors or gpus or max(1, int(cpus // cpus_per_actor)), len(partitions))
             job = _Job(
                 artifact=str(Path(artifact).absolute()),
                 version=version,
@@ -206,6 +220,7 @@ def tag_dataset(
                 batch_size=batch_size,
                 device="cuda" if gpus else "cpu",
                 pictures=opened,
+                workers=pool,
             )
             keys_of = {part.id: part for part in partitions}
             items = [{"partition": json.dumps(asdict(part))} for part in partitions]
@@ -213,12 +228,12 @@ def tag_dataset(
                 _Actor,
                 fn_constructor_args=(asdict(job),),
                 batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=min(pool, len(items))),
+                compute=ray.data.ActorPoolStrategy(size=pool),
                 num_cpus=cpus_per_actor,
                 # A pool larger than the number of GPUs shares them.
                 num_gpus=min(1.0, gpus / pool) if gpus else None,
             )
-            with _our_errors():
+            with _our_errors(staging):
                 for row in tagged.iter_rows():
                     finished = keys_of[str(row["id"])]
                     done.replace(finished, staging)
@@ -243,7 +258,8 @@ class _Actor:
         from pvp_fast.tagging.tagger import Tagger
 
         self.job = _Job(**job)
-        self.tagger = Tagger.load(self.job.artifact, device=self.job.device)
+        with _loading(self.job):
+            self.tagger = Tagger.load(self.job.artifact, device=self.job.device)
         self.tagger.pictures = PictureSettings.from_dict(self.job.pictures)
         if self.tagger.artifact.version != self.job.version:
             raise InputError(
@@ -314,6 +330,33 @@ class _Actor:
                     )
                 for key, content, result in zip(keys[chosen], contents[chosen], found, strict=True):
                     yield replace(result, image=key), content
+
+
+@contextlib.contextmanager
+def _loading(job: _Job) -> Iterator[None]:
+    """Leave a file that says so while a worker loads the model: those of the dead stay.
+
+    Raises:
+        InputError: too many have died; the process that started the run finds it said in a file.
+    """
+    folder = Path(job.staging)
+    folder.mkdir(parents=True, exist_ok=True)
+    dead = len(list(folder.glob("*.loading")))
+    if dead >= job.workers + LOADS:
+        error = (
+            f"artifact: {dead} workers died while they loaded {job.artifact}, as for want of "
+            f"memory: {job.workers} load it at once on {job.device}; give fewer --actors, or look "
+            "into Ray's logs"
+        )
+        with atomic_write(folder / _GAVE_UP, "w") as stream:
+            stream.write(error)
+        raise InputError(error)
+    mine = folder / f"{uuid.uuid4().hex}.loading"
+    mine.touch()
+    try:
+        yield
+    finally:
+        mine.unlink(missing_ok=True)
 
 
 class _Journal:
@@ -423,9 +466,14 @@ class _Done:
             _drop(path, names)
         _commit(self.folder, staging, part.id, self.settings["format"])
 
+    def drop_superseded(self) -> None:
+        """Take out the rows of folders and shards that fail no longer."""
+        for name in self.ledger.superseded:
+            _drop(self._where.pop(name), {name})
+
 
 def _place(key: str, record: Record) -> str:
-    return plain(key if record.content is None else record.content.path)
+    return plain(name_of(key, record))
 
 
 def _rows(path: Path, artifact: str) -> Iterator[tuple[str, Record]]:
@@ -496,6 +544,7 @@ def _left(
     else:  # the source is no longer what it was: leave out what is done image by image
         done.read(failures_only=False)
         left = plan(PassedOver(), lambda key: not done.ledger.has(key))
+        done.drop_superseded()
     return left, sum(len(p.keys) for p in planned) - sum(len(p.keys) for p in left)
 
 
@@ -679,12 +728,45 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
             del os.environ["RAY_USAGE_STATS_ENABLED"]
 
 
+class _Ready:
+    """A worker that does nothing."""
+
+    def ready(self) -> bool:
+        """Whether it has started."""
+        return True
+
+
+def _start_one(ray: Any) -> None:
+    """Start one worker, and do not try again as bulk work does for ever.
+
+    Raises:
+        InputError: it dies before it has begun, as where a setup hook fails.
+    """
+    worker = ray.remote(max_restarts=0, num_cpus=0)(_Ready).remote()
+    try:
+        ray.get(worker.ready.remote())
+    except ray.exceptions.RayError as error:
+        raise InputError(f"engine: Ray's workers cannot start here: {_why(error)}") from error
+    finally:
+        ray.kill(worker)
+
+
+def _why(error: Exception) -> str:
+    """What Ray says of a worker's death, in one line: its own words, and the exception's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = [line.partition("exit detail: ")[2] for line in lines if "exit detail: " in line]
+    raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b", line)]
+    return " ".join([*told[:1], *raised[-1:]]) or lines[0]
+
+
 @contextlib.contextmanager
-def _our_errors() -> Iterator[None]:
+def _our_errors(staging: Path) -> Iterator[None]:
     """Raise what an actor raised on purpose, not the wrapping that Ray puts around it."""
     try:
         yield
     except Exception as error:
+        with contextlib.suppress(OSError):
+            raise InputError((staging / _GAVE_UP).read_text("utf-8")) from None
         for inner in _causes(error):
             if isinstance(inner, PvpFastError):
                 raise inner from None

@@ -179,6 +179,7 @@ def mortal_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     def die_at_killers() -> None:
         """Make a worker die where it opens such a file, as by a decoder's crash or the kernel."""
         import builtins
+        import io
 
         opened = builtins.open
 
@@ -187,7 +188,7 @@ def mortal_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
                 os.kill(os.getpid(), signal.SIGKILL)
             return opened(file, *args, **options)
 
-        builtins.open = mortal  # type: ignore[assignment]
+        builtins.open = io.open = mortal  # type: ignore[assignment]
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     monkeypatch.chdir(tmp_path)
@@ -223,6 +224,36 @@ def test_an_image_that_kills_its_worker_is_given_up_and_the_rest_is_done(
     assert "ended its worker 2 times" in reasons["00killer.jpg"]
     assert "ended its worker 2 times" in reasons["zkiller.jpg"]
     assert "empty" in reasons["zero.jpg"]
+
+
+@pytest.mark.usefixtures("mortal_cluster")
+def test_workers_that_die_while_they_load_the_model_end_the_run(
+    artifact: Path, photos: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(artifact, tmp_path / "killer")
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"4 workers died while they loaded .*killer.*--actors"):
+        tag_dataset(next(photos.glob("0*.jpg")), tmp_path / "killer", out, actors=1)
+    assert not (out / ".staging").exists()
+    report = tag_dataset(next(photos.glob("0*.jpg")), artifact, out, actors=1)  # goes on
+    assert report.images == 1
+
+
+def test_a_setup_hook_that_fails_ends_the_run(
+    artifact: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> None:
+        raise ValueError("no such setup")
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.chdir(tmp_path)
+    hook = {"worker_process_setup_hook": broken}
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
+    try:
+        with pytest.raises(InputError, match=r"cannot start here: .*no such setup"):
+            tag_dataset(photos, artifact, tmp_path / "out")
+    finally:
+        ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

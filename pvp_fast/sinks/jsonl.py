@@ -3,6 +3,9 @@
 ``{"image": path, "tags": [{"name", "score"}, …], "artifact": version}``, ``"error"`` with the
 reason where the image could not be read, and what going on needs: ``"settings"``, and of a file
 its ``"size"``, ``"mtime_ns"`` and, where ``"image"`` is not that, its absolute ``"path"``.
+
+Earlier versions wrote none of the last, and the first of them ``"key"`` for ``"image"``: such lines
+are read as made with settings that nobody knows.
 """
 
 from __future__ import annotations
@@ -50,10 +53,11 @@ class JsonLines:
                 continue
             try:
                 entry = json.loads(line)
-                image, artifact, error = entry["image"], entry["artifact"], entry.get("error")
+                image = entry["image"] if "image" in entry else entry["key"]
+                artifact, error = entry["artifact"], entry.get("error")
                 if not isinstance(image, str) or not isinstance(error, str | None):
                     raise TypeError("image or error is no string")
-                record = Record.from_dict(image, entry, error)
+                record = Record.from_dict(image, {"settings": "", **entry}, error)
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as wrong:
                 raise SinkError(
                     f"{path}, line {number} is no line of tags ({wrong!r}); repair or remove it, "

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -109,6 +109,19 @@ class Record:
         return cls(found["settings"], content, error)
 
 
+def name_of(key: str, record: Record) -> str:
+    """What tells an image of an output from others: its place, or its key where it has none.
+
+    Rows of earlier versions do not say what they were read from; the file may be there still.
+    """
+    if record.content is not None:
+        return record.content.path
+    try:
+        return place(key) if os.path.lexists(key) else key
+    except ValueError:
+        return key
+
+
 def is_lasting(error: str) -> bool:
     """Whether only other content can mend a failure: the body of the file itself is damaged.
 
@@ -127,13 +140,18 @@ class Ledger:
 
     Attributes:
         failed_before: images passed over that an earlier run could not read.
+        look: finds the record of an image; :meth:`find` unless the rows are not in memory.
     """
 
     def __init__(self, settings: str, *, redo: bool = False, retry_failed: bool = False) -> None:
         self.settings, self.redo, self.retry_failed = settings, redo, retry_failed
         self.failed_before = 0
+        self.look: Callable[[str], Record | None] = self.find
         self._known: dict[str, Record] = {}
         self._reading: dict[str, Content | None] = {}
+        self._above: set[str] = set()  # folders and shards that were looked up
+        self._opened: set[str] = set()  # of them those that had failed
+        self._failed: set[str] = set()  # listed as failures of an earlier run
 
     def __len__(self) -> int:
         return len(self._known)
@@ -151,7 +169,7 @@ class Ledger:
             InputError: it was done with other settings, and ``redo`` is false.
         """
         self.check(record.settings, where)
-        name = plain(key if record.content is None else record.content.path)
+        name = plain(name_of(key, record))
         there = name in self._known
         self._known[name] = record
         return there
@@ -169,22 +187,42 @@ class Ledger:
         """What is known of an image under its place, or under the key itself."""
         return self._known.get(plain(place(key))) or self._known.get(plain(key))
 
-    def has(self, key: str, record: Record | None = None) -> bool:
+    def has(self, key: str) -> bool:
         """Whether an image needs not be done.
 
         If it is to be done, its size and time are noted now, before it is read: what is copied
         meanwhile has others afterwards and is done once more.
-
-        Args:
-            record: where the rows are not in memory, what is known of it.
         """
         content = self._reading.pop(key) if key in self._reading else content_of(key)
-        record = self.find(key) if record is None else record
+        record = self.look(key)
+        self._look_above(key)
+        if record is not None and record.error is not None:
+            self._failed.add(plain(place(key)))
         if record is not None and not self._is_stale(record, content):
             self.failed_before += record.error is not None
             return True
         self._reading[key] = content
         return False
+
+    @property
+    def superseded(self) -> set[str]:
+        """Places of folders and shards that had failed and are no longer listed as that, though
+        what is in them is: their rows go at the end of the run."""
+        return self._opened - self._failed
+
+    def _look_above(self, key: str) -> None:
+        above = key.rpartition("/")[0]
+        while above and above not in self._above:
+            self._above.add(above)
+            record = self.look(above)
+            # In a run over a part of the images a shard that is as it was may be another part's.
+            if (
+                record is not None
+                and record.error is not None
+                and (record.content is None or record.content != content_of(above))
+            ):
+                self._opened.add(plain(place(above)))
+            above = above.rpartition("/")[0]
 
     def is_done(self, key: str, content: Content | None) -> bool:
         """Whether an image of this content needs not be done."""

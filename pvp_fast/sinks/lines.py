@@ -13,7 +13,8 @@ from typing import IO, TYPE_CHECKING, NamedTuple, Protocol
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.files import atomic_write, sync_file, sync_folder
 from pvp_fast.sinks.base import Sink, lock, writing
-from pvp_fast.sinks.ledger import Ledger, Record
+from pvp_fast.sinks.ledger import Ledger, Record, name_of
+from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
@@ -174,7 +175,7 @@ class AppendSink(Sink):
             # An interrupted run keeps what it has done; a failed write is not tried again.
             if not isinstance(error, SinkError):
                 self._flush()
-            if error is None and self._twice:
+            if error is None and (self._twice or self.ledger.superseded):
                 self._compact()
         finally:
             if not self._end:  # still locked: nobody else has anything in there
@@ -215,7 +216,8 @@ class AppendSink(Sink):
             sync_folder(self.path.parent)
 
     def _compact(self) -> None:
-        """Leave of each image the last block."""
+        """Leave of each image the last block, and none of what is superseded."""
+        gone = {(name, self.lines.artifact) for name in self.ledger.superseded}
         last: dict[tuple[str | None, str], int] = {}
         with open(self.path, "rb") as stream:
             for row in self.lines.scan(stream, self.path):
@@ -231,10 +233,10 @@ class AppendSink(Sink):
             for row in self.lines.scan(stream, self.path):
                 block = old.read(row.end - start)
                 start = row.end
-                if last[_name(row)] == row.end:
+                name, by = _name(row)
+                if last[name, by] == row.end and (plain(name), by) not in gone:
                     new.write(block)
 
 
 def _name(row: Row) -> tuple[str | None, str]:
-    content = row.record.content
-    return row.key if content is None else content.path, row.artifact
+    return None if row.key is None else name_of(row.key, row.record), row.artifact

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pvp_fast.errors import InputError, SinkError
 from pvp_fast.files import atomic_write
 from pvp_fast.sinks.base import Sink, lock, writing
-from pvp_fast.sinks.ledger import Ledger, Record
+from pvp_fast.sinks.ledger import Ledger, Record, name_of
 from pvp_fast.sinks.names import plain
 
 if TYPE_CHECKING:
@@ -159,9 +159,10 @@ class ParquetFolderSink(Sink):
         try:
             if not isinstance(error, SinkError):
                 self._flush()
-            if error is None and self._twice:
+            gone = {(name, self.artifact) for name in self.ledger.superseded}
+            if error is None and (self._twice or gone):
                 with contextlib.suppress(OSError):  # no room for it: the next run will
-                    keep_last(self.path)
+                    keep_last(self.path, gone)
         finally:
             self._close()
 
@@ -211,8 +212,11 @@ def read_into(ledger: Ledger, path: str | os.PathLike[str], artifact: str) -> bo
     return twice
 
 
-def keep_last(folder: Path) -> None:
+def keep_last(folder: Path, gone: Set[tuple[str, str]] = frozenset()) -> None:
     """Of each image and artifact leave the last row, in the order of the files' names.
+
+    Args:
+        gone: images and artifacts of which none is left.
 
     Raises:
         OSError: a file cannot be replaced; those before it are as they should be.
@@ -221,7 +225,10 @@ def keep_last(folder: Path) -> None:
     for file, rows in _read(folder):
         last |= {_name(row): (file, number) for number, row in enumerate(rows)}
     for file, rows in _read(folder):
-        kept = [last[_name(row)] == (file, number) for number, row in enumerate(rows)]
+        kept = [
+            last[name] == (file, number) and name not in gone
+            for number, name in enumerate(map(_name, rows))
+        ]
         if not any(kept):
             file.unlink()
         elif not all(kept):
@@ -281,7 +288,7 @@ def _record(row: dict[str, Any]) -> Record:
 
 
 def _name(row: dict[str, Any]) -> tuple[str, str]:
-    return row["path"] or row["image"], row["artifact"]
+    return name_of(row["image"], _record(row)), row["artifact"]
 
 
 def _number(file: Path) -> int:

@@ -71,6 +71,7 @@ class SqliteSink(Sink):
     ) -> None:
         self.path, self.artifact, self.dry_run = Path(path), artifact, dry_run
         self.ledger = ledger
+        ledger.look = self._find
         self._waiting: list[tuple[TagResult, Record]] = []
         self._database: sqlite3.Connection | None = None
 
@@ -122,23 +123,26 @@ class SqliteSink(Sink):
         try:
             if not isinstance(error, SinkError):
                 self._flush()
+            if error is None and self._database is not None and not self.dry_run:
+                self._drop(self.ledger.superseded)
         finally:
             self._close()
 
     def has(self, key: str) -> bool:
-        if self._database is None:
-            return False
+        return self._database is not None and self.ledger.has(key)
+
+    def _find(self, key: str) -> Record | None:
         with self._errors():
             for column, name in (("path", plain(place(key))), ("image", plain(key))):
-                found = self._database.execute(
+                found = self._connection.execute(
                     "SELECT error, settings, path, size, mtime_ns FROM images "
                     f"WHERE {column} = ? AND artifact = ?",
                     (name, self.artifact),
                 ).fetchone()
                 if found is not None:
                     said = dict(zip(_SAID, found[1:], strict=True))
-                    return self.ledger.has(key, Record.from_dict(key, said, found[0]))
-        return self.ledger.has(key)
+                    return Record.from_dict(key, said, found[0])
+        return None
 
     def write(self, result: TagResult) -> None:
         if self.dry_run:
@@ -177,6 +181,18 @@ class SqliteSink(Sink):
                     ],
                 )
         self._waiting.clear()
+
+    def _drop(self, places: set[str]) -> None:
+        """Take out the rows of folders and shards that fail no longer."""
+        if not places:
+            return
+        with self._errors(), self._transaction() as database:
+            rows = database.execute(
+                "SELECT image, path FROM images WHERE artifact = ? AND error IS NOT NULL",
+                (self.artifact,),
+            ).fetchall()
+            gone = [(i, self.artifact) for i, path in rows if {path, plain(place(i))} & places]
+            database.executemany("DELETE FROM images WHERE image = ? AND artifact = ?", gone)
 
     def _write_ahead(self) -> None:
         # Changing the mode needs the whole file and does not wait for it as other statements do.

@@ -277,6 +277,46 @@ def test_members_of_a_shard_are_done_again_when_the_shard_is_another(
     assert len(rows(format, out)) == 1
 
 
+@pytest.mark.parametrize("relative", [False, True])
+@pytest.mark.parametrize("container", ["shard", "folder"])
+def test_what_had_failed_as_a_whole_is_forgotten_when_its_images_are_there(
+    format: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    container: str,
+    relative: bool,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole = Path("s.tar" if container == "shard" else "photos")
+    if not relative:
+        whole = tmp_path / whole
+    inner = "photos/a" if container == "shard" else "a.jpg"
+    if container == "shard":
+        whole.write_bytes(b"cut")
+    out = tmp_path / "out"
+
+    def once(*keys: str, trouble: str | None = None) -> None:
+        with open_sink(format, out, V1, append=True, settings=FIVE) as sink:
+            for key in keys:
+                if not sink.has(key):
+                    error = trouble if key == str(whole) else None
+                    sink.write(TagResult(key, () if error else (Tag("dog", 0.5, 0),), error))
+
+    first = [f"{whole}/{inner}"] * (container == "shard")
+    once(*first, str(whole), "b.jpg", trouble="truncated shard")
+    assert rows(format, out)[whole.name][0] == "truncated shard"
+    if container == "shard":
+        once(f"{whole}/{inner}")  # a part of the same images, as with --shard: it is cut still
+        assert rows(format, out)[whole.name][0] == "truncated shard"
+        whole.write_bytes(b"cut elsewhere")
+        once(f"{whole}/{inner}", str(whole), trouble="truncated shard")
+        assert rows(format, out)[whole.name][0] == "truncated shard"
+        whole.write_bytes(b"whole at last")
+    once(f"{whole}/{inner}", "b.jpg")
+    assert set(rows(format, out)) == {Path(inner).name, "b.jpg"}
+
+
 def test_images_without_a_file_are_done_once(format: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
 

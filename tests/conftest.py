@@ -55,16 +55,9 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """A small random CLIP with region features."""
-    import open_clip
-    from support.training import TEXT, VIT
+    from support.training import tiny_clip
 
-    from pvp_fast.clip.backbone import Backbone, Preprocess
-
-    state = torch.get_rng_state()
-    torch.manual_seed(3)
-    model = open_clip.CLIP(embed_dim=16, vision_cfg=VIT, text_cfg=TEXT)
-    torch.set_rng_state(state)
-    return Backbone(model, open_clip.SimpleTokenizer(context_length=40), Preprocess(32))
+    return tiny_clip()
 
 
 @pytest.fixture(scope="session")

@@ -6,15 +6,31 @@ import csv
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from pvp_fast.training import LoopConfig, TrainConfig
 
+if TYPE_CHECKING:
+    from pvp_fast import Backbone
+
 TEXT = {"context_length": 40, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 1}
 VIT = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 16}
+
+
+def tiny_clip() -> Backbone:
+    """A small random CLIP with region features, the same one every time."""
+    import open_clip
+
+    from pvp_fast.clip.backbone import Backbone, Preprocess
+
+    state = torch.get_rng_state()
+    torch.manual_seed(3)
+    model = open_clip.CLIP(embed_dim=16, vision_cfg=VIT, text_cfg=TEXT)
+    torch.set_rng_state(state)
+    return Backbone(model, open_clip.SimpleTokenizer(context_length=40), Preprocess(32))
 
 
 class Toy:

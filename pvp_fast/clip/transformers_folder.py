@@ -58,6 +58,11 @@ def load_transformers(
         raise BackboneError(
             f"name={name!r} needs the transformers package: pip install transformers"
         ) from error
+    if int(transformers.__version__.split(".")[0]) < 5:  # its layers are called otherwise
+        raise BackboneError(
+            f"name={name!r} needs transformers 5 or newer, and {transformers.__version__} is "
+            "installed: pip install -U transformers"
+        )
     beside = settings_beside(folder)
     if like is not None:
         settings = WeightSettings.from_dict(like, str(like.get("source") or "like="))

@@ -101,7 +101,7 @@ class TransformersText:
     def own(self, ids: torch.Tensor) -> torch.Tensor:
         """What the library computes of token numbers."""
         mask = {"attention_mask": (ids != self._pad_id).long()} if self._kind in ENCODERS else {}
-        return _pooled(self._inner.get_text_features(input_ids=ids, **mask))
+        return _features(self._inner.get_text_features(input_ids=ids, **mask))
 
     def encode_ids(self, ids: torch.Tensor) -> torch.Tensor:
         return self.own(ids[:, : self._needed(ids.shape[1], self.end(ids))])
@@ -172,7 +172,7 @@ class TransformersVision:
         return int(self._inner.visual_projection.weight.shape[0])
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        return _pooled(self._inner.get_image_features(**self._inputs(pixels)))
+        return _features(self._inner.get_image_features(**self._inputs(pixels)))
 
     def regions(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, L, D): each place alone through the last mixing, as in ``timm_regions``."""
@@ -184,9 +184,9 @@ class TransformersVision:
         x = vision.pre_layrnorm(vision.embeddings(pixels))  # the library's spelling
         *before, last = vision.encoder.layers
         for layer in before:
-            x = _hidden_of(layer(x, None))
+            x = layer(x, None)
         x = x[:, 1:]
-        alone = _hidden_of(last(x.flatten(0, 1)[:, None], None))[:, 0]
+        alone = last(x.flatten(0, 1)[:, None], None)[:, 0]
         features = self._inner.visual_projection(vision.post_layernorm(alone))
         return features.view(*x.shape[:2], -1)
 
@@ -205,12 +205,6 @@ class TransformersVision:
         }
 
 
-def _pooled(out: Any) -> torch.Tensor:
-    """Features, which transformers 5 puts into an output and 4 gives as they are."""
-    features: torch.Tensor = out if isinstance(out, torch.Tensor) else out.pooler_output
+def _features(out: Any) -> torch.Tensor:
+    features: torch.Tensor = out.pooler_output
     return features
-
-
-def _hidden_of(out: Any) -> torch.Tensor:
-    hidden: torch.Tensor = out[0] if isinstance(out, tuple) else out
-    return hidden

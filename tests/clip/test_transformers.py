@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import BackboneError
 from pvp_fast.modules.prompts import TextPrompts
 
-transformers = pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers", minversion="5")
 KINDS = ["clip", "metaclip_2", "siglip", "siglip2", "altclip", "chinese_clip"]
 TEXTS = ["a dog", "two cats", "", "teddy bear"]
 
@@ -40,13 +41,11 @@ def photos(shared_data: Path) -> list[Image.Image]:
 
 
 def own_image_features(model: Any, inputs: Any) -> torch.Tensor:
-    out = model.get_image_features(**inputs)
-    return F.normalize(out if isinstance(out, torch.Tensor) else out.pooler_output, dim=-1)
+    return F.normalize(model.get_image_features(**inputs).pooler_output, dim=-1)
 
 
 def own_text_features(model: Any, **inputs: torch.Tensor) -> torch.Tensor:
-    out = model.get_text_features(**inputs)
-    return F.normalize(out if isinstance(out, torch.Tensor) else out.pooler_output, dim=-1)
+    return F.normalize(model.get_text_features(**inputs).pooler_output, dim=-1)
 
 
 def test_pictures_and_features_are_its_own_processors(
@@ -241,6 +240,12 @@ def test_what_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory)
         file.unlink()
     with pytest.raises(BackboneError, match=r"has no preprocessor_config\.json"):
         Backbone.load(f"transformers:{bare}")
+
+
+def test_an_older_library_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["transformers"], "__version__", "4.57.1")
+    with pytest.raises(BackboneError, match=r"needs transformers 5 or newer, and 4\.57\.1 is"):
+        Backbone.load(f"transformers:{folder}")
 
 
 def test_a_photo_of_another_shape(folder: Path) -> None:

@@ -187,7 +187,8 @@ class Artifact:
                 stream.write(file.payload)
         # Until the new manifest takes its place, the old one keeps its files.
         with atomic_write(folder / MANIFEST, "w") as stream:
-            json.dump(manifest, stream, indent=2)
+            # Indented by Python, ten thousand categories take as long as saving their vectors.
+            stream.write(json.dumps(manifest, indent=2 if len(self.vocabulary) < 1000 else None))
         for old in [*folder.glob(f"*.{TENSORS}"), *folder.glob(f"*.{TRAINING}")]:
             if old.name not in {file.name for file in files}:
                 old.unlink(missing_ok=True)

@@ -27,8 +27,8 @@ MOST = 2000  # images without labels that are looked at
 SEED = 1_000_003  # of fresh grammar sentences: not one that training is likely to use
 
 ON_IMAGES = (
-    "these numbers are of sentences; on images expect less, the stranger they are the less: "
-    "--unlabelled FOLDER or --images calibrate there"
+    "these numbers are of sentences; on images expect far less: on the pocket model a precision of "
+    "80 % came to 17 to 36 %. --unlabelled FOLDER or --images calibrate there"
 )
 
 

@@ -247,8 +247,9 @@ def test_precision_is_reached_on_held_out_sentences(
     assert found["after"]["precision"] == pytest.approx(0.8, abs=0.03)
     assert len(found["categories"]) == 70
     assert sum(c["right"] for c in found["categories"]) > 500
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "macro" in out
+    assert "these numbers are of sentences" in err
     assert out.splitlines()[-1] == str(tmp_path / "new")
     # The same thresholds on sentences of yet another seed, which no fold has seen.
     artifact = Artifact.load(tmp_path / "new")

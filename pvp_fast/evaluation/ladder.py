@@ -264,14 +264,15 @@ def final_scores(artifact: Artifact, features: Features) -> Tensor:
 def _scores(artifact: Artifact, features: Features) -> dict[str, Tensor]:
     """Cosines (N, C) of every rung; the last one is what the tagger uses."""
     z, head = features.z, artifact.head
-    visual = F.normalize(head.adapter.visual.mean(1), dim=-1)
-    steps = {
-        "zero-shot CLIP": z @ head.adapter.original.T,
-        "pseudo visual prompts": z @ visual.T,
-        "text prompts": z @ artifact.training.text_only.T,
-        "text prompts + transfer": z @ head.adapter.text.T,
-        "+ dual adapter": head.global_cosines(z),
-    }
+    steps = {"zero-shot CLIP": z @ head.adapter.original.T}
+    if artifact.state is not None:  # else not all stages were run
+        visual = F.normalize(head.adapter.visual.mean(1), dim=-1)
+        steps |= {
+            "pseudo visual prompts": z @ visual.T,
+            "text prompts": z @ artifact.training.text_only.T,
+            "text prompts + transfer": z @ head.adapter.text.T,
+        }
+    steps["+ dual adapter"] = head.global_cosines(z)
     if artifact.has_local:
         steps["+ local"] = final_scores(artifact, features)
     return steps

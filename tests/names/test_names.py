@@ -234,3 +234,16 @@ def test_one_name_is_a_vocabulary(backbone: Backbone, tmp_path: Path) -> None:
     assert again.artifact.version == tagger.artifact.version
     two = Tagger.from_names(["dog", "cat"], backbone=backbone, cache=tmp_path)
     assert two.restricted(without=["cat"]).artifact.vocabulary.names == ("dog",)
+
+
+def test_what_was_made_from_names_can_be_evaluated(backbone: Backbone, tmp_path: Path) -> None:
+    from pvp_fast.evaluation import Features, ladder
+
+    artifact = prepare(Request(Vocabulary(NAMES)), backbone, cache=tmp_path).loaded()
+    z = artifact.head.adapter.original
+    labels = 2 * torch.eye(4, dtype=torch.int8) - 1
+    result = ladder([artifact], Features(z, labels, tuple(NAMES), ()))
+    assert [(rung.name, rung.map) for rung in result.rungs] == [
+        ("zero-shot CLIP", [100.0]),
+        ("+ dual adapter", [100.0]),
+    ]

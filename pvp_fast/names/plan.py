@@ -51,7 +51,8 @@ class Costs:
         with contextlib.suppress(OSError, ValueError, TypeError):
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         costs = cls.measured(backbone)
-        with atomic_write(path, "w") as stream:
+        # A home that cannot be written is no reason not to train.
+        with contextlib.suppress(OSError), atomic_write(path, "w") as stream:
             json.dump(dataclasses.asdict(costs), stream)
         return costs
 

@@ -173,6 +173,8 @@ def test_costs_are_measured_once(
     calls = count_texts(backbone, monkeypatch)
     assert Costs.of(backbone, tmp_path) == first
     assert calls == []
+    (tmp_path / "file").write_text("no folder")
+    assert Costs.of(backbone, tmp_path / "file").text > 0  # measured, though it cannot be kept
 
 
 @pytest.mark.parametrize(

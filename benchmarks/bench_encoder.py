@@ -13,6 +13,7 @@ on which the time does not depend.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,7 @@ def main() -> None:
     print(table(["", "images/s", "p20", "p80", "five best as open_clip"], cells))
     if options.json:
         about = {"model": options.model, "photos": len(files), "batch": BATCH}
+        about |= {"load": os.getloadavg()[0]}  # of the last minute, these processes included
         about |= {"busy": options.busy, "threads": options.threads, "contenders": record}
         write_results(options.json, about)
 

@@ -30,6 +30,10 @@ def to_rgb(
         layer = image.convert(image.mode.upper())
     if layer.mode != "RGBA":
         layer = layer.convert("RGBA")
+    # Most files with alpha are opaque all over, and one corner tells most of the others.
+    corner = layer.crop((0, 0, 1, 1)).tobytes()[3]
+    if corner == 255 and layer.getchannel("A").getextrema() == (255, 255):
+        return layer.convert("RGB")
     ground = Image.new("RGB", layer.size, fill)
     ground.paste(layer, mask=layer)
     return ground

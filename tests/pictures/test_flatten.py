@@ -47,6 +47,16 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("hole", [None, (0, 0), (23, 15), (12, 7)])
+def test_one_transparent_pixel_is_enough(hole: tuple[int, int] | None) -> None:
+    picture = scene(*SIZE).convert("RGBA")
+    expected = scene(*SIZE)
+    if hole is not None:
+        picture.putpixel(hole, (255, 0, 0, 0))
+        expected.putpixel(hole, (255, 255, 255))
+    assert open_image(encoded(picture, "PNG")).tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_what_lies_under_transparent_pixels_never_shows(name: str) -> None:
     shown = [np.asarray(open_image(CASES[name](under))) for under in ("red", "black", "white")]

@@ -26,7 +26,7 @@ parquet = pytest.importorskip("pyarrow.parquet")
 from pvp_fast.bulk import tag_dataset  # noqa: E402
 
 KILLS = int(os.environ.get("PVP_FAST_KILLS", "2"))
-PHOTOS = 240
+PHOTOS = 40 * KILLS
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_two_actors_tag_what_one_tagger_does_and_new_images_are_done_later(
 ) -> None:
     folder, out = tmp_path / "some", tmp_path / "out"
     folder.mkdir()
-    for path in sorted(photos.glob("0*.jpg"))[::6]:
+    for path in sorted(photos.glob("0*.jpg"))[::3]:
         shutil.copy(path, folder)
     (folder / "zero.jpg").write_bytes(b"")
     options: dict[str, Any] = {"partition_size": 10, "actors": 2, "threshold": 0.0}
@@ -144,9 +144,8 @@ def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_
     """``PVP_FAST_KILLS=10`` for the long version."""
     out = tmp_path / "out"
     program = [sys.executable, "-c", "import pvp_fast.cli as c; c.main()"]
-    size = max(2, PHOTOS // (8 * KILLS))
     line = ["tag", str(artifact), str(photos), "--engine", "ray", "--format", "parquet"]
-    line += ["-o", str(out), "--partition-size", str(size), "--actors", "2", "--batch-size", "4"]
+    line += ["-o", str(out), "--partition-size", "5", "--actors", "2", "--batch-size", "4"]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     chance = random.Random(int(os.environ.get("PVP_FAST_KILL_SEED", "0")))
     done: list[int] = []

@@ -85,18 +85,43 @@ void read_labels(const buffer& labels, loss_tile& tile) {
   if (tile.columns > 1 && labels.stride(1) != 1) labels.refuse("has gaps within a row; copy it first");
 }
 
+struct list_range {
+  int64_t begin, end;
+};
+
+// Where a row's list lies in indices.
+list_range list_of(const buffer& from, const int64_t* offsets, int64_t row, const buffer& indices) {
+  const list_range at{offsets[row], offsets[row + 1]};
+  if (at.begin < 0 || at.begin > at.end || at.end > indices.size(0)) {
+    from.refuse("must ascend from 0 to the length of indices");
+  }
+  return at;
+}
+
+// Whether every list ascends strictly within [0, categories).
+bool ascends(py::handle offsets, py::handle indices, int64_t categories) {
+  const buffer offsets_(offsets, "offsets"), indices_(indices, "indices");
+  const auto* ends = offsets_.contiguous<const int64_t>({kAnySize});
+  const auto* found = indices_.contiguous<const int64_t>({kAnySize});
+  for (int64_t b = 0; b + 1 < offsets_.size(0); ++b) {
+    const list_range at = list_of(offsets_, ends, b, indices_);
+    int64_t before = -1;
+    for (int64_t i = at.begin; i < at.end; before = found[i++]) {
+      if (found[i] <= before || found[i] >= categories) return false;
+    }
+  }
+  return true;
+}
+
 // Offsets (rows + 1) into indices, which ascend strictly in a row and, of ranking, are columns.
 void read_lists(const buffer& offsets, const buffer& indices, bool ranks, loss_tile& tile) {
   tile.offsets = offsets.contiguous<const int64_t>({tile.rows + 1});
   tile.indices = indices.contiguous<const int64_t>({kAnySize});
   for (int64_t b = 0; b < tile.rows; ++b) {
-    const int64_t begin = tile.offsets[b], end = tile.offsets[b + 1];
-    if (begin < 0 || begin > end || end > indices.size(0)) {
-      offsets.refuse("must ascend from 0 to the length of indices");
-    }
-    for (int64_t i = begin; i < end; ++i) {
+    const list_range range = list_of(offsets, tile.offsets, b, indices);
+    for (int64_t i = range.begin; i < range.end; ++i) {
       const int64_t at = tile.indices[i];
-      if (i > begin && at <= tile.indices[i - 1]) indices.refuse("must ascend strictly within a row");
+      if (i > range.begin && at <= tile.indices[i - 1]) indices.refuse("must ascend strictly within a row");
       if (ranks && (at < 0 || at >= tile.columns)) {
         indices.refuse("must be below " + std::to_string(tile.columns));
       }
@@ -175,6 +200,8 @@ void bind_loss(py::module_& m) {
         arg("x_inverse_norm") = py::none(), arg("w_inverse_norm") = py::none(),
         arg("weight") = py::none(),
         "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss/loss.h.");
+  m.def("ascends", &ascends, py::kw_only(), arg("offsets"), arg("indices"), arg("categories"),
+        "Whether each list of indices ascends strictly within [0, categories).");
   m.def("project", &project, py::kw_only(), arg("gradients"), arg("t"), arg("inverse_norm"),
         arg("factor"), arg("threads"),
         "Take out of each gradient what is along its row of t. Contract: loss/loss.h.");

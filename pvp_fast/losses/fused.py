@@ -16,7 +16,13 @@ from torch import Tensor
 from pvp_fast.dispatch import choose, fuses, why_not_triton
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_steps
-from pvp_fast.losses.labels import CSRLabels, Labels, check_labels, dense_labels
+from pvp_fast.losses.labels import (
+    CSRLabels,
+    Labels,
+    check_labels,
+    dense_labels,
+    lists_as_checked,
+)
 from pvp_fast.losses.similarity import as_float, reduce, reduction_factor, similarity
 from pvp_fast.losses.tiles import Gradients, Loss, Needs, Problem, run
 from pvp_fast.losses.torch_steps import torch_step
@@ -166,7 +172,7 @@ def similarity_loss(
     if y is not None:
         labels = y
     elif offsets is not None and indices is not None:
-        labels = CSRLabels(offsets, indices)
+        labels = lists_as_checked(offsets, indices)
     else:
         raise InputError("y, or offsets and indices, must be given")
     asked = Needs(*needs)
@@ -175,6 +181,9 @@ def similarity_loss(
     loss = _LOSSES[kind]
     named = loss.settings(*settings)
     problem = Problem(loss, named, x, w, labels, scale, bias, weight, normalize, factor)
+    asked = Needs(*needs)
+    if not torch.is_autocast_enabled(x.device.type):  # a context takes longer than asking
+        return tuple(evaluate(problem, asked, backend, regime))  # type: ignore[return-value]
     with torch.autocast(x.device.type, enabled=False):
         return tuple(evaluate(problem, asked, backend, regime))  # type: ignore[return-value]
 

@@ -69,6 +69,14 @@ class CSRLabels:
         return label_block(self, slice(0, len(self)), slice(0, n_categories))
 
 
+def lists_as_checked(offsets: Tensor, indices: Tensor) -> CSRLabels:
+    """What a CSRLabels held, not checked again: that takes longer than a small loss."""
+    labels = object.__new__(CSRLabels)
+    object.__setattr__(labels, "offsets", offsets)
+    object.__setattr__(labels, "indices", indices)
+    return labels
+
+
 Labels = Tensor | CSRLabels
 
 

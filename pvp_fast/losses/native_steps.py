@@ -72,11 +72,11 @@ class _Labels:
 
 def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
     """Offsets and indices, each row ascending and without repetition, int64 and contiguous."""
-    y.check(n_categories)
     offsets, indices = y.offsets.long().contiguous(), y.indices.long().contiguous()
-    key = torch.repeat_interleave(torch.arange(len(y)), offsets.diff()) * n_categories + indices
-    if bool((key.diff() > 0).all()):
+    if native.call("ascends", offsets=offsets, indices=indices, categories=n_categories):
         return offsets, indices
+    y.check(n_categories)
+    key = torch.repeat_interleave(torch.arange(len(y)), offsets.diff()) * n_categories + indices
     key = key.unique()
     counts = torch.bincount(key // n_categories, minlength=len(y))
     return torch.cat([offsets[:1], counts.cumsum(0)]), key % n_categories
@@ -92,8 +92,13 @@ class _Operand:
         if not normalize:
             return
         norms = torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
-        strange = (norms > _LONGEST) | ((norms > 0) & (norms < EPS))
         self.inverse = norms.clamp_min(EPS).reciprocal_()
+        if norms.numel() == 0:
+            return
+        shortest, longest = norms.aminmax()
+        if shortest.item() >= EPS and longest.item() <= _LONGEST:  # not so of NaN
+            return
+        strange = (norms > _LONGEST) | ((norms > 0) & (norms < EPS))
         if bool(strange.any()):
             # Products of such rows would overflow or vanish; those of their unit rows do not.
             self.undo = self.inverse

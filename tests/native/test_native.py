@@ -142,6 +142,24 @@ def test_lists_of_labels_stay_inside(offsets: list[int], indices: list[int], mes
         native.call("loss", **loss_arguments(**lists, **bad))
 
 
+@pytest.mark.parametrize(
+    ("offsets", "indices", "expected"),
+    [
+        ([0], [], True),
+        ([0, 2, 2, 3], [0, 4, 0], True),
+        ([0, 2, 3], [4, 0, 1], False),
+        ([0, 2, 3], [1, 1, 1], False),
+        ([0, 1], [5], False),
+        ([0, 1], [-1], False),
+    ],
+)
+def test_ascending_lists_are_told(offsets: list[int], indices: list[int], expected: bool):
+    lists = {"offsets": torch.tensor(offsets), "indices": torch.tensor(indices, dtype=torch.int64)}
+    assert native.call("ascends", **lists, categories=5) is expected
+    with pytest.raises(InputError, match=r"offsets.*length of indices"):
+        native.call("ascends", **{**lists, "offsets": torch.tensor([0, 9])}, categories=5)
+
+
 @pytest.mark.parametrize("half", [(), ("gradients",), ("t",), ("gradients", "t")])
 def test_project_takes_either_precision(half: tuple[str, ...]):
     both = {"gradients": randn(3, 8), "t": randn(3, 8, seed=1)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from pathlib import Path
@@ -211,13 +211,14 @@ class Chosen:
 
         words = read_vocabulary(self.vocabulary or "")
         texts = [text for path in self.sentences for text in read_captions(path)]
+        request = Request(words, self.learn, self.minutes, tuple(texts) or None)  # or it is refused
         backbone = load_backbone(self.model, self.pretrained, device)
         if self.writer.given:
             if dry_run:
                 say("plan: a dry run asks no language model; counted as if the grammar wrote")
             else:
                 texts += self.writer.sentences(words, self.cache)
-        request = Request(words, self.learn, self.minutes, tuple(texts) or None)
+                request = replace(request, sentences=tuple(texts))
         learns = self.learn != "none" and console.is_terminal
         with nullcontext() if learns else console.status("names") as status:
 

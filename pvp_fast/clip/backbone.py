@@ -259,16 +259,16 @@ class Backbone(nn.Module):
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], *, batch_size: int = 256) -> torch.Tensor:
         """N texts -> (N, D) unit rows. Never builds a graph."""
-        batches = [torch.zeros(0, self.embed_dim, device=self.device)]
         every = self.tokenize(texts)
+        if not len(every):
+            return torch.zeros(0, self.embed_dim, device=self.device)
         # Texts of like length share a batch: a causal tower then computes no padding.
         causal = self._text is not None and len(every) > batch_size
         length = self._text.end(every) if causal and self._text else torch.zeros(len(every))
         order = length.argsort(stable=True)
-        for ids in self._id_batches(every[order], batch_size):
-            encode = self._clip.encode_text if self._text is None else self._text.encode_ids
-            batches.append(_unit(encode(ids)))
-        features = torch.cat(batches)
+        encode = self._clip.encode_text if self._text is None else self._text.encode_ids
+        sorted_ids = self._id_batches(every[order], batch_size)
+        features = torch.cat([_unit(encode(ids)) for ids in sorted_ids])
         return torch.empty_like(features).index_copy_(0, order.to(features.device), features)
 
     @torch.no_grad()

@@ -181,7 +181,6 @@ def similarity_loss(
     loss = _LOSSES[kind]
     named = loss.settings(*settings)
     problem = Problem(loss, named, x, w, labels, scale, bias, weight, normalize, factor)
-    asked = Needs(*needs)
     if not torch.is_autocast_enabled(x.device.type):  # a context takes longer than asking
         return tuple(evaluate(problem, asked, backend, regime))  # type: ignore[return-value]
     with torch.autocast(x.device.type, enabled=False):

@@ -228,7 +228,7 @@ def test_a_backbone_without_regions_is_refused_at_once(
     trained: tuple[Artifact, Path], corpus: Corpus, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
-    vision = {**VIT, "attentional_pool": True}
+    vision = {**VIT, "attentional_pool": "parallel"}
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=TEXT)
     torch.set_rng_state(state)
     blind = Backbone(model, open_clip.SimpleTokenizer(context_length=40), Preprocess(32))

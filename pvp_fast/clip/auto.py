@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pvp_fast.clip.hub import cache_only_when_offline
 from pvp_fast.errors import BackboneError
 
-AUTO = "auto"
 _FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 

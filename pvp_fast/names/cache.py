@@ -68,7 +68,7 @@ class NameVectors:
         Raises:
             InputError: the file cannot be written.
         """
-        keys = [hashlib.sha256(f"{recipe}\n{text}".encode()).digest()[:16] for text in texts]
+        keys = _keys(texts, recipe)
         found = torch.empty(len(texts), self.width)
         with self._open() as store:
             missing = self._read(store, keys, found)
@@ -88,7 +88,7 @@ class NameVectors:
         """How many of ``texts`` would have to be encoded."""
         if not self.path.exists():
             return len(texts)
-        keys = [hashlib.sha256(f"{recipe}\n{text}".encode()).digest()[:16] for text in texts]
+        keys = _keys(texts, recipe)
         with self._open() as store:
             return len(self._read(store, keys, None))
 
@@ -149,6 +149,10 @@ class NameVectors:
             store.close()
             raise
         return store
+
+
+def _keys(texts: Sequence[str], recipe: str) -> list[bytes]:
+    return [hashlib.sha256(f"{recipe}\n{text}".encode()).digest()[:16] for text in texts]
 
 
 def _blobs(rows: Tensor) -> Iterator[bytes]:

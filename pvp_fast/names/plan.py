@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.errors import InputError
+from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training import TrainConfig
@@ -63,7 +63,7 @@ class Costs:
         texts = [f"a photo of a {name}." for name in names * 4]
         text = _seconds(lambda: backbone.encode_text(texts), backbone) / len(texts)
         prompt = image = float("inf")
-        with contextlib.suppress(Exception):  # towers without prompts: text and full are out
+        with contextlib.suppress(BackboneError):  # a tower that learns no prompts: full is out
             prompts = TextPrompts(backbone, names, n_ctx=4).to(backbone.device)
             prompt = _seconds(lambda: prompts(backbone).sum().backward(), backbone) / len(names)
             images = PseudoVisualPrompts(4, backbone.image_size).to(backbone.device)

@@ -110,8 +110,8 @@ def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
     """Pixels (H, W, 3) uint8 of a JPEG.
 
     Args:
-        least: decode at a fraction of the size (in eighths) that keeps this many columns and rows;
-            (0, 0) decodes at full size.
+        least: decode at a fraction of the size (in eighths, at most a half) that keeps this many
+            columns and rows; (0, 0) decodes at full size.
 
     Raises:
         ImageError: the body is truncated or damaged.
@@ -120,7 +120,8 @@ def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
     if least == (0, 0) and jpeg.by > 1:
         least = jpeg.width, jpeg.height
     if least != (0, 0):
-        scaled = {"min_width": least[0], "min_height": least[1]}
+        # Five to seven eighths would take longer than the full size, which has vector code.
+        scaled = {"min_width": least[0], "min_height": least[1], "min_factor": 2}
     try:
         pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg.data, **scaled)
     except ValueError as error:

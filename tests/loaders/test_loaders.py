@@ -29,6 +29,8 @@ from pvp_fast.loaders import (
     ListSource,
     TarSource,
 )
+from pvp_fast.loaders.decode import Jpeg, decode, fetch
+from pvp_fast.loaders.samples import Sample
 from pvp_fast.loaders.shards import expand_braces
 from pvp_fast.pictures import open_image
 
@@ -194,6 +196,23 @@ def test_fast_mode_is_near_and_only_by_choice() -> None:
     )
     assert not torch.equal(exact, fast)
     assert (levels(exact, SMALL) - levels(fast, SMALL)).abs().mean() < 8
+
+
+@pytest.mark.parametrize(
+    ("least", "shape"),
+    [
+        ((0, 0), (480, 640)),
+        ((400, 300), (480, 640)),  # not 5/8, which takes longer than all of it
+        ((320, 240), (240, 320)),
+        ((320, 241), (480, 640)),
+        ((170, 130), (180, 240)),
+        ((8, 8), (60, 80)),
+    ],
+)
+def test_fast_decoding_is_at_a_half_or_less(least: tuple[int, int], shape: tuple[int, int]) -> None:
+    found = fetch(Sample("a", encoded(scene(640, 480))))
+    assert isinstance(found, Jpeg)
+    assert decode(found, least).shape == (*shape, 3)
 
 
 @NEEDS_DALI

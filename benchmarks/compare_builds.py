@@ -1,6 +1,6 @@
 """Two builds of the package side by side: is any case slower than it was?
 
-``python benchmarks/compare_builds.py OLD_PYTHON [--rounds 15] [--json FILE]``
+``[PHOTOS=FOLDER] python benchmarks/compare_builds.py OLD_PYTHON [--rounds 15] [--json FILE]``
 
 OLD_PYTHON is the interpreter of an environment that holds the other build; the one that runs this
 script holds the new one. Each build lives in a process of its own, that waits while the other is
@@ -13,12 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Set before torch starts its threads; idle ones sleep, so that the waiting process costs nothing.
 os.environ.setdefault("KMP_BLOCKTIME", "0")
@@ -84,6 +86,24 @@ def _topk(rows: int, categories: int, dtype: str) -> Callable[[], object]:
     return lambda: index.topk(x, 10)
 
 
+def _load(extra: dict[str, Any]) -> Callable[[], object]:
+    """PHOTOS from the environment, plain JPEGs: what turn, alpha and profile cost those without."""
+    from pvp_fast.loaders import ImageStream
+
+    try:
+        from pvp_fast.clip.preprocess import Preprocess
+    except ImportError:  # where it lay before
+        from pvp_fast.preprocess import Preprocess  # type: ignore[import-not-found, no-redef]
+
+    files = sorted(str(f) for f in Path(os.environ["PHOTOS"]).iterdir())[:128]
+
+    def read() -> None:
+        stream = ImageStream(files, Preprocess(224), 32, backend="torch", workers=2, **extra)
+        assert sum(len(batch.pixels) for batch in stream) == len(files)
+
+    return read
+
+
 def cases(quick: bool) -> dict[str, Callable[[], Callable[[], object]]]:
     """Name of each case -> what prepares it."""
     found: dict[str, Callable[[], Callable[[], object]]] = {}
@@ -101,6 +121,9 @@ def cases(quick: bool) -> dict[str, Callable[[], Callable[[], object]]]:
             found[f"topk {dtype} B={rows} C={columns}"] = lambda b=rows, c=columns, d=dtype: _topk(
                 b, c, d
             )  # type: ignore[misc]
+    if os.environ.get("PHOTOS"):
+        for mode in ("exact", "fast"):
+            found[f"load {mode} 128 photos"] = lambda m=mode: _load({"mode": m})  # type: ignore[misc]
     return found
 
 
@@ -150,6 +173,7 @@ def main() -> None:
     parser.add_argument("old", nargs="?", help="the Python of the other build's environment")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--quick", action="store_true", help="a few tiny cases")
+    parser.add_argument("--only", default="", help="the cases whose names hold this pattern")
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -161,7 +185,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).resolve().parent))
     from common import write_results
 
-    names = list(cases(options.quick))
+    names = [name for name in cases(options.quick) if re.search(options.only, name)]
     builds = {"old": Build(options.old, options.quick), "new": Build(sys.executable, options.quick)}
     times: dict[str, dict[str, list[float]]] = {n: {"old": [], "new": []} for n in names}
     for turn in range(options.rounds):

@@ -137,6 +137,28 @@ def losses(results: Path) -> str:
     return markdown(header, body)
 
 
+def encoder(results: Path) -> str:
+    """Images per second from files to tags."""
+    files = {
+        "ViT-B/32": "bench_encoder_vit.json",
+        "pocket model": "bench_encoder_pocket.json",
+        "pocket model, two other busy processes": "bench_encoder_pocket_busy.json",
+    }
+    columns = {title: read(name, results)["contenders"] for title, name in files.items()}
+    shown = {
+        "streams, bfloat16": "**pvp_fast, bfloat16**",
+        "streams": "**pvp_fast, float32**",
+        "one batch at a time": "the same without streams",
+        "open_clip, DataLoader": "open_clip behind a DataLoader",
+        "ONNX Runtime, DataLoader": "ONNX Runtime behind a DataLoader",
+    }
+    body = [
+        [title, *(f"{column[name]['images_per_second']:.0f}" for column in columns.values())]
+        for name, title in shown.items()
+    ]
+    return markdown(["", *columns], body)
+
+
 def parity(results: Path) -> str:
     """How far each way of reading images is from open_clip's transform."""
     body = [
@@ -299,6 +321,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "styles": styles,
     "topk": topk,
     "losses": losses,
+    "encoder": encoder,
     "parity": parity,
     "scaling": scaling,
     "memory": memory,

@@ -63,6 +63,10 @@ class Format(str, Enum):
     sqlite = "sqlite"
     xmp = "xmp"
     txt = "txt"
+    imagefolder = "imagefolder"
+    label_studio = "label-studio"
+    coco = "coco"
+    fiftyone = "fiftyone"
 
 
 class Sidecar(str, Enum):
@@ -113,7 +117,8 @@ def tag(
     format: Annotated[
         Format | None,
         typer.Option(
-            help="Output format; xmp and txt are written beside the images. "
+            help="Output format; xmp and txt are written beside the images, the last four are "
+            "what Hugging Face datasets, Label Studio, COCO's tools and FiftyOne read. "
             "(default: what OUTPUT's ending says, else jsonl)"
         ),
     ] = None,
@@ -290,6 +295,7 @@ def tag(
         redo=redo,
         retry_failed=retry_failed,
         say=print,
+        categories=tagger.artifact.vocabulary.labels,
         **_beside(kind, replace, sidecar, inside, into_text, style),
     ) as sink:
         resumes = append or kind == "sqlite"

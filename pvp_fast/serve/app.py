@@ -16,6 +16,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.serve.batching import Batcher, Closed, QueueFull
 from pvp_fast.serve.config import ServeConfig
+from pvp_fast.tagging.schema import RESULT, SCHEMA_VERSION
 from pvp_fast.tagging.tagger import Tag, Tagger, TagResult
 
 try:
@@ -28,25 +29,11 @@ except ImportError as error:
         f"the service needs FastAPI and more ({error}): pip install 'pvp_fast[serve]'"
     ) from error
 
-_TAG = {
-    "type": "object",
-    "required": ["name", "score"],
-    "properties": {"name": {"type": "string"}, "score": {"type": "number"}},
-}
-_RESULT = {
-    "type": "object",
-    "required": ["image", "tags", "error"],
-    "properties": {
-        "image": {"type": "string", "description": "The image's name in the request."},
-        "tags": {"type": "array", "items": _TAG, "description": "Best first."},
-        "error": {"type": ["string", "null"], "description": "Why there are no tags."},
-    },
-}
 _ANSWER = {
     "type": "object",
     "required": ["results", "artifact"],
     "properties": {
-        "results": {"type": "array", "items": _RESULT, "description": "In the request's order."},
+        "results": {"type": "array", "items": RESULT, "description": "In the request's order."},
         "artifact": {"type": "string", "description": "Version of the vocabulary that tagged."},
     },
 }
@@ -253,6 +240,7 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
         categories = len(tagger.artifact.vocabulary.names)
         return {
             "status": "ok",
+            "schema": SCHEMA_VERSION,
             "artifact": tagger.artifact.version,
             "categories": categories,
             "waiting": batcher.waiting,

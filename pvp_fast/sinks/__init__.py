@@ -1,10 +1,10 @@
-"""Where tags go: JSON lines, CSV, a table, Parquet, SQLite, XMP sidecars, caption files."""
+"""Where tags go: JSON lines, CSV, a table, Parquet, SQLite, XMP sidecars, captions, other tools."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -14,8 +14,9 @@ from pvp_fast.sinks.ledger import Ledger
 
 __all__ = ["FORMATS", "DrySink", "Sink", "format_for", "open_sink"]
 
-FORMATS = ("jsonl", "csv", "table", "parquet", "sqlite", "xmp", "txt")
 BESIDE = ("xmp", "txt")  # written beside each image, not to one output
+DOCUMENTS = ("imagefolder", "label-studio", "coco", "fiftyone")  # what one other tool reads
+FORMATS = ("jsonl", "csv", "table", "parquet", "sqlite", *BESIDE, *DOCUMENTS)
 
 _ENDINGS = {
     ".jsonl": "jsonl",
@@ -29,6 +30,7 @@ _ENDINGS = {
     ".sqlite3": "sqlite",
     ".xmp": "xmp",
 }
+_DOCUMENT_ENDINGS = dict.fromkeys(DOCUMENTS, ".json") | {"imagefolder": ".jsonl"}
 # Names of what none of the formats is: tabs, spreadsheets, pages, archives.
 _FOREIGN = re.compile(
     r"\.(tsv|xlsx?|ods|html?|xml|ya?ml|feather|arrow|orc|avro|pt|safetensors|npy|npz"
@@ -60,6 +62,8 @@ def format_for(output: str | os.PathLike[str] | None, format: str | None) -> str
     named = _ENDINGS.get(ending)
     if format is None:
         return named or "jsonl"
+    if format in DOCUMENTS and ending == _DOCUMENT_ENDINGS[format]:
+        return format
     if named is not None and named != format:
         raise InputError(
             f"format: {output} is named as {named} and the format is {format}; leave out the "
@@ -79,14 +83,16 @@ def open_sink(
     redo: bool = False,
     retry_failed: bool = False,
     say: Callable[[str], None] | None = None,
+    categories: Sequence[str] = (),
     **beside: Any,
 ) -> Sink:
     """A sink by the name of its format; use it in a ``with`` statement.
 
     Args:
         format: one of `FORMATS`.
-        output: a file (for Parquet with ``append`` a folder), or a text stream such as stdout
-            for "jsonl", "csv" and "table". "xmp" and "txt" write beside the images and ignore it.
+        output: a file (for Parquet with ``append`` a folder; for "imagefolder" a folder or its
+            ``metadata.jsonl``), or a text stream such as stdout for "jsonl", "csv" and "table".
+            "xmp" and "txt" write beside the images and ignore it.
         artifact: version of the artifact that tags, see :attr:`pvp_fast.Artifact.version`.
         append: go on behind what is there, without the images that this artifact has done.
             SQLite, XMP and captions always keep what is there.
@@ -95,6 +101,7 @@ def open_sink(
         redo: do again what this artifact has done with other settings, instead of refusing.
         retry_failed: do damaged images again though their files have not changed.
         say: called in a dry run of "xmp" and "txt" with what would be written where.
+        categories: what tags may say, in the order of their ids in "coco".
         beside: of "xmp" (see :class:`pvp_fast.sinks.xmp.XmpSink`; ``inside=True`` writes into the
             images, see :class:`pvp_fast.sinks.inside.InsideSink`) and "txt" (see
             :class:`pvp_fast.sinks.captions.CaptionSink`).
@@ -119,6 +126,8 @@ def open_sink(
         return SqliteSink(path, artifact, ledger, dry_run=dry_run)
     if format == "parquet":
         return _to_parquet(path, artifact, ledger, append, dry_run)
+    if format in DOCUMENTS:
+        return _to_document(format, path, artifact, ledger, append, dry_run, categories)
     return _to_file(format, path, artifact, ledger, append, dry_run)
 
 
@@ -141,7 +150,7 @@ def _beside(format: str, artifact: str, ledger: Ledger, **options: Any) -> Sink:
 def _to_stream(
     format: str, stream: IO[str], artifact: str, ledger: Ledger, append: bool, dry_run: bool
 ) -> Sink:
-    if format in ("parquet", "sqlite") or append:
+    if format in ("parquet", "sqlite", *DOCUMENTS) or append:
         what = f"format {format!r}" if not append else "append"
         raise InputError(f"output: {what} needs a file; name it (-o FILE)")
     if dry_run:
@@ -190,4 +199,38 @@ def _to_file(
         return AppendSink(lines, ledger, path) if append else FileSink(lines, ledger, path)
     if append and path.exists():
         read_into(ledger, lines, path)
+    return DrySink(ledger if append else None)
+
+
+def _to_document(
+    format: str,
+    path: Path,
+    artifact: str,
+    ledger: Ledger,
+    append: bool,
+    dry_run: bool,
+    categories: Sequence[str],
+) -> Sink:
+    from pvp_fast.sinks.coco import Coco
+    from pvp_fast.sinks.document import Document, DocumentSink
+    from pvp_fast.sinks.fiftyone import FiftyOne
+    from pvp_fast.sinks.imagefolder import NAME, ImageFolder
+    from pvp_fast.sinks.label_studio import LabelStudio
+    from pvp_fast.sinks.lines import read_into
+
+    if format == "imagefolder" and path.suffix != ".jsonl":
+        path /= NAME
+    if format == "imagefolder" and path.name != NAME:
+        raise InputError(f"output: ImageFolder reads {NAME} alone; give its folder")
+    kinds: dict[str, Callable[[], Document]] = {
+        "imagefolder": ImageFolder,
+        "label-studio": LabelStudio,
+        "coco": lambda: Coco(categories),
+        "fiftyone": FiftyOne,
+    }
+    sink = DocumentSink(kinds[format](), artifact, ledger, path, append=append)
+    if not dry_run:
+        return sink
+    if append and sink.rows.exists():
+        read_into(ledger, sink.lines, sink.rows)
     return DrySink(ledger if append else None)

@@ -32,6 +32,11 @@ class JsonLines:
         self.artifact = artifact
 
     def block(self, result: TagResult, record: Record) -> str:
+        # JSON escapes whatever a file name can hold.
+        return json.dumps(self.entry(result, record), ensure_ascii=True) + "\n"
+
+    def entry(self, result: TagResult, record: Record) -> dict[str, object]:
+        """One image's object."""
         line: dict[str, object] = {
             "image": result.image,
             "tags": [{"name": t.name, "score": round(t.score, 6)} for t in result.tags],
@@ -39,9 +44,7 @@ class JsonLines:
         }
         if result.error is not None:
             line["error"] = result.error
-        line |= {k: v for k, v in record.to_dict(result.image).items() if v is not None}
-        # JSON escapes whatever a file name can hold.
-        return json.dumps(line, ensure_ascii=True) + "\n"
+        return line | {k: v for k, v in record.to_dict(result.image).items() if v is not None}
 
     def scan(self, stream: IO[bytes], path: Path) -> Iterator[Row]:
         end = 0

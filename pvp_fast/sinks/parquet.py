@@ -16,10 +16,12 @@ from pvp_fast.files import atomic_write
 from pvp_fast.sinks.base import Sink, lock, writing
 from pvp_fast.sinks.ledger import Ledger, Record, name_of
 from pvp_fast.sinks.names import plain
+from pvp_fast.tagging.schema import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
+SCHEMA = "pvp_fast.schema"  # in the footer
 _GROUP = 4096  # images in a row group, and in a file of a folder
 
 
@@ -321,7 +323,7 @@ def _schema(arrow: Any, metadata: dict[str, str] | None) -> Any:
         arrow.field("size", arrow.int64()),
         arrow.field("mtime_ns", arrow.int64()),
     ]
-    return arrow.schema(columns, metadata=metadata)
+    return arrow.schema(columns, metadata={SCHEMA: str(SCHEMA_VERSION), **(metadata or {})})
 
 
 def _pyarrow() -> Any:

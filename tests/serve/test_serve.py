@@ -31,6 +31,7 @@ import uvicorn
 from pvp_fast.pictures import PictureSettings
 from pvp_fast.serve import ServeConfig, create_app
 from pvp_fast.serve.batching import Batcher, QueueFull
+from pvp_fast.tagging import SCHEMA_VERSION
 
 # Each request has a connection of its own, plain HTTP, without certificates to read.
 get = functools.partial(httpx.get, timeout=PATIENCE, verify=False)
@@ -259,6 +260,7 @@ def test_wrong_requests(server: Server, request_: dict, status: int) -> None:
 def test_health_and_documentation(server: Server, tagger: Tagger) -> None:
     health = get(f"{server.url}/healthz").json()
     assert (health["status"], health["categories"]) == ("ok", len(tagger.artifact.vocabulary))
+    assert health["schema"] == SCHEMA_VERSION
     schema = get(f"{server.url}/openapi.json").json()
     assert set(schema["paths"]) == {"/tag", "/healthz", "/metrics"}
     content = schema["paths"]["/tag"]["post"]["requestBody"]["content"]

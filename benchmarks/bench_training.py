@@ -25,8 +25,9 @@ from pvp_fast import Backbone, Vocabulary, build_corpus
 from pvp_fast.sentences import grammar_sentences
 from pvp_fast.sentences.cache import FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
-from pvp_fast.training.features import Sentences
+from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.sampled import SampledVisualPrompts
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
 
@@ -42,16 +43,22 @@ def dense_ranking(x: Tensor, w: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 def step(
-    stage: VisualPromptStage | TextPromptStage | AdapterStage, bf16: bool, rows: int = BATCH
+    stage: VisualPromptStage | SampledVisualPrompts | TextPromptStage | AdapterStage,
+    bf16: bool,
+    rows: int = BATCH,
 ) -> Callable[[], object]:
     """One whole step: loss, backward, optimiser; another batch each time."""
-    parameters = [p for p in stage.module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, 1e-3)
+    optimizer: torch.optim.Optimizer
+    if isinstance(stage, SampledVisualPrompts):
+        optimizer = stage.optimizer
+    else:
+        parameters = [p for p in stage.module.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(parameters, 1e-3)
     generator = torch.Generator().manual_seed(0)
 
     def run() -> None:
         batch = torch.randint(len(stage), (rows,), generator=generator)
-        with torch.autocast(parameters[0].device.type, torch.bfloat16, enabled=bf16):
+        with torch.autocast(stage.train.device.type, torch.bfloat16, enabled=bf16):
             total = torch.stack(list(stage.losses(batch, generator).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -117,13 +124,17 @@ def main() -> None:
             # Random unit rows: encoding the corpus with random weights would teach nothing more.
             features = F.normalize(torch.randn(len(corpus), backbone.embed_dim), dim=-1).numpy()
         labels = corpus.multi_hot()
-        sentences = Sentences(features, labels, backbone.device)
+        sentences = Sentences(features, label_lists(corpus.labels), count, backbone.device)
         loop = LoopConfig(batch_size=BATCH)
         scale = VisualPromptConfig().scale
         visual = VisualPromptStage(backbone, sentences, sentences, VisualPromptConfig(loop))
         part = max(1, count // 4)
-        partial = VisualPromptStage(
-            backbone, sentences, sentences, VisualPromptConfig(loop, categories_per_step=part)
+        partial = SampledVisualPrompts(
+            backbone,
+            sentences,
+            sentences,
+            VisualPromptConfig(loop, categories_per_step=part),
+            Path(folder) / "images.rows",
         )
         v = visual.vectors()
         text = TextPromptStage(

@@ -1,7 +1,7 @@
 """The ladder on the pocket model, three drawing styles and several seeds.
 
 ``python benchmarks/pocket_ladder.py --pictograms DIR [--seeds 3] [--local] [--gap auto|none|1.5]
-[--supervised 6000] [--json FILE]``
+[--per-step 35] [--supervised 6000] [--json FILE]``
 
 Trains on grammar sentences only, then scores 600 new scenes each of the styles the pocket model was
 trained on and of every style it never saw, at the trainer's own settings for test scenes. For scale
@@ -27,6 +27,7 @@ from pvp_fast.cli.train import make_config
 from pvp_fast.evaluation.ladder import Features, ladder
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.sentences import grammar_sentences
+from pvp_fast.training import TrainConfig
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
 from pocket.train import PocketConfig, PocketTrainer
@@ -76,12 +77,30 @@ def supervised(z: Tensor, labels: Tensor) -> Tensor:
     return logistic(z, labels, max(judged, key=lambda decay: judged[decay]))
 
 
+def some_a_step(config: TrainConfig, count: int) -> TrainConfig:
+    """Stages 1 and 2 with so many of the 70 categories a step, each as often as with all."""
+    if not count:
+        return config
+    changed = {}
+    for name in ("visual", "text"):
+        section = getattr(config, name)
+        loop = dataclasses.replace(section.loop, steps=round(section.loop.steps * 70 / count))
+        changed[name] = dataclasses.replace(section, loop=loop, categories_per_step=count)
+    return dataclasses.replace(config, **changed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictograms", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--local", action="store_true", help="train the local branch too")
     parser.add_argument("--gap", default="auto", help="as pvp-fast train --gap")
+    parser.add_argument(
+        "--per-step",
+        type=int,
+        default=0,
+        help="prompts of so many categories a step, in as many more steps",
+    )
     parser.add_argument("--supervised", type=int, default=6000, help="labelled scenes; 0: none")
     parser.add_argument("--runs", type=Path, help="train here, and go on with what is there")
     parser.add_argument("--json", type=Path, help="write the results here")
@@ -97,7 +116,9 @@ def main() -> None:
         if options.supervised:
             head = supervised(*labelled(trainer, backbone, options.supervised))
         configs = [
-            make_config("demo", seed, None, options.local, options.gap)
+            some_a_step(
+                make_config("demo", seed, None, options.local, options.gap), options.per_step
+            )
             for seed in range(options.seeds)
         ]
         artifacts = [

@@ -35,7 +35,7 @@ from pvp_fast.loaders import ImageStream, ItemSource
 from pvp_fast.losses import asl_loss, asl_loss_ref, ranking_loss, ranking_loss_ref
 from pvp_fast.sentences import grammar_sentences
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
-from pvp_fast.training.features import Sentences
+from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.loop import LoopConfig
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
@@ -88,7 +88,8 @@ def stage(
     """A whole optimiser step on random sentence features; the time does not depend on them."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.rand(sentences, categories, generator=generator) < 2 / categories
-    data = Sentences(rows(sentences, 256).half().numpy(), labels, torch.device("cpu"))
+    lists = label_lists([row.nonzero()[:, 0].tolist() for row in labels])
+    data = Sentences(rows(sentences, 256).half().numpy(), lists, categories)
     loop = LoopConfig(batch_size=batch)
     names = (Vocabulary.builtin("pocket70").names * 2)[:categories]
     v = rows(categories, 256, seed=1)
@@ -205,7 +206,7 @@ def unit_costs() -> dict[str, float]:
     texts = grammar_sentences(Vocabulary.builtin("coco80"), 32, seed=0)
     names = Vocabulary.builtin("coco80").names[:8]
     x = F.normalize(torch.randn(8, 512), dim=-1)
-    data = Sentences(x.half().numpy(), torch.eye(8).bool(), torch.device("cpu"))
+    data = Sentences(x.half().numpy(), label_lists([[i] for i in range(8)]), 8)
     text = TextPromptStage(plain, names, data, data, TextPromptConfig(transfer=0.0))
 
     def text_step() -> None:

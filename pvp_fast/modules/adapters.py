@@ -138,9 +138,10 @@ class DualAdapter(nn.Module):
             raise InputError(f"x has shape {tuple(x.shape)}; give (B, {width})")
         return self.query_adapter.queries(x)
 
-    def class_vectors(self) -> torch.Tensor:
-        """(C, 2D): the banks under the mixture, in the layout of ``queries``."""
-        return self._mixed(*(getattr(self, name) for name in _BY_CATEGORY))
+    def class_vectors(self, index: torch.Tensor | None = None) -> torch.Tensor:
+        """(C, 2D), or some rows: the banks under the mixture, in the layout of ``queries``."""
+        rows = (getattr(self, name) for name in _BY_CATEGORY)
+        return self._mixed(*(rows if index is None else (row[index] for row in rows)))
 
     @torch.no_grad()
     def stable_class_vectors(self, tile: int = 128) -> torch.Tensor:

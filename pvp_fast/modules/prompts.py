@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.modules.templates import CLIP_TEMPLATES
 
 Index = torch.Tensor | Sequence[int] | None
+_AT_ONCE = 1024  # names whose templates are encoded at once
 
 
 class PseudoVisualPrompts(nn.Module):
@@ -45,9 +46,8 @@ class PseudoVisualPrompts(nn.Module):
         if not std >= 0:
             raise InputError(f"std={std}: the spread of the starting noise is 0 or more")
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        generator = torch.Generator().manual_seed(seed)
-        noise = [_noise(per_category, size, generator) for _ in range(n_categories)]
-        self.pixels = nn.Parameter(torch.stack(noise) * std)
+        first = starting_images(n_categories, size, per_category=per_category, seed=seed, std=std)
+        self.pixels = nn.Parameter(torch.stack(list(first)))
 
     @property
     def n_categories(self) -> int:
@@ -97,7 +97,6 @@ class TextPrompts(nn.Module):
     """
 
     ids: torch.Tensor
-    embedded: torch.Tensor
     end: torch.Tensor
 
     def __init__(
@@ -150,11 +149,11 @@ class TextPrompts(nn.Module):
         whole = torch.cat([ids[:, :start], gap, ids[:, start:]], dim=1)[:, : ids.shape[1]]
         self._start = start
         self.class_specific = class_specific
-        # Rebuilt from the names, so kept out of checkpoints.
+        # Rebuilt from the names, so kept out of checkpoints; embedded when they are needed: of many
+        # names that is far more than their numbers.
         with torch.no_grad():
-            embedded = backbone.embed_tokens(whole).detach()
+            embedded = backbone.embed_tokens(whole[:1]).detach()
         self.register_buffer("ids", whole.to(embedded.device), persistent=False)
-        self.register_buffer("embedded", embedded, persistent=False)
         self.register_buffer("end", (end + self.n_ctx).to(embedded.device), persistent=False)
         shape = (self.n_ctx, embedded.shape[-1])
         if words is None:
@@ -166,21 +165,28 @@ class TextPrompts(nn.Module):
             first = first.expand(len(names), *shape)
         self.ctx = nn.Parameter(first.clone().to(embedded.device, embedded.dtype))
 
-    def forward(self, backbone: Backbone, index: Index = None) -> torch.Tensor:
+    def forward(
+        self, backbone: Backbone, index: Index = None, ctx: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Encode the prompts of the categories in ``index`` (all by default).
 
+        Args:
+            ctx: (n, M, W), contexts in place of those learned here.
+
         Returns:
-            (n, D) unit rows g_c, differentiable in ``ctx``.
+            (n, D) unit rows g_c, differentiable in the context.
         """
-        embedded, end, ids = self.embedded, self.end, self.ids
-        ctx: torch.Tensor = self.ctx
+        end, ids = self.end, self.ids
+        middle: torch.Tensor = self.ctx if ctx is None else ctx
         if index is not None:
-            rows = _as_index(index, embedded)
-            embedded, end, ids = embedded[rows], end[rows], ids[rows]
-            ctx = ctx[rows] if self.class_specific else ctx
-        if not len(embedded):
-            return embedded.new_zeros(0, backbone.embed_dim)
-        middle = ctx if self.class_specific else ctx.expand(len(embedded), -1, -1)
+            rows = _as_index(index, ids)
+            end, ids = end[rows], ids[rows]
+            middle = middle[rows] if self.class_specific and ctx is None else middle
+        if not len(ids):
+            return middle.new_zeros(0, backbone.embed_dim)
+        with torch.no_grad():
+            embedded = backbone.embed_tokens(ids).detach()
+        middle = middle if middle.ndim == 3 else middle.expand(len(ids), -1, -1)
         before, after = embedded[:, : self._start], embedded[:, self._start + self.n_ctx :]
         prompt = torch.cat([before, middle.to(embedded.dtype), after], dim=1)
         return backbone.encode_embedded(prompt, end, ids)
@@ -201,9 +207,22 @@ def prompt_ensemble(
     _check_names(names)
     if not templates or any(t.count("{}") != 1 for t in templates):
         raise InputError(f"templates={list(templates)!r}: each text needs exactly one '{{}}'")
-    texts = [t.replace("{}", _readable(name)) for name in names for t in templates]
-    features = backbone.encode_text(texts).view(len(names), len(templates), -1)
-    return F.normalize(features.mean(dim=1), dim=-1)
+    parts = []
+    for start in range(0, len(names), _AT_ONCE):  # many times as many texts as names
+        some = names[start : start + _AT_ONCE]
+        texts = [t.replace("{}", _readable(name)) for name in some for t in templates]
+        features = backbone.encode_text(texts).view(len(some), len(templates), -1)
+        parts.append(F.normalize(features.mean(dim=1), dim=-1))
+    return torch.cat(parts)
+
+
+def starting_images(
+    count: int, size: tuple[Any, ...], *, per_category: int = 1, seed: int = 0, std: float = 0.5
+) -> Iterator[torch.Tensor]:
+    """What each category's images begin as, (P, 3, *size): see :class:`PseudoVisualPrompts`."""
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(count):
+        yield _noise(per_category, size, generator) * std
 
 
 def _noise(count: int, size: tuple[Any, ...], generator: torch.Generator) -> torch.Tensor:

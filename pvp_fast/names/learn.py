@@ -32,8 +32,9 @@ from pvp_fast.names.plan import (
 from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, carried, head_of, store_of, zero_shot
 from pvp_fast.sentences import Corpus, FeatureCache, build_corpus, grammar_sentences
 from pvp_fast.training import TrainConfig, train
+from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.gap import Perturbation
-from pvp_fast.training.vectors import Listed, VectorConfig, learn_vectors, noise_length
+from pvp_fast.training.vectors import VectorConfig, learn_vectors, noise_length
 from pvp_fast.vocabulary.categories import Vocabulary
 
 FORMAT = 1  # of the keys: another way to make an artifact is another key
@@ -255,12 +256,13 @@ def _from_vectors(
     seen, unseen = corpus.split(HELD_OUT, config.seed)
     cache = FeatureCache(folder / "features")
     train_on, judged = (
-        Listed.of(cache.features(backbone, part), part.labels)
+        Sentences(cache.features(backbone, part), label_lists(part.labels), len(plain))
         for part in (seen, unseen if len(unseen) else seen)
     )
     names = plain.adapter.original
     sigma = noise_length(train_on, names, config.seed)
-    found = learn_vectors(train_on, judged, names, Perturbation(sigma, MIX), config)
+    perturbed = dataclasses.replace(train_on, gap=Perturbation(sigma, MIX))
+    found = learn_vectors(perturbed, judged, names, config)
     return Artifact(
         vocabulary=corpus.vocabulary,
         backbone=backbone.record(),

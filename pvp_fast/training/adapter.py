@@ -9,7 +9,14 @@ from torch import Tensor
 
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.adapters import DualAdapter
-from pvp_fast.training.features import Sentences, check_loss, classification_loss
+from pvp_fast.training.features import (
+    SAMPLED,
+    Sentences,
+    check_loss,
+    classification_loss,
+    mentioned,
+    sample,
+)
 from pvp_fast.training.loop import LoopConfig
 
 # Mixtures tried at the start; the best on the training sentences' held-out part wins.
@@ -28,7 +35,8 @@ class AdapterConfig:
 
     ``scale`` None is 4 for a ranking; other losses get scale and bias from the starting scores.
     ``centre`` takes the mean of the names off the original bank. The best step on the held-out
-    sentences is kept, the start among them.
+    sentences is kept, the start among them. Of more than 2048 categories a step meets as many as
+    that (:mod:`pvp_fast.training.sampled`).
     """
 
     loop: LoopConfig = field(
@@ -67,6 +75,7 @@ class AdapterStage:
         config: AdapterConfig,
     ) -> None:
         self.train, self.held_out, self.config = train, held_out, config
+        self.known = torch.unique(train.labels.indices)
         centre = original.mean(0) if config.centre and len(original) > 1 else None
 
         def build(alpha: float, beta: float) -> DualAdapter:
@@ -93,8 +102,9 @@ class AdapterStage:
     @torch.no_grad()
     def _logits(self) -> tuple[float, float]:
         """Scale and bias that put the starting scores where the loss learns from them."""
-        x, y = (self.held_out if len(self.held_out) else self.train).all()
-        scores = self.module(x).double()
+        data = self.held_out if len(self.held_out) else self.train
+        x, y, columns = data.judging()
+        scores = self._scores(self.module, x, columns).double()
         # Of a few sentences, all may mention every category, or none.
         low, high = (scores[part] if part.any() else scores.flatten() for part in (~y, y))
         spread = float(low.std()) if len(low) > 1 else 0.0
@@ -107,9 +117,13 @@ class AdapterStage:
         return len(self.train)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x, y = self.train.draw(batch, generator, self.config.loop.batch_size)
+        part = self.train.draw(batch, generator, self.config.loop.batch_size)
+        index = None
+        if self.train.categories > SAMPLED:
+            index = sample(mentioned(self.train, part), self.known, SAMPLED, generator)
+        y = part.dense(self.train.categories) if index is None else part.among(index)
         # Two banks of width D are one of width 2D, whose scores need not be in memory.
-        queries, banks = self.module.queries(x), self.module.class_vectors()
+        queries, banks = self.module.queries(part.x), self.module.class_vectors(index)
         name = self.config.loss
         term = classification_loss(
             name, queries, banks, y, self.scale, bias=self.bias, normalize=False
@@ -118,8 +132,12 @@ class AdapterStage:
 
     @torch.no_grad()
     def _score(self, adapter: DualAdapter) -> float:
-        x, y = self.held_out.all()
-        return 100 * mean_average_precision(adapter(x), y)
+        x, y, columns = self.held_out.judging()
+        return 100 * mean_average_precision(self._scores(adapter, x, columns), y)
+
+    def _scores(self, adapter: DualAdapter, x: Tensor, columns: Tensor) -> Tensor:
+        index = columns if len(columns) < self.train.categories else None
+        return adapter.queries(x) @ adapter.class_vectors(index).T
 
     def evaluate(self) -> float:
         return self._score(self.module)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
+from pvp_fast.losses.labels import CSRLabels
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.gap import CLEAN, Draw, Perturbation, Whole, blurred
 
@@ -24,7 +25,13 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
     "focal": losses.focal_loss,
     "siglip": losses.siglip_loss,
 }
+CPU = torch.device("cpu")
 JUDGE_SEED = 0  # of the fixed draw that judges
+WHOLE = 1 << 24  # scores of sentences and categories that are held at once; else there judge
+JUDGED_ROWS = 4096  # sentences and
+JUDGED_CATEGORIES = 512  # categories
+EVERY = 512  # categories up to which every one is in every step
+SAMPLED = 2048  # categories that a step's loss meets where they are more
 _SUMMED = ("asl", "bce", "focal", "siglip")
 
 
@@ -90,70 +97,164 @@ def loss_from_scores(name: str, scores: Tensor, y: Tensor) -> Tensor:
     return loss(scores, y, **options)
 
 
+def sample(mentioned: Tensor, known: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """The categories of a step, (S,), ascending.
+
+    All that are mentioned are there; the rest, up to ``count``, is drawn evenly from ``known``.
+
+    Args:
+        mentioned, known: category numbers, ascending, each once.
+    """
+    missing = min(count, len(known)) - len(mentioned)
+    if missing <= 0:
+        return mentioned
+    drawn = torch.randint(len(known), (2 * missing,), generator=generator)
+    chosen = torch.unique(torch.cat([mentioned, known[drawn]]))
+    if len(chosen) > count:  # too many were new: keep the mentioned ones, drop some others
+        keep = torch.isin(chosen, mentioned)
+        others = (~keep).nonzero()[:, 0]
+        order = torch.randperm(len(others), generator=generator)
+        keep[others[order[: count - len(mentioned)]]] = True
+        chosen = chosen[keep]
+    return chosen
+
+
+def label_lists(rows: Sequence[Sequence[int]]) -> CSRLabels:
+    """The label lists of a corpus."""
+    lengths = torch.tensor([0, *map(len, rows)])
+    return CSRLabels(
+        lengths.cumsum(0), torch.tensor([c for row in rows for c in row], dtype=torch.int64)
+    )
+
+
+def picked_labels(labels: CSRLabels, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The labels of some rows as pairs: position in ``rows``, category."""
+    starts, ends = labels.offsets[rows], labels.offsets[rows + 1]
+    lengths = ends - starts
+    row = torch.repeat_interleave(torch.arange(len(rows)), lengths)
+    first = lengths.cumsum(0) - lengths
+    place = torch.arange(len(row)) - first[row] + starts[row]
+    return row, labels.indices[place]
+
+
+class Labelled(NamedTuple):
+    """Some sentences: ``x`` (B, D) float32, and their labels as pairs (row of x, category)."""
+
+    x: Tensor
+    row: Tensor
+    category: Tensor
+
+    def dense(self, categories: int) -> Tensor:
+        """Labels (B, C) bool, on the device of x."""
+        y = torch.zeros(len(self.x), categories, dtype=torch.bool)
+        y[self.row, self.category] = True
+        return y.to(self.x.device)
+
+    def among(self, chosen: Tensor) -> Tensor:
+        """Labels (B, S) bool, on the device of x, of some categories (S,), ascending."""
+        inside = torch.isin(self.category, chosen)
+        y = torch.zeros(len(self.x), len(chosen), dtype=torch.bool)
+        y[self.row[inside], torch.searchsorted(chosen, self.category[inside])] = True
+        return y.to(self.x.device)
+
+
 @dataclass(frozen=True)
 class Sentences:
-    """Text features (N, D) as a float16 memory map, and labels (N, C) bool.
+    """N labelled sentences.
 
-    ``gap`` says how :meth:`draw` perturbs them.
+    Attributes:
+        features: (N, D), unit rows, a float16 memory map. labels: N lists. categories: C.
+        gap: how :meth:`draw` perturbs them.
     """
 
     features: np.ndarray
-    labels: Tensor
-    device: torch.device
+    labels: CSRLabels
+    categories: int
+    device: torch.device = CPU
     gap: Perturbation = CLEAN
 
     def __len__(self) -> int:
         return len(self.features)
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Features (B, D) float32 and labels (B, C) bool of some rows, on the device."""
-        features = torch.from_numpy(self.features[rows.numpy()]).float()
-        return features.to(self.device), self.labels[rows].to(self.device)
+    def rows(self, picked: Tensor) -> Labelled:
+        """Some rows, features on the device."""
+        x = torch.from_numpy(self.features[picked.numpy()]).float().to(self.device)
+        return Labelled(x, *picked_labels(self.labels, picked))
 
-    def draw(
-        self, rows: Tensor, generator: torch.Generator, batch_size: int
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`batch`, perturbed as ``gap`` says; ``rows`` are a process's of a batch."""
+    def draw(self, rows: Tensor, generator: torch.Generator, batch_size: int) -> Labelled:
+        """As :meth:`rows`, perturbed as ``gap`` says; ``rows`` are a process's of a batch."""
         if not self.gap.active:
-            return self.batch(rows)
+            return self.rows(rows)
         return self._drawn(rows, Whole.of(len(rows), batch_size), generator)
 
-    def _drawn(
-        self, rows: Tensor, whole: Whole, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        x, y = self.batch(rows)
+    def _drawn(self, rows: Tensor, whole: Whole, generator: torch.Generator) -> Labelled:
+        x, row, category = self.rows(rows)
         draw = Draw.of(rows, whole, len(self), self.gap, generator)
-        mixed = draw.partners >= 0
-        if bool(mixed.any()):
-            other, labels = self.batch(draw.partners[mixed])
-            where = mixed.nonzero()[:, 0].to(x.device)
+        mixed = (draw.partners >= 0).nonzero()[:, 0]
+        if len(mixed):
+            other, more, further = self.rows(draw.partners[mixed])
+            where = mixed.to(x.device)
             x[where] = F.normalize(x[where] + other, dim=-1)
-            y[where] = y[where] | labels
+            row, category = torch.cat([row, mixed[more]]), torch.cat([category, further])
         if self.gap.sigma:
             x = blurred(x, draw.noise(x.shape[1:], x.device), self.gap.sigma)
-        return x, y
+        return Labelled(x, row, category)
 
     def all(self) -> tuple[Tensor, Tensor]:
-        """Every feature and label; for the held-out part, which is small."""
-        return self.batch(torch.arange(len(self)))
+        """Every feature, and labels (N, C) bool; of few sentences or few categories."""
+        every = self.rows(torch.arange(len(self)))
+        return every.x, every.dense(self.categories)
+
+    @property
+    def few(self) -> bool:
+        """Whether scores of all sentences and categories can be held at once."""
+        return len(self) * self.categories <= WHOLE
+
+    def some(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """A fixed sample that stands for many: features (n, D), labels (n, S) bool and the
+        categories (S,) they are of, ascending; n is 4096 and S 512 at most."""
+        generator = torch.Generator().manual_seed(seed)
+        picked = torch.randperm(len(self), generator=generator)[:JUDGED_ROWS].sort().values
+        part = self.rows(picked)
+        known = torch.unique(part.category)
+        chosen = torch.randperm(len(known), generator=generator)[:JUDGED_CATEGORIES]
+        known = known[chosen].sort().values
+        return part.x, part.among(known), known
+
+    def judging(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What judges: as :meth:`some`, but all sentences and categories where they are few."""
+        if self.few:
+            return *self.all(), torch.arange(self.categories)
+        return self.some()
 
     def perturbed(self) -> Sentences:
         """One fixed draw of every sentence: what a stage is judged by."""
         if not self.gap.active:
             return self
         every, generator = torch.arange(len(self)), torch.Generator().manual_seed(JUDGE_SEED)
-        x, y = self._drawn(every, Whole(slice(None), len(self)), generator)
-        return Sentences(x.cpu().numpy(), y.cpu(), self.device)
+        x, row, category = self._drawn(every, Whole(slice(None), len(self)), generator)
+        order = row.argsort(stable=True)
+        offsets = torch.cat([row.new_zeros(1), torch.bincount(row, minlength=len(self)).cumsum(0)])
+        lists = CSRLabels(offsets, category[order])
+        return Sentences(x.cpu().numpy(), lists, self.categories, self.device)
+
+
+def mentioned(data: Sentences, part: Labelled) -> Tensor:
+    """The categories that a step's sentences mention, on whichever process; ascending."""
+    hits = torch.zeros(data.categories, device=data.device)
+    hits[part.category.to(data.device)] = 1
+    return Ranks().add(hits).nonzero()[:, 0].cpu()
 
 
 @dataclass(frozen=True)
 class TokenSentences:
-    """Token features (N, L, D) float16 and their mask (N, L) as memory maps; labels (N, C) bool."""
+    """Token features (N, L, D) float16 and their mask (N, L) as memory maps; N lists of labels."""
 
     tokens: np.ndarray
     mask: np.ndarray
-    labels: Tensor
-    device: torch.device
+    labels: CSRLabels
+    categories: int
+    device: torch.device = CPU
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -170,7 +271,9 @@ class TokenSentences:
         return (
             tokens.to(self.device),
             mask[:, :length].to(self.device),
-            self.labels[rows].to(self.device),
+            Labelled(tokens, *picked_labels(self.labels, rows))
+            .dense(self.categories)
+            .to(self.device),
         )
 
     def chunks(self, size: int = 256) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -95,7 +95,7 @@ class LocalPromptStage:
         return self._encode()
 
     def _encode(self) -> Tensor:
-        every = torch.arange(self.train.labels.shape[1])
+        every = torch.arange(self.train.categories)
         return Ranks().encode(lambda own: self.module(self.backbone, own), every)
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class LocalPromptStage:
         )
 
     def evaluate(self) -> float:
-        labels = self.held_out.labels.to(self.held_out.device)
+        labels = self.held_out.labels.dense(self.held_out.categories).to(self.held_out.device)
         return 100 * mean_average_precision(self.held_out_scores(), labels)
 
 

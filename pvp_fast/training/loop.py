@@ -30,6 +30,8 @@ from pvp_fast.training.distributed import Ranks
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+    from pvp_fast.training.rows import RowOptimizer
+
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -77,7 +79,11 @@ class LoopConfig:
 
 
 class Stage(Protocol):
-    """What the loop asks of a stage. ``module`` holds all it learns and remembers."""
+    """What the loop asks of a stage. ``module`` holds all it learns and remembers.
+
+    A stage of which a step needs only some rows has an ``optimizer`` of its own,
+    :class:`pvp_fast.training.rows.RowOptimizer`, which keeps them in a file.
+    """
 
     name: str
 
@@ -111,8 +117,12 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
     """
     ranks = Ranks()
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = [p for p in stage.module.parameters() if p.requires_grad]
-    optimizer = _optimizer(parameters, config)
+    rows: RowOptimizer | None = getattr(stage, "optimizer", None)
+    if rows is None:
+        optimizer = _optimizer([p for p in stage.module.parameters() if p.requires_grad], config)
+    else:
+        optimizer = rows
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
     generator = torch.Generator().manual_seed(config.seed)
     step, score = 0, math.nan
     best: tuple[float, dict[str, Tensor]] | None = None
@@ -170,7 +180,10 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                 total, rate = values.sum().item(), config.lr * config.rate(step - 1)
                 log.write(step, total, score, rate, dict(zip(terms, values.tolist(), strict=True)))
                 bar.update(step, total, score)
-            if log and (step % config.checkpoint_every == 0 or finished):
+            saves = step % config.checkpoint_every == 0 or finished
+            if log and saves:
+                if rows is not None:
+                    rows.table.flush()
                 tensors = {f"module.{k}": v for k, v in stage.module.state_dict().items()}
                 tensors |= optimizer_tensors(optimizer)
                 tensors["generator"] = generator.get_state()
@@ -180,8 +193,10 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                     at["best"] = best[0]
                 log.flush()
                 save_checkpoint(folder, tensors, at)
-            if step % config.checkpoint_every == 0 or finished:
+            if saves:
                 last = folder
+                if rows is not None:
+                    rows.table.named()
     return score
 
 

@@ -23,13 +23,20 @@ from pvp_fast.modules.scoring import Head, LocalBranch
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.distributed import Ranks
-from pvp_fast.training.features import Sentences, TokenSentences
+from pvp_fast.training.features import (
+    EVERY,
+    WHOLE,
+    Sentences,
+    TokenSentences,
+    label_lists,
+)
 from pvp_fast.training.gap import OFF, GapConfig, Perturbation, auto_sigma
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
+from pvp_fast.training.sampled import SampledTextPrompts, SampledVisualPrompts, step_width
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
-from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
-from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
+from pvp_fast.training.thresholds import best_f1_thresholds, calibrate_many, fit_platt
+from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage, image_vectors
 
 AUTO_ROWS = 4096  # sentences that the noise's length is measured on
 
@@ -184,15 +191,30 @@ def train(
     cache = FeatureCache(folder / "features")
     with ranks.in_turn():
         data, clean = (
-            Sentences(cache.features(backbone, part), part.multi_hot(), backbone.device)
+            Sentences(
+                cache.features(backbone, part),
+                label_lists(part.labels),
+                len(corpus.vocabulary),
+                backbone.device,
+            )
             for part in (seen, unseen)
         )
     names = corpus.vocabulary.names
+    many = len(names) > EVERY  # no images, contexts or labels of all of them at once
+    if many and config.text.co_learn:
+        raise InputError(
+            f"co_learn moves the images of all {len(names)} categories in every step, of {EVERY} "
+            "at most; train without it"
+        )
+    if config.local and not clean.few:
+        raise InputError(
+            f"local=True scores all of {len(clean)} held-out sentences and {len(names)} categories "
+            "at once; train without it, or on fewer"
+        )
     original = prompt_ensemble(backbone, names)
     gap, sigma = config.gap, config.gap.sigma
     if isinstance(sigma, str):
-        some = torch.arange(0, len(data), max(1, len(data) // AUTO_ROWS))
-        sigma = auto_sigma(*data.batch(some), original)
+        sigma = _noise_length(data, original)
     noisy, mixed = Perturbation(sigma, gap.visual_mix), Perturbation(sigma, gap.mix)
 
     def judges(perturbation: Perturbation) -> Sentences:
@@ -200,39 +222,55 @@ def train(
 
     metrics: dict[str, float] = {}
 
-    visual: VisualPromptStage | None = None
+    visual: VisualPromptStage | SampledVisualPrompts | None = None
     if config.learn == "full":
-        visual = VisualPromptStage(
-            backbone, dataclasses.replace(data, gap=noisy), judges(noisy), config.visual
-        )
+        noise, judge = dataclasses.replace(data, gap=noisy), judges(noisy)
+        if step_width(len(names), config.visual.categories_per_step) == len(names):
+            visual = VisualPromptStage(backbone, noise, judge, config.visual)
+        else:
+            path = folder / "visual" / "images.rows"
+            visual = SampledVisualPrompts(backbone, noise, judge, config.visual, path)
         metrics["visual"] = run_stage(
             visual, config.visual.loop, folder / "visual", progress=progress
         )
 
     data, judge = dataclasses.replace(data, gap=mixed), judges(mixed)
-    plain_config = dataclasses.replace(config.text, transfer=0.0, co_learn=False)
-    plain = TextPromptStage(backbone, names, data, judge, plain_config)
-    metrics["text_only"] = run_stage(
-        plain, config.text.loop, folder / "text_only", progress=progress
-    )
-    text = plain
-    if visual is None:
-        vectors = plain.vectors()[:, None]
-    else:
-        vectors, images = visual.vectors(), visual.module.prompts
-        text = TextPromptStage(
-            backbone, names, data, judge, config.text, visual=vectors, images=images
-        )
-        metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
-        if config.text.co_learn:
-            vectors = visual.vectors()
 
-    adapter = AdapterStage(original, text.vectors(), vectors, data, judge, config.adapter)
+    images = None if visual is None or many else visual.prompts()
+
+    def text_stage(
+        settings: TextPromptConfig, where: str, vectors: Tensor | None = None
+    ) -> TextPromptStage | SampledTextPrompts:
+        wide = step_width(len(names), settings.categories_per_step) == len(names)
+        if not wide and (settings.class_specific or settings.co_learn):
+            path = folder / where / "contexts.rows"
+            return SampledTextPrompts(backbone, names, data, judge, settings, path, visual=vectors)
+        return TextPromptStage(
+            backbone, names, data, judge, settings, visual=vectors, images=images
+        )
+
+    text_only: Tensor | None = None
+    if visual is None or not many:  # of many names, only what the artifact needs
+        plain_config = dataclasses.replace(config.text, transfer=0.0, co_learn=False)
+        text = text_stage(plain_config, "text_only")
+        metrics["text_only"] = run_stage(
+            text, config.text.loop, folder / "text_only", progress=progress
+        )
+        text_only = text.vectors()
+        vectors = text_only[:, None]
+    if visual is not None:
+        vectors = visual.vectors()
+        text = text_stage(config.text, "text", vectors)
+        metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
+        if config.text.co_learn and images is not None:
+            vectors = image_vectors(backbone, images)
+    words = text.vectors()
+
+    adapter = AdapterStage(original, words, vectors, data, judge, config.adapter)
     metrics["adapter"] = run_stage(
         adapter, config.adapter.loop, folder / "adapter", progress=progress
     )
 
-    x, y = clean.all()
     head = Head.uncalibrated(adapter.module)
     near: Tensor | None = None
     local_ctx: Tensor | None = None
@@ -243,6 +281,7 @@ def train(
         metrics["local"] = run_stage(
             local, config.local_prompts.loop, folder / "local", progress=progress
         )
+        x, y = clean.all()
         near, weight = local.held_out_scores(), config.local_prompts.weight
         if weight is None:
             weight = choose_weight(head.global_cosines(x), near, y)
@@ -250,15 +289,13 @@ def train(
         branch = LocalBranch(local.vectors(), torch.full((len(names),), weight), temperature)
         head = Head.uncalibrated(adapter.module, branch)
         local_ctx = local.module.ctx.detach().cpu()
-    scores = head.cosines(x, local=near)
-    platt = fit_platt(scores, y)
-    head = head.calibrated(platt, best_f1_thresholds(scores, y, platt))
+    head = head.calibrated(*_calibration(head, clean, near))
     state = None
-    if visual is not None:
+    if images is not None and text_only is not None:
         state = TrainingState(
-            text_only=plain.vectors().cpu(),
-            pixels=visual.module.prompts.pixels.detach().cpu(),
-            ctx=text.module.prompts.ctx.detach().cpu(),
+            text_only=text_only.cpu(),
+            pixels=images.pixels.detach().cpu(),
+            ctx=text.contexts(),
             local_ctx=local_ctx,
         )
     artifact = Artifact(
@@ -281,6 +318,32 @@ def train(
     return artifact
 
 
+def _noise_length(data: Sentences, names: Tensor) -> float:
+    """:func:`auto_sigma` over some of the sentences, and of many categories over some."""
+    rows = torch.arange(0, len(data), max(1, len(data) // AUTO_ROWS))
+    if len(rows) * data.categories > WHOLE:
+        x, y, known = data.some()
+        return auto_sigma(x, y, names[known.to(names.device)])
+    part = data.rows(rows)
+    return auto_sigma(part.x, part.dense(data.categories), names)
+
+
+def _calibration(head: Head, clean: Sentences, near: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Slopes and intercepts (C, 2), and thresholds (C,), from held-out sentences."""
+    if clean.few:
+        x, y = clean.all()
+        scores = head.cosines(x, local=near)
+        platt = fit_platt(scores, y)
+        return platt, best_f1_thresholds(scores, y, platt)
+    every = clean.rows(torch.arange(len(clean)))
+
+    def columns(index: Tensor) -> tuple[Tensor, Tensor]:
+        return head.take(index).cosines(every.x), every.among(index)
+
+    x, y, known = clean.some()
+    return calibrate_many(columns, (head.take(known).cosines(x), y), len(head))
+
+
 def _token_sentences(
     cache: FeatureCache, backbone: Backbone, *parts: Corpus
 ) -> list[TokenSentences]:
@@ -289,7 +352,8 @@ def _token_sentences(
     for part in parts:
         ends = backbone.text_end(backbone.tokenize(part.sentences))
         tokens, mask = cache.token_features(backbone, part, max_tokens=int(ends.max()) + 1)
-        found.append(TokenSentences(tokens, mask, part.multi_hot(), backbone.device))
+        lists = label_lists(part.labels)
+        found.append(TokenSentences(tokens, mask, lists, len(part.vocabulary), backbone.device))
     return found
 
 

@@ -24,6 +24,7 @@ class TextPromptConfig:
     ``transfer`` is λ, the weight of the symmetric InfoNCE between g and v at ``temperature``
     (τ); 0 trains plain text prompts. ``co_learn`` moves the pseudo visual prompts too, through
     their own classification term and the shared contrastive one (TAI++, arXiv 2405.06926).
+    ``categories_per_step`` as in stage 1.
     """
 
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=5e-3, batch_size=256))
@@ -35,6 +36,7 @@ class TextPromptConfig:
     transfer: float = 1.0
     temperature: float = 0.1
     co_learn: bool = False
+    categories_per_step: int = 0
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -91,7 +93,8 @@ class TextPromptStage:
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config = self.config
-        x, y = self.train.draw(batch, generator, config.loop.batch_size)
+        part = self.train.draw(batch, generator, config.loop.batch_size)
+        x, y = part.x, part.dense(self.train.categories)
         text = self._encode(self.module.prompts)
         terms = {config.loss: classification_loss(config.loss, x, text, y, config.scale)}
         visual = self.visual
@@ -109,11 +112,20 @@ class TextPromptStage:
         """g (C, D), unit rows."""
         return self._encode(self.module.prompts)
 
+    def contexts(self) -> Tensor:
+        """The learned contexts (C, M, W), or the shared one (M, W), on the CPU."""
+        return self.module.prompts.ctx.detach().cpu()
+
     def _encode(self, prompts: TextPrompts | PseudoVisualPrompts) -> Tensor:
-        every = torch.arange(self.train.labels.shape[1])
+        every = torch.arange(self.train.categories)
         return Ranks().encode(lambda own: prompts(self.backbone, own), every)
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        x, y = self.held_out.all()
-        return 100 * mean_average_precision(x @ self.vectors().T, y)
+        return inner_map(self.held_out, self.vectors())
+
+
+def inner_map(data: Sentences, vectors: Tensor) -> float:
+    """mAP in percent of class vectors (C, D) on sentences."""
+    x, y, columns = data.judging()
+    return 100 * mean_average_precision(x @ vectors[columns.to(vectors.device)].T, y)

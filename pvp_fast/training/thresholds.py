@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,8 @@ from pvp_fast.modules.scoring import probability
 
 # Pulls each category's intercept towards the common one: a few sentences decide little alone.
 RIDGE = 1e-2
+_AT_ONCE = 256  # categories
+_NEWTON = 12
 SHIFTS = 16  # halvings: 24 logits to a thousandth
 
 
@@ -172,6 +175,39 @@ def _cut(target: Target, logits: Tensor, labels: Tensor) -> Tensor:
 def best_f1_thresholds(scores: Tensor, labels: Tensor, platt: Tensor) -> Tensor:
     """:func:`thresholds_for` the best F1, one for each category; what training stores."""
     return thresholds_for(Target("f1"), scores, labels, platt)
+
+
+def calibrate_many(
+    columns: Callable[[Tensor], tuple[Tensor, Tensor]], some: tuple[Tensor, Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """:func:`fit_platt` and :func:`best_f1_thresholds` of C categories, some at a time.
+
+    The slope and the common intercept are fitted on a sample, then each category's own intercept to
+    all of its labels.
+
+    Args:
+        columns: category numbers (n,) -> their scores (N, n) and labels (N, n) bool.
+        some: scores and labels of the sample.
+        count: C.
+
+    Returns:
+        platt (C, 2) and thresholds (C,).
+    """
+    fitted = fit_platt(*some).double()
+    slope, common = fitted[0, 0], fitted[:, 1].mean()
+    platt, thresholds = [], []
+    for index in torch.arange(count).split(_AT_ONCE):
+        scores, labels = columns(index)
+        known, target = scores.double() * slope + common, labels.double()
+        own = known.new_zeros(len(index))
+        for _ in range(_NEWTON):  # convex, and the ridge bounds its curvature from below
+            chance = (known + own).sigmoid()
+            gradient = (chance - target).mean(0) + 2 * RIDGE * own
+            own = own - gradient / ((chance * (1 - chance)).mean(0) + 2 * RIDGE)
+        line = torch.stack([slope.expand(len(index)), common + own], 1).float()
+        platt.append(line)
+        thresholds.append(best_f1_thresholds(scores, labels, line))
+    return torch.cat(platt), torch.cat(thresholds)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ mentions is never drawn: its vector stays the name's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,10 +24,8 @@ from pvp_fast.errors import InputError, TrainingDiverged
 from pvp_fast.losses import asl_loss_from_scores
 from pvp_fast.metrics import average_precision
 from pvp_fast.training.adapter import SPREAD, UNMENTIONED
-from pvp_fast.training.gap import Draw, Perturbation, Whole, auto_sigma, blurred
-
-JUDGED = 512  # categories that a score is averaged over
-ROWS = 4096  # held-out sentences that judge
+from pvp_fast.training.features import Sentences, sample
+from pvp_fast.training.gap import auto_sigma
 
 Progress = Callable[[int, int], None]
 
@@ -53,55 +50,6 @@ class VectorConfig:
 
 
 @dataclass(frozen=True)
-class Listed:
-    """Sentences (N, D), unit rows, with labels as lists.
-
-    Attributes:
-        features: (N, D), a float16 memory map. offsets: (N + 1,) and indices: (nnz,), int64: the
-            categories of sentence j are ``indices[offsets[j] : offsets[j + 1]]``.
-    """
-
-    features: np.ndarray
-    offsets: Tensor
-    indices: Tensor
-
-    @classmethod
-    def of(cls, features: np.ndarray, labels: Sequence[Sequence[int]]) -> Listed:
-        """From the label lists of a corpus."""
-        lengths = torch.tensor([0, *map(len, labels)])
-        flat = torch.tensor([c for row in labels for c in row], dtype=torch.int64)
-        return cls(features, lengths.cumsum(0), flat)
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def rows(self, picked: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features (B, D) float32, and the pairs (row of the batch, category) of their labels."""
-        starts, ends = self.offsets[picked], self.offsets[picked + 1]
-        lengths = ends - starts
-        row = torch.repeat_interleave(torch.arange(len(picked)), lengths)
-        first = lengths.cumsum(0) - lengths
-        place = torch.arange(len(row)) - first[row] + starts[row]
-        x = torch.from_numpy(self.features[picked.numpy()]).float()
-        return x, row, self.indices[place]
-
-    def draw(
-        self, picked: Tensor, gap: Perturbation, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`rows`, perturbed: noise, and a share averaged with another sentence."""
-        x, row, category = self.rows(picked)
-        drawn = Draw.of(picked, Whole(slice(None), len(picked)), len(self), gap, generator)
-        mixed = (drawn.partners >= 0).nonzero()[:, 0]
-        if len(mixed):
-            other, more, further = self.rows(drawn.partners[mixed])
-            x[mixed] = F.normalize(x[mixed] + other, dim=-1)
-            row, category = torch.cat([row, mixed[more]]), torch.cat([category, further])
-        if gap.sigma:
-            x = blurred(x, drawn.noise(x.shape[1:], x.device), gap.sigma)
-        return x, row, category
-
-
-@dataclass(frozen=True)
 class Vectors:
     """What was learned: ``w`` (C, D), unit rows, and the mAP on held-out sentences in percent of
     the names alone and of w, over at most 512 categories."""
@@ -112,10 +60,9 @@ class Vectors:
 
 
 def learn_vectors(
-    train: Listed,
-    held_out: Listed,
+    train: Sentences,
+    held_out: Sentences,
     names: Tensor,
-    gap: Perturbation,
     config: VectorConfig | None = None,
     *,
     progress: Progress | None = None,
@@ -123,9 +70,8 @@ def learn_vectors(
     """Fit class vectors (C, D) to sentences, from those of the names.
 
     Args:
-        train, held_out: sentences whose labels index ``names``.
+        train, held_out: sentences whose labels index ``names``; ``train.gap`` perturbs them.
         names: e (C, D), unit rows.
-        gap: how sentences are perturbed.
         progress: called with (steps done, steps).
 
     Raises:
@@ -136,21 +82,22 @@ def learn_vectors(
     if not len(train):
         raise InputError("train: no sentence to learn from")
     generator = torch.Generator().manual_seed(config.seed)
-    known = torch.unique(train.indices)
+    known = torch.unique(train.labels.indices)
     shift = nn.Embedding(len(names), names.shape[1], sparse=True)
     nn.init.zeros_(shift.weight)
     solver = torch.optim.SparseAdam(list(shift.parameters()), lr=config.lr)
-    scale, bias = _logits(train, names, known, gap, config, generator)
+    scale, bias = _logits(train, names, known, config, generator)
     steps = config.steps(len(train))
     for step in range(steps):
         for group in solver.param_groups:
             group["lr"] = config.lr * (1 - step / steps)
         picked = torch.randint(len(train), (config.batch_size,), generator=generator)
-        x, row, category = train.draw(picked, gap, generator)
-        chosen, y = sample(row, category, len(x), known, config.sampled, generator)
+        part = train.draw(picked, generator, len(picked))
+        chosen = sample(torch.unique(part.category), known, config.sampled, generator)
+        y = part.among(chosen)
         with torch.enable_grad():
             w = F.normalize(names[chosen] + shift(chosen), dim=-1)
-            loss = asl_loss_from_scores(x @ w.T * scale + bias, y, reduction="batchmean")
+            loss = asl_loss_from_scores(part.x @ w.T * scale + bias, y, reduction="batchmean")
             if not bool(loss.isfinite()):
                 raise TrainingDiverged(step, "asl", None)
             solver.zero_grad()
@@ -166,50 +113,20 @@ def learn_vectors(
     )
 
 
-def sample(
-    row: Tensor,
-    category: Tensor,
-    batch: int,
-    known: Tensor,
-    count: int,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """The categories of a step, (S,) ascending, and the batch's labels among them, (B, S) bool.
-
-    All that are mentioned are there; the rest, up to ``count``, is drawn evenly from ``known``.
-    """
-    mentioned = torch.unique(category)
-    missing = min(count, len(known)) - len(mentioned)
-    chosen = mentioned
-    if missing > 0:
-        drawn = torch.randint(len(known), (2 * missing,), generator=generator)
-        chosen = torch.cat([mentioned, known[drawn]])
-        chosen = torch.unique(chosen)
-        if len(chosen) > count:  # too many were new: keep the mentioned ones, drop some others
-            keep = torch.isin(chosen, mentioned)
-            others = (~keep).nonzero()[:, 0]
-            order = torch.randperm(len(others), generator=generator)
-            keep[others[order[: count - len(mentioned)]]] = True
-            chosen = chosen[keep]
-    y = torch.zeros(batch, len(chosen), dtype=torch.bool)
-    y[row, torch.searchsorted(chosen, category)] = True
-    return chosen, y
-
-
 @torch.no_grad()
 def _logits(
-    train: Listed,
+    train: Sentences,
     names: Tensor,
     known: Tensor,
-    gap: Perturbation,
     config: VectorConfig,
     generator: torch.Generator,
 ) -> tuple[float, float]:
     """Scale and bias that put the starting scores where ASL learns, as for the dual adapter."""
     picked = torch.randint(len(train), (config.batch_size,), generator=generator)
-    x, row, category = train.draw(picked, gap, generator)
-    chosen, y = sample(row, category, len(x), known, config.sampled, generator)
-    scores = (x @ names[chosen].T).double()
+    part = train.draw(picked, generator, len(picked))
+    chosen = sample(torch.unique(part.category), known, config.sampled, generator)
+    y = part.among(chosen)
+    scores = (part.x @ names[chosen].T).double()
     low, high = scores[~y], float(scores[y].mean())
     apart = max(high - float(low.mean()), 3 * float(low.std()), 1e-3) if low.numel() else 1.0
     scale = SPREAD / apart
@@ -217,28 +134,15 @@ def _logits(
 
 
 @torch.no_grad()
-def judged_map(data: Listed, w: Tensor, seed: int = 0) -> float:
+def judged_map(data: Sentences, w: Tensor, seed: int = 0) -> float:
     """mAP in percent over a fixed sample of categories and sentences: (4096, 512) at most."""
-    x, y, known = _some(data, seed)
+    x, y, known = data.some(seed)
     precision = average_precision(x @ w[known].T, y)
     return 100 * float(precision[~precision.isnan()].mean())
 
 
 @torch.no_grad()
-def noise_length(data: Listed, names: Tensor, seed: int = 0) -> float:
+def noise_length(data: Sentences, names: Tensor, seed: int = 0) -> float:
     """:func:`pvp_fast.training.gap.auto_sigma` over a sample of sentences and categories."""
-    x, y, known = _some(data, seed)
+    x, y, known = data.some(seed)
     return auto_sigma(x, y, names[known])
-
-
-def _some(data: Listed, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sentences (n, D), labels (n, S) bool and the categories (S,) that these stand for."""
-    generator = torch.Generator().manual_seed(seed)
-    picked = torch.randperm(len(data), generator=generator)[:ROWS].sort().values
-    x, row, category = data.rows(picked)
-    known = torch.unique(category)
-    known = known[torch.randperm(len(known), generator=generator)[:JUDGED]].sort().values
-    inside = torch.isin(category, known)
-    y = torch.zeros(len(x), len(known), dtype=torch.bool)
-    y[row[inside], torch.searchsorted(known, category[inside])] = True
-    return x, y, known

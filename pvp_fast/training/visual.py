@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,9 @@ from pvp_fast.training.loop import LoopConfig
 class VisualPromptConfig:
     """Settings of stage 1.
 
-    ``categories_per_step`` prompts are encoded with gradient each step (0 = all); the others
-    enter the loss through their last vectors. ``scale`` multiplies the cosines: the ranking
+    ``categories_per_step`` prompts are encoded with gradient each step; the others enter the loss
+    through their last vectors (:mod:`pvp_fast.training.sampled`). 0 is all of up to 512
+    categories, 128 of more. ``scale`` multiplies the cosines: the ranking
     hinge's margin of 1 is in scaled units, so a small scale asks for a wide angular margin.
     ``both_ways`` ranks the sentences of a category too, not only the categories of a sentence.
     ``shift`` pixels of random translation keep the prompts from relying on exact positions.
@@ -48,12 +50,13 @@ class VisualPromptConfig:
 
 
 class _Visual(nn.Module):
-    bank: Tensor
-
-    def __init__(self, prompts: PseudoVisualPrompts, bank: Tensor) -> None:
+    def __init__(self, prompts: PseudoVisualPrompts) -> None:
         super().__init__()
         self.prompts = prompts
-        self.register_buffer("bank", bank)
+
+    def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+        state.pop(f"{prefix}bank", None)  # in a run from before steps of some categories
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class VisualPromptStage:
@@ -65,73 +68,97 @@ class VisualPromptStage:
         self, backbone: Backbone, train: Sentences, held_out: Sentences, config: VisualPromptConfig
     ) -> None:
         self.backbone, self.train, self.held_out, self.config = backbone, train, held_out, config
-        count = train.labels.shape[1]
         prompts = PseudoVisualPrompts(
-            count,
+            train.categories,
             backbone.image_size,
             per_category=config.prompts_per_category,
             seed=config.loop.seed,
         ).to(train.device)
-        with torch.no_grad():
-            bank = Ranks().encode(lambda own: prompts(backbone, own), torch.arange(count))
-        self.module = _Visual(prompts, bank)
+        self.module = _Visual(prompts)
         backbone.checkpoint_activations(config.checkpoint_activations)
 
     def __len__(self) -> int:
         return len(self.train)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        x, y = self.train.draw(batch, generator, self.config.loop.batch_size)
-        prompts, bank = self.module.prompts, self.module.bank
-        count, width = prompts.n_categories, self.config.categories_per_step
-        if 0 < width < count:
-            index = torch.randperm(count, generator=generator)[:width].sort().values
-        else:
-            index = torch.arange(count)
-        fresh = self._encode(index, generator)
-        with torch.no_grad():
-            bank[index.to(bank.device)] = fresh.detach()
-        vectors = bank.detach().clone().index_copy(0, index.to(bank.device), fresh)
-        if vectors.shape[1] == 1:
-            term = classification_loss(self.config.loss, x, vectors[:, 0], y, self.config.scale)
-        else:
-            scores = torch.einsum("bd,cpd->bcp", x, vectors) * self.config.scale
-            term = ranking_loss_from_scores(scores.logsumexp(2), y)
+        part = self.train.draw(batch, generator, self.config.loop.batch_size)
+        x, y = part.x, part.dense(self.train.categories)
+        move = Translation.drawn(self.config.shift, generator)
+        pixels = self.module.prompts.pixels
+
+        def encode(own: Tensor) -> Tensor:
+            return encoded(self.backbone, move(pixels[own.to(pixels.device)]))
+
+        vectors = Ranks().encode(encode, torch.arange(self.train.categories))
+        term = pooled_loss(self.config, x, vectors, y)
         if not (self.config.both_ways and self.config.loss == "ranking"):
             return {self.config.loss: term}
         size, scale = self.config.loop.batch_size, self.config.scale
         columns = column_ranking(x, vectors, y, scale, size)
         return {"ranking": term / 2, "columns": columns / 2}
 
-    def _encode(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Unit rows (n, P, D) of some prompts, all translated by the same few random pixels."""
-        reach = self.config.shift
-        dy, dx = 0, 0
-        if reach:
-            dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
-        return Ranks().encode(lambda own: self._translated(own, dy, dx), index)
-
-    def _translated(self, index: Tensor, dy: int, dx: int) -> Tensor:
-        reach = self.config.shift
-        prompts = self.module.prompts
-        if not reach:
-            return prompts(self.backbone, index)
-        pixels = prompts.pixels[index.to(prompts.pixels.device)].flatten(0, 1)
-        height, width = pixels.shape[-2:]
-        padded = F.pad(pixels, (reach,) * 4, mode="replicate")
-        top, left = reach + dy, reach + dx
-        moved = padded[..., top : top + height, left : left + width]
-        return self.backbone.encode_image(moved).view(len(index), prompts.per_category, -1)
-
-    @torch.no_grad()
     def vectors(self) -> Tensor:
         """v (C, P, D), unit rows, of the prompts as they are."""
-        prompts = self.module.prompts
-        every = torch.arange(prompts.n_categories)
-        return Ranks().encode(lambda own: prompts(self.backbone, own), every)
+        return image_vectors(self.backbone, self.module.prompts)
+
+    def prompts(self) -> PseudoVisualPrompts:
+        """The learned images; what moves them moves this stage's vectors."""
+        return self.module.prompts
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        x, y = self.held_out.all()
-        scores = torch.einsum("bd,cpd->bcp", x, self.vectors()) * self.config.scale
-        return 100 * mean_average_precision(scores.logsumexp(2), y)
+        return pooled_map(self.config, self.held_out, self.vectors())
+
+
+@torch.no_grad()
+def image_vectors(backbone: Backbone, prompts: PseudoVisualPrompts) -> Tensor:
+    """(C, P, D), unit rows, of all prompts."""
+    every = torch.arange(prompts.n_categories)
+    return Ranks().encode(lambda own: prompts(backbone, own), every)
+
+
+class Translation(NamedTuple):
+    """A shift by some pixels, with the edges repeated."""
+
+    reach: int
+    dy: int
+    dx: int
+
+    @classmethod
+    def drawn(cls, reach: int, generator: torch.Generator) -> Translation:
+        """One of up to ``reach`` pixels each way."""
+        dy, dx = 0, 0
+        if reach:
+            dy, dx = torch.randint(-reach, reach + 1, (2,), generator=generator).tolist()
+        return cls(reach, dy, dx)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Images (n, P, 3, H, W), shifted."""
+        reach = self.reach
+        if not reach:
+            return pixels
+        height, width = pixels.shape[-2:]
+        padded = F.pad(pixels.flatten(0, 1), (reach,) * 4, mode="replicate")
+        top, left = reach + self.dy, reach + self.dx
+        moved = padded[..., top : top + height, left : left + width]
+        return moved.reshape(pixels.shape)
+
+
+def encoded(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """Unit rows (n, P, D) of images (n, P, 3, H, W)."""
+    return backbone.encode_image(pixels.flatten(0, 1)).view(*pixels.shape[:2], -1)
+
+
+def pooled_loss(config: VisualPromptConfig, x: Tensor, vectors: Tensor, y: Tensor) -> Tensor:
+    """The classification loss of sentences (B, D) and images' vectors (C, P, D)."""
+    if vectors.shape[1] == 1:
+        return classification_loss(config.loss, x, vectors[:, 0], y, config.scale)
+    scores = torch.einsum("bd,cpd->bcp", x, vectors) * config.scale
+    return ranking_loss_from_scores(scores.logsumexp(2), y)
+
+
+def pooled_map(config: VisualPromptConfig, data: Sentences, vectors: Tensor) -> float:
+    """mAP in percent of images' vectors (C, P, D) on sentences."""
+    x, y, columns = data.judging()
+    scores = torch.einsum("bd,cpd->bcp", x, vectors[columns.to(vectors.device)]) * config.scale
+    return 100 * mean_average_precision(scores.logsumexp(2), y)

@@ -19,7 +19,7 @@ from pvp_fast.modules.adapters import DualAdapter
 from pvp_fast.sentences import Corpus
 from pvp_fast.training import GapConfig, TrainConfig, train
 from pvp_fast.training.distributed import Ranks
-from pvp_fast.training.features import Sentences
+from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.gap import OFF, Perturbation, auto_sigma
 from pvp_fast.training.loop import run_stage
 
@@ -30,7 +30,7 @@ def some(gap: Perturbation, count: int = 200, width: int = 64) -> Sentences:
     """Sentences of one label each, their own."""
     generator = torch.Generator().manual_seed(0)
     x = F.normalize(torch.randn(count, width, generator=generator), dim=-1)
-    return Sentences(x.half().numpy(), torch.eye(count).bool(), CPU, gap)
+    return Sentences(x.half().numpy(), label_lists([[i] for i in range(count)]), count, CPU, gap)
 
 
 def generator() -> torch.Generator:
@@ -42,21 +42,23 @@ def test_the_noise_has_the_length_it_was_asked_for() -> None:
     rows = torch.arange(200)
     for sigma in (0.5, 1.5):
         sentences = some(Perturbation(sigma))
-        x, y = sentences.draw(rows, generator(), 200)
+        drawn = sentences.draw(rows, generator(), 200)
+        x, y = drawn.x, drawn.dense(200)
         torch.testing.assert_close(x.norm(dim=-1), torch.ones(200))
-        cosines = (x * sentences.batch(rows)[0]).sum(1)
+        cosines = (x * sentences.rows(rows).x).sum(1)
         assert abs(float(cosines.mean()) - (1 + sigma**2) ** -0.5) < 0.02
-        assert torch.equal(y, sentences.labels)
+        assert torch.equal(y, torch.eye(200).bool())
 
 
 def test_mixed_sentences_unite_their_labels_and_lie_between() -> None:
     sentences = some(Perturbation(0.0, 0.5))
     rows = torch.arange(200)
-    x, y = sentences.draw(rows, generator(), 200)
+    drawn = sentences.draw(rows, generator(), 200)
+    x, y = drawn.x, drawn.dense(200)
     mixed = y.sum(1) == 2
     assert 70 < int(mixed.sum()) < 130
     assert bool(y.diagonal().all())
-    plain = sentences.batch(rows)[0]
+    plain = sentences.rows(rows).x
     assert torch.equal(x[~mixed], plain[~mixed])
     torch.testing.assert_close(x[mixed], F.normalize(y[mixed].float() @ plain, dim=-1))
 
@@ -67,13 +69,15 @@ def test_parts_of_a_batch_are_drawn_as_in_the_whole(
 ) -> None:
     data = some(gap)
     rows = torch.tensor([0, 1, 2, 5, 6, 3, 4])
-    whole = data.draw(rows, generator(), 7)
+    drawn = data.draw(rows, generator(), 7)
+    whole = drawn.x, drawn.dense(200)
     parts = []
     for rank in range(2):
         share = Ranks()
         share.rank, share.size = rank, 2
         monkeypatch.setattr("pvp_fast.training.gap.Ranks", lambda share=share: share)
-        parts.append(data.draw(rows[share.share(7)], generator(), 7))
+        part = data.draw(rows[share.share(7)], generator(), 7)
+        parts.append((part.x, part.dense(200)))
     for value, pieces in zip(whole, zip(*parts, strict=True), strict=True):
         assert torch.equal(value, torch.cat(pieces))
 
@@ -82,23 +86,23 @@ def test_nothing_is_drawn_when_off() -> None:
     source, rows = generator(), torch.arange(5)
     before = source.get_state()
     data = some(Perturbation())
-    for value, plain in zip(data.draw(rows, source, 5), data.batch(rows), strict=True):
+    for value, plain in zip(data.draw(rows, source, 5), data.rows(rows), strict=True):
         assert torch.equal(value, plain)
     assert torch.equal(source.get_state(), before)
 
 
 def test_the_sentences_are_left_as_they_were() -> None:
     sentences = some(Perturbation(1.0, 1.0))
-    features, labels = np.array(sentences.features), sentences.labels.clone()
+    features, labels = np.array(sentences.features), sentences.labels.indices.clone()
     sentences.draw(torch.arange(200), generator(), 200)
     judge = sentences.perturbed()
     assert np.array_equal(sentences.features, features)
-    assert torch.equal(sentences.labels, labels)
+    assert torch.equal(sentences.labels.indices, labels)
     again = sentences.perturbed()
     assert np.array_equal(judge.features, again.features)
     off = some(Perturbation())
     assert off.perturbed() is off
-    assert judge.batch(torch.arange(3))[0].equal(judge.draw(torch.arange(3), generator(), 3)[0])
+    assert judge.rows(torch.arange(3)).x.equal(judge.draw(torch.arange(3), generator(), 3).x)
 
 
 def test_a_run_from_before_there_was_a_gap_goes_on_without_one(

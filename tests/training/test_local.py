@@ -25,7 +25,7 @@ from pvp_fast.modules.scoring import LOCAL_TILE, local_scores
 from pvp_fast.sentences import Corpus
 from pvp_fast.tagging.tagger import Tagger
 from pvp_fast.training import LocalPromptConfig, LoopConfig, TrainConfig, add_category, train
-from pvp_fast.training.features import TokenSentences
+from pvp_fast.training.features import TokenSentences, label_lists
 from pvp_fast.training.local import LocalPromptStage, choose_weight
 from pvp_fast.training.loop import run_stage
 
@@ -51,7 +51,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def tokens_of(backbone: Backbone, corpus: Corpus) -> TokenSentences:
     tokens, mask = backbone.encode_text_tokens(corpus.sentences)
     return TokenSentences(
-        tokens.half().numpy(), mask.numpy(), corpus.multi_hot(), torch.device("cpu")
+        tokens.half().numpy(), mask.numpy(), label_lists(corpus.labels), len(corpus.vocabulary)
     )
 
 

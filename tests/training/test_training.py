@@ -22,7 +22,7 @@ from pvp_fast.sentences import Corpus
 from pvp_fast.training import LoopConfig, TrainConfig, add_category, train
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.checkpoint import NAME
-from pvp_fast.training.features import Sentences
+from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.loop import Stage, run_stage
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.thresholds import best_f1_thresholds, fit_platt
@@ -174,7 +174,7 @@ def test_fused_losses_give_the_learning_curve_of_their_definitions(
     stage: str,
 ) -> None:
     features = backbone.encode_text(list(corpus.sentences)).half().numpy()
-    sentences = Sentences(features, corpus.multi_hot(), torch.device("cpu"))
+    sentences = Sentences(features, label_lists(corpus.labels), len(corpus.vocabulary))
     generator = torch.Generator().manual_seed(0)
     visual = torch.randn(len(corpus.vocabulary), 1, features.shape[1], generator=generator)
     visual = torch.nn.functional.normalize(visual, dim=-1)

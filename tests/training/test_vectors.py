@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 from pvp_fast.errors import InputError
+from pvp_fast.training.features import Labelled, Sentences, label_lists, sample
 from pvp_fast.training.gap import Perturbation
-from pvp_fast.training.vectors import Listed, VectorConfig, judged_map, learn_vectors, sample
+from pvp_fast.training.vectors import VectorConfig, judged_map, learn_vectors
 
 CLEAN = Perturbation(0.5, 0.5)
 
 
+def listed(features: np.ndarray, rows: Any, categories: int) -> Sentences:
+    return Sentences(features, label_lists(rows), categories, gap=CLEAN)
+
+
 def sentences(
     categories: int, count: int, width: int = 16, seed: int = 0
-) -> tuple[Listed, torch.Tensor]:
+) -> tuple[Sentences, torch.Tensor]:
     """Sentences about two categories each, and names that lie off what the sentences say."""
     generator = torch.Generator().manual_seed(seed)
     truth = F.normalize(torch.randn(categories, width, generator=generator), dim=-1)
@@ -25,12 +33,12 @@ def sentences(
     x = F.normalize(truth[labels].sum(1) + noise, dim=-1)
     names = F.normalize(truth + 0.3 * torch.randn(categories, width, generator=generator), dim=-1)
     rows = [sorted(set(row)) for row in labels.tolist()]
-    return Listed.of(x.half().numpy(), rows), names
+    return listed(x.half().numpy(), rows, categories), names
 
 
 def test_rows_and_pairs_are_those_of_the_lists() -> None:
     features = np.eye(3, dtype=np.float16)
-    data = Listed.of(features, [(4,), (), (1, 7)])
+    data = listed(features, [(4,), (), (1, 7)], 8)
     x, row, category = data.rows(torch.tensor([2, 0, 1, 2]))
     assert torch.equal(x, torch.eye(3)[[2, 0, 1, 2]])
     assert row.tolist() == [0, 0, 1, 3, 3]
@@ -38,9 +46,11 @@ def test_rows_and_pairs_are_those_of_the_lists() -> None:
 
 
 def test_a_mixed_sentence_has_the_labels_of_both() -> None:
-    data = Listed.of(np.eye(2, dtype=np.float16), [(0,), (5,)])
+    data = dataclasses.replace(
+        listed(np.eye(2, dtype=np.float16), [(0,), (5,)], 6), gap=Perturbation(0.0, 1.0)
+    )
     generator = torch.Generator().manual_seed(0)
-    x, row, category = data.draw(torch.tensor([0, 1]), Perturbation(0.0, 1.0), generator)
+    x, row, category = data.draw(torch.tensor([0, 1]), generator, 2)
     assert torch.allclose(x, torch.full((2, 2), 0.5**0.5), atol=1e-3)
     assert sorted(zip(row.tolist(), category.tolist(), strict=True)) == [
         (0, 0),
@@ -54,7 +64,9 @@ def test_a_mixed_sentence_has_the_labels_of_both() -> None:
 def test_a_step_meets_what_it_mentions_and_some_others(count: int) -> None:
     known = torch.arange(0, 100, 2)
     row, category = torch.tensor([0, 0, 1, 2]), torch.tensor([8, 4, 98, 8])
-    chosen, y = sample(row, category, 3, known, count, torch.Generator().manual_seed(0))
+    named, generator = torch.unique(category), torch.Generator().manual_seed(0)
+    chosen = sample(named, known, count, generator)
+    y = Labelled(torch.zeros(3, 1), row, category).among(chosen)
     assert chosen.tolist() == sorted(set(chosen.tolist()))
     assert {4, 8, 98} <= set(chosen.tolist()) <= set(known.tolist())
     assert len(chosen) <= max(3, min(count, 50))
@@ -66,11 +78,11 @@ def test_learned_vectors_rank_better_and_the_unmentioned_keep_their_names() -> N
     judged, _ = sentences(40, 500)
     extended = torch.cat([names, names[:1]])  # the last one is never mentioned
     config = VectorConfig(epochs=5, batch_size=64, sampled=24, lr=1e-2)
-    found = learn_vectors(data, judged, extended, CLEAN, config)
+    found = learn_vectors(data, judged, extended, config)
     assert found.learned_map > found.names_map + 5
     assert torch.equal(found.w[-1], extended[-1])
     assert torch.allclose(found.w.norm(dim=-1), torch.ones(41), atol=1e-5)
-    again = learn_vectors(data, judged, extended, CLEAN, config)
+    again = learn_vectors(data, judged, extended, config)
     assert torch.equal(found.w, again.w)
 
 
@@ -78,7 +90,7 @@ def test_a_sampled_vocabulary_learns_what_a_whole_one_does() -> None:
     data, names = sentences(60, 4000)
     judged, _ = sentences(60, 800)
     whole, part = (
-        learn_vectors(data, judged, names, CLEAN, VectorConfig(5, 64, 1e-2, count)).learned_map
+        learn_vectors(data, judged, names, VectorConfig(5, 64, 1e-2, count)).learned_map
         for count in (60, 45)
     )
     assert part == pytest.approx(whole, abs=2)
@@ -99,7 +111,7 @@ def test_no_array_has_the_size_of_sentences_times_categories() -> None:
 
     data, names = sentences(6000, 3000)
     with Largest() as largest:
-        learn_vectors(data, data, names, CLEAN, VectorConfig(0.1, 64, 1e-3, 256))
+        learn_vectors(data, data, names, VectorConfig(0.1, 64, 1e-3, 256))
     # The (C, D) state and the (3000, 512) block that judges; (N, C) would be 18 million.
     assert largest.elements <= 3000 * 512
 
@@ -107,9 +119,9 @@ def test_no_array_has_the_size_of_sentences_times_categories() -> None:
 def test_settings_and_data_are_checked() -> None:
     with pytest.raises(InputError, match="above 0"):
         VectorConfig(epochs=0)
-    data = Listed.of(np.zeros((0, 4), np.float16), [])
+    data = listed(np.zeros((0, 4), np.float16), [], 4)
     with pytest.raises(InputError, match="no sentence"):
-        learn_vectors(data, data, torch.eye(4), CLEAN)
+        learn_vectors(data, data, torch.eye(4))
 
 
 def test_judging_looks_at_sentences_alone() -> None:

@@ -64,6 +64,12 @@ def calibrate(
     most: Annotated[
         int, typer.Option(min=1, help="Of more --unlabelled images, this many drawn at random.")
     ] = MOST,
+    own: Annotated[
+        bool,
+        typer.Option(
+            "--own", help="With --unlabelled: a SigLIP's own probabilities; any number of images."
+        ),
+    ] = False,
     common: Annotated[
         bool | None,
         typer.Option(
@@ -88,7 +94,8 @@ def calibrate(
     sentences that it did not see. Sentences score higher than images, so a precision promised by
     sentences holds for sentences; labelled images make it hold for images, and so does a folder
     without labels, for a precision. The table comes from cross-fitting: no row was judged by a
-    threshold it helped to set. Without labels it is what is expected, between what bounds.
+    threshold it helped to set. Without labels it is what is expected, between what bounds; --own
+    takes the probabilities of a SigLIP's own scale and bias, as a starting point.
 
     Examples:
 
@@ -117,6 +124,8 @@ def calibrate(
         raise InputError(
             "--unlabelled calibrates on images alone; leave out --images, --captions and --grammar"
         )
+    if own and (not unlabelled or plots is not None):
+        raise InputError("--own goes with --unlabelled FOLDER, and has no --plots")
     if plots is not None:
         require_matplotlib()
     old = Artifact.load(artifact)
@@ -133,6 +142,7 @@ def calibrate(
             out,
             plots,
             json_out,
+            own,
         )
         return
     console = progress_console()
@@ -197,13 +207,22 @@ def _without_labels(
     out: Path,
     plots: Path | None,
     json_out: Path | None,
+    own: bool,
 ) -> None:
     import random
 
     import torch
 
     from pvp_fast.demo.run import backbone_for
-    from pvp_fast.evaluation import EvalSet, calibrate_unlabelled, encode_set, final_scores
+    from pvp_fast.evaluation import (
+        EvalSet,
+        OwnCalibration,
+        UnlabelledCalibration,
+        calibrate_own,
+        calibrate_unlabelled,
+        encode_set,
+        final_scores,
+    )
     from pvp_fast.files import is_stdout, json_text, open_output
     from pvp_fast.report.plots import write_unlabelled
 
@@ -216,11 +235,14 @@ def _without_labels(
         old.check_backbone(backbone.fingerprint)
         nothing = EvalSet(tuple(paths), (), torch.zeros(len(paths), 0, dtype=torch.int8))
         features = encode_set(backbone, nothing, artifacts=[old], pictures=pictures)
-        scores = final_scores(old, features)
     new = replace(old, config={**old.config, "pictures": pictures.to_dict()})
-    result = calibrate_unlabelled(new, scores, aim, seed=seed)
+    result: OwnCalibration | UnlabelledCalibration
+    if own:
+        result = calibrate_own(backbone, new, features, aim)
+    else:
+        result = calibrate_unlabelled(new, final_scores(new, features), aim, seed=seed)
     result.artifact.save(out)
-    if plots is not None:
+    if plots is not None and isinstance(result, UnlabelledCalibration):
         write_unlabelled(result, plots)
     if json_out is not None:
         with open_output(json_out, "w") as stream:

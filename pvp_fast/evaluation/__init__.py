@@ -10,6 +10,7 @@ from pvp_fast.evaluation.datasets import (
     read_voc,
 )
 from pvp_fast.evaluation.ladder import Features, Ladder, encode_set, final_scores, ladder
+from pvp_fast.evaluation.own import OwnCalibration, calibrate_own
 from pvp_fast.evaluation.unlabelled import UnlabelledCalibration, calibrate_unlabelled
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "EvalSet",
     "Features",
     "Ladder",
+    "OwnCalibration",
     "UnlabelledCalibration",
     "adapt",
+    "calibrate_own",
     "calibrate_unlabelled",
     "encode_set",
     "final_scores",

@@ -67,11 +67,11 @@ def fit_platt(scores: Tensor, labels: Tensor, counted: Tensor | None = None) -> 
     One slope for all categories, one intercept each, by regularised logistic regression.
 
     Args:
-        scores: (N, C) mixed cosines. labels: (N, C) bool.
+        scores: (N, C) mixed cosines. labels: (N, C) bool, or probabilities.
         counted: (N, C) bool, entries whose label is known; all by default. A category without any
             gets the common intercept.
     """
-    known = torch.ones_like(labels) if counted is None else counted
+    known = torch.ones_like(labels, dtype=torch.bool) if counted is None else counted
     target = labels.double()
     weight = known.double() / known.sum().clamp(min=1)
     s = scores.detach().double()

@@ -115,9 +115,12 @@ def tagger(artifact: Path, pocket: Backbone) -> Tagger:
     return Tagger.load(artifact, backbone=pocket)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Chromium by playwright; skips without either."""
+    """Chromium by playwright; skips without either.
+
+    Not for the session: while it is open an event loop runs here, and ``asyncio.run`` refuses.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
     binary = next(filter(None, map(shutil.which, BROWSERS)), None)
     if binary is None:

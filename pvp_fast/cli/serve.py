@@ -56,11 +56,14 @@ def serve(
         Path | None,
         typer.Option(help=f"File with a bearer token clients must send (or set {TOKEN})."),
     ] = None,
+    max_added: Annotated[
+        int, typer.Option(min=0, help="Categories that clients may add by name; 0 for none.")
+    ] = 0,
     upright: Upright = None,
     background: Background = None,
     max_megapixels: MaxMegapixels = None,
 ) -> None:
-    """Tag images over HTTP: POST /tag, GET /healthz, GET /metrics, GET /docs.
+    """Tag images over HTTP: a page at /, POST /tag, GET /healthz, GET /metrics, GET /docs.
 
     Images of different requests share batches. Ctrl-C, or SIGTERM, ends the service after the
     requests that it has accepted.
@@ -92,7 +95,13 @@ def serve(
         max_images=min(max_images, queue),
         timeout=timeout,
         token=_token(token_file),
+        max_added=max_added,
     )
+    if max_added and config.token is None and not _is_loopback(host):
+        raise InputError(
+            f"max_added: {host} can be reached from elsewhere; set a token ({TOKEN}), or anybody "
+            "could add categories"
+        )
     if config.token is None and not _is_loopback(host):
         progress_console().print(
             f"[yellow]{host} can be reached from elsewhere and no token is set ({TOKEN})[/]"

@@ -89,14 +89,13 @@ def build_page(page: Page) -> str:
     return fill("template.html", values)
 
 
-def fill(template: str, values: Mapping[str, str]) -> str:
-    """A template of this folder with its ``{{ names }}`` filled in; values are HTML already.
+def fill(template: str, values: Mapping[str, str], package: str = "pvp_fast.report") -> str:
+    """A package's template with its ``{{ names }}`` filled in; values are HTML already.
 
     ``{{ style }}`` is the style sheet that all pages share.
     """
-    folder = files("pvp_fast.report")
-    style = folder.joinpath("style.css").read_text(encoding="utf-8")
-    head, *parts = folder.joinpath(template).read_text(encoding="utf-8").split("{{")
+    style = files("pvp_fast.report").joinpath("style.css").read_text(encoding="utf-8")
+    head, *parts = files(package).joinpath(template).read_text(encoding="utf-8").split("{{")
     pieces = [head]
     # One pass, so that a value which contains {{…}} is never filled in itself.
     for part in parts:

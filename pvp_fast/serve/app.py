@@ -16,6 +16,7 @@ from urllib.parse import unquote, unquote_to_bytes
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.serve.batching import Batcher, Closed, QueueFull
 from pvp_fast.serve.config import ServeConfig
+from pvp_fast.serve.page import MOST, add_page
 from pvp_fast.tagging.schema import RESULT, SCHEMA_VERSION
 from pvp_fast.tagging.tagger import Tag, Tagger, TagResult
 
@@ -95,8 +96,11 @@ class Metrics:
 class _Gate:
     """ASGI middleware: bounds every body, and counts and times the requests to /tag.
 
-    A request whose body grows over ``most`` bytes gets 413 and is read no further.
+    A request whose body grows over ``most`` bytes, or its path's own limit, gets 413 and is read no
+    further.
     """
+
+    own = {"/categories": MOST}  # noqa: RUF012
 
     def __init__(self, app: Any, most: int, metrics: Metrics) -> None:
         self.app, self.most, self.metrics = app, most, metrics
@@ -106,13 +110,14 @@ class _Gate:
             await self.app(scope, receive, send)
             return
         start, read, status = time.perf_counter(), 0, 0
+        most = min(self.most, self.own.get(scope["path"], self.most))
         declared = dict(scope["headers"]).get(b"content-length", b"")
 
         async def counted() -> Any:
             nonlocal read
             message = await receive()
             read += len(message.get("body", b""))
-            if read > self.most:
+            if read > most:
                 raise _TooLarge
             return message
 
@@ -122,20 +127,20 @@ class _Gate:
             await send(message)
 
         try:
-            if declared.isdigit() and int(declared) > self.most:
+            if declared.isdigit() and int(declared) > most:
                 raise _TooLarge
             await self.app(scope, counted, noted)
         except _TooLarge:
             if status:
                 raise
-            await self._refuse(noted)
+            await self._refuse(noted, most)
         finally:
             if scope["path"] == "/tag":
                 self.metrics.requests.labels(str(status or 500)).inc()
                 self.metrics.seconds.observe(time.perf_counter() - start)
 
-    async def _refuse(self, send: Any) -> None:
-        body = json.dumps({"detail": f"the body is over {self.most} bytes"}).encode()
+    async def _refuse(self, send: Any, most: int) -> None:
+        body = json.dumps({"detail": f"the body is over {most} bytes"}).encode()
         headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
         await send({"type": "http.response.start", "status": 413, "headers": headers})
         await send({"type": "http.response.body", "body": body})
@@ -153,12 +158,18 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
         config: limits; the defaults of :class:`ServeConfig` otherwise.
 
     Returns:
-        An app with ``POST /tag``, ``GET /healthz`` and ``GET /metrics``; its threads start and end
-        with its lifespan.
+        An app with ``POST /tag``, ``GET /healthz``, ``GET /metrics`` and a page at ``/``, and
+        ``POST /categories`` with ``max_added``; its threads start and end with its lifespan.
     """
     config = config or ServeConfig()
     metrics = Metrics()
     batcher: Batcher | None = None
+    reading = 0  # requests whose bodies are on their way
+
+    def running() -> Batcher:
+        if batcher is None:
+            raise Closed
+        return batcher
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -178,21 +189,25 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
     )
     app.add_middleware(_Gate, most=config.max_body, metrics=metrics)
 
-    async def answer(request: Request, top_k: int, threshold: float | None) -> list[dict[str, Any]]:
-        running = batcher
-        if running is None:
-            raise Closed
-        if running.waiting >= config.queue:  # before a body is held that nobody will look at
+    async def answer(request: Request, top_k: int, threshold: float | None) -> dict[str, Any]:
+        nonlocal reading
+        # Before a body is held that nobody will look at.
+        if running().waiting + reading >= config.queue:
             raise QueueFull
-        images = await _images(request, config.max_images)
+        reading += 1
+        try:
+            images = await _images(request, config.max_images)
+        finally:
+            reading -= 1
         good = [data for _, data in images if isinstance(data, bytes)]
-        found = iter(await running.tag(good, top_k, threshold) if good else ())
+        version = running().tagger.version  # nothing waits between this and tag()
+        found = iter(await running().tag(good, top_k, threshold) if good else ())
         results = [
             _result(name, next(found) if isinstance(data, bytes) else data) for name, data in images
         ]
         for result in results:
             metrics.images.labels("tagged" if result["error"] is None else "failed").inc()
-        return results
+        return {"results": results, "artifact": version}
 
     @app.post(
         "/tag",
@@ -229,26 +244,25 @@ def create_app(tagger: Tagger, config: ServeConfig | None = None) -> FastAPI:
         An image that cannot be read has its reason in ``error`` and does not harm the others.
         """
         _check_token(request, config.token)
-        results = await asyncio.wait_for(answer(request, top_k, threshold), config.timeout)
-        body = {"results": results, "artifact": tagger.artifact.version}
+        body = await asyncio.wait_for(answer(request, top_k, threshold), config.timeout)
         return Response(json.dumps(body, ensure_ascii=False), media_type="application/json")
 
     @app.get("/healthz", summary="Whether the service takes requests")
     async def healthz() -> dict[str, Any]:
-        if batcher is None:
-            raise HTTPException(503, "shutting down")
-        categories = len(tagger.artifact.vocabulary.names)
+        tags = running().tagger
         return {
             "status": "ok",
             "schema": SCHEMA_VERSION,
-            "artifact": tagger.artifact.version,
-            "categories": categories,
-            "waiting": batcher.waiting,
+            "artifact": tags.version,
+            "categories": len(tagger.artifact.vocabulary) + len(tags.added),
+            "waiting": running().waiting,
         }
 
     @app.get("/metrics", summary="Prometheus metrics", response_class=Response)
     async def prometheus() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    add_page(app, config, running, lambda request: _check_token(request, config.token))
 
     def failure(status: int, detail: str, **headers: str) -> Callable[..., Awaitable[Response]]:
         async def handler(request: Request, error: Exception) -> Response:

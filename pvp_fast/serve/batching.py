@@ -18,6 +18,7 @@ from pvp_fast.loaders.decode import Square
 from pvp_fast.loaders.samples import Sample
 from pvp_fast.loaders.threads import Settings, TorchLoader
 from pvp_fast.loaders.windows import Listed, Loaded
+from pvp_fast.serve.added import WithAdded
 from pvp_fast.serve.config import ServeConfig
 from pvp_fast.tagging.tagger import Tag, Tagger
 
@@ -34,6 +35,7 @@ class Closed(Exception):
 
 @dataclass(eq=False)
 class _Job:
+    tagger: WithAdded
     data: bytes
     top_k: int
     threshold: float | None
@@ -42,6 +44,8 @@ class _Job:
 
 class Batcher:
     """Tags encoded images for one event loop.
+
+    ``tagger`` may be replaced by one that has grown: each request keeps the one it came with.
 
     Args:
         tagger: shared with nobody else while this runs, for the sake of speed only.
@@ -55,7 +59,8 @@ class Batcher:
         config: ServeConfig,
         observe: Callable[[int], object] | None = None,
     ) -> None:
-        self._tagger, self._config, self._observe = tagger, config, observe
+        self.tagger = WithAdded(tagger)
+        self._config, self._observe = config, observe
         square = Square(tagger.backbone.preprocess)
         device = torch.device(tagger.backbone.device)
         self._loader = TorchLoader(
@@ -72,7 +77,7 @@ class Batcher:
     async def tag(
         self, images: Sequence[bytes], top_k: int, threshold: float | None
     ) -> list[tuple[Tag, ...] | str]:
-        """Tags of each image, or why it could not be read.
+        """Tags of each image, or why it could not be read, all of them by one tagger.
 
         Raises:
             QueueFull: all of them or none are accepted. Closed: after :meth:`close`.
@@ -82,7 +87,8 @@ class Batcher:
         if self.waiting + len(images) > self._config.queue:
             raise QueueFull
         loop = asyncio.get_running_loop()
-        jobs = [_Job(data, top_k, threshold, loop.create_future()) for data in images]
+        tagger = self.tagger
+        jobs = [_Job(tagger, data, top_k, threshold, loop.create_future()) for data in images]
         self.waiting += len(jobs)
         for job in jobs:
             job.answer.add_done_callback(self._answered)
@@ -159,12 +165,13 @@ class Batcher:
         good = [row for row, answer in enumerate(answers) if not isinstance(answer, str)]
         if not good:
             return answers
-        z, regions = self._tagger.encode(loaded.pixels)
-        asked: dict[tuple[int, float | None], list[int]] = {}
+        z, regions = jobs[0].tagger.encode(loaded.pixels)  # all have one CLIP
+        asked: dict[tuple[WithAdded, int, float | None], list[int]] = {}
         for place, row in enumerate(good):
-            asked.setdefault((jobs[row].top_k, jobs[row].threshold), []).append(place)
-        for (top_k, threshold), places in asked.items():
-            found = self._tagger.tag_features(
+            job = jobs[row]
+            asked.setdefault((job.tagger, job.top_k, job.threshold), []).append(place)
+        for (tagger, top_k, threshold), places in asked.items():
+            found = tagger.tag_features(
                 z[places],
                 None if regions is None else regions[places],
                 top_k=top_k,

@@ -20,6 +20,7 @@ class ServeConfig:
         max_body: most bytes of a request's body.
         max_images: most images of a request.
         timeout: seconds from a request's first byte to its answer; then it gets 504.
+        max_added: categories that clients may add by name (POST /categories); 0 lets them add none.
         token: what clients must send as ``Authorization: Bearer TOKEN``; None asks for nothing.
 
     Raises:
@@ -34,11 +35,14 @@ class ServeConfig:
     max_images: int = 64
     timeout: float = 30.0
     token: str | None = None
+    max_added: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "workers", "queue", "max_body", "max_images"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.max_added < 0:
+            raise InputError(f"max_added is {self.max_added}; give 0 or more")
         if not (math.isfinite(self.max_wait_ms) and self.max_wait_ms >= 0):
             raise InputError(f"max_wait_ms is {self.max_wait_ms}; give 0 or more milliseconds")
         if not (math.isfinite(self.timeout) and self.timeout > 0):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import functools
 import json
 import socket
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,16 +24,12 @@ pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
-import uvicorn
+from support.service import Held, Server, check, expected, get, post, serving
 
 from pvp_fast.pictures import PictureSettings
-from pvp_fast.serve import ServeConfig, create_app
+from pvp_fast.serve import ServeConfig
 from pvp_fast.serve.batching import Batcher, QueueFull
 from pvp_fast.tagging import SCHEMA_VERSION
-
-# Each request has a connection of its own, plain HTTP, without certificates to read.
-get = functools.partial(httpx.get, timeout=PATIENCE, verify=False)
-post = functools.partial(httpx.post, timeout=PATIENCE, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,58 +44,10 @@ def batched(metrics: str) -> tuple[float, float]:
     return float(count), float(total)
 
 
-class Server(uvicorn.Server):
-    """uvicorn on a free port, in a thread."""
-
-    def __init__(self, tagger: Tagger, config: ServeConfig) -> None:
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
-        app = create_app(tagger, config)
-        super().__init__(
-            uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=int(PATIENCE))
-        )
-        self.thread = threading.Thread(target=self.run, args=([self.socket],))
-
-    def install_signal_handlers(self) -> None:
-        """Signals belong to pytest."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-@contextlib.contextmanager
-def serving(tagger: Tagger, **options: object) -> Iterator[Server]:
-    server = Server(tagger, ServeConfig(**{"timeout": PATIENCE, **options}))
-    server.thread.start()
-    try:
-        until(lambda: server.started or not server.thread.is_alive())
-        yield server
-    finally:
-        server.should_exit = True
-        server.thread.join(PATIENCE)
-        server.socket.close()
-    assert not server.thread.is_alive()
-
-
 @pytest.fixture(scope="module")
 def server(tagger: Tagger) -> Iterator[Server]:
     with serving(tagger, max_batch=8, max_wait_ms=5) as running:
         yield running
-
-
-def expected(tagger: Tagger, data: bytes, **options: object) -> dict[str, float]:
-    (result,) = tagger.tag([data], **options)
-    return {tag.name: tag.score for tag in result.tags}
-
-
-def check(found: dict, right: dict[str, float]) -> None:
-    """Batches differ in size, so scores may differ in their last bits."""
-    assert found["error"] is None
-    scores = {tag["name"]: tag["score"] for tag in found["tags"]}
-    assert scores.keys() == right.keys()
-    for name, score in scores.items():
-        assert score == pytest.approx(right[name], abs=2e-4)
 
 
 def test_every_form_of_request(server: Server, tagger: Tagger, photos: dict[str, bytes]) -> None:
@@ -300,26 +246,6 @@ def test_token(tagger: Tagger, photos: dict[str, bytes]) -> None:
         assert get(f"{server.url}/healthz").status_code == 200
         schema = get(f"{server.url}/openapi.json").json()
         assert schema["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
-
-
-class Held:
-    """A tagger whose encoder waits for ``gate``, at the longest until this context ends."""
-
-    def __init__(self, tagger: Tagger) -> None:
-        self._tagger, self.gate = tagger, threading.Event()
-
-    def encode(self, pixels):
-        assert self.gate.wait(PATIENCE)
-        return self._tagger.encode(pixels)
-
-    def __getattr__(self, name: str):
-        return getattr(self._tagger, name)
-
-    def __enter__(self) -> None:
-        """The gate is closed from the beginning."""
-
-    def __exit__(self, *_: object) -> None:
-        self.gate.set()
 
 
 def ask(server: Server, data: bytes) -> httpx.Response:

@@ -212,7 +212,7 @@ def test_names_that_cannot_be_are_failures_of_their_own(tmp_path: Path) -> None:
     assert [os.path.basename(k) for k in keys] == ["a.jpg", "not-utf8-\udcff.jpg"]
     assert [f.key for f in images.failures] == names[1:]
     assert "too long" in images.failures[0].reason
-    assert "null byte" in images.failures[1].reason
+    assert "null" in images.failures[1].reason  # each Python has its own words
     with pytest.raises(InputError, match="too long"):
         FileSource(["n" * 5000])
 

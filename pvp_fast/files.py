@@ -8,10 +8,10 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
 import stat
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +21,7 @@ from pvp_fast.errors import InputError
 STDOUT = "-"
 # What file systems without fsync, extended attributes or locks answer.
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _MAX_LINKS = 40  # as Linux
 
 
@@ -28,9 +29,11 @@ _MAX_LINKS = 40  # as Linux
 def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a temporary file that replaces ``path`` only when the block ends without an error.
 
-    A symbolic link stays one: the file it leads to is replaced. Owner, mode and extended
-    attributes of a replaced file are kept where the file system allows it. What is no regular file
-    (a device, a FIFO, ``/dev/stdout``) is written directly, as ``open`` would.
+    It has no name until then where the system offers such files (Linux, on most local file
+    systems), so that a process that is killed leaves nothing beside ``path``. A symbolic link stays
+    one: the file it leads to is replaced. Owner, mode and extended attributes of a replaced file
+    are kept where the file system allows it. What is no regular file (a device, a FIFO,
+    ``/dev/stdout``) is written directly, as ``open`` would.
 
     Args:
         path: the file to write; its folder is created.
@@ -42,22 +45,45 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
             yield stream
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # A short prefix: with the whole name, a long one would be too long.
-    handle, name = tempfile.mkstemp(
-        dir=target.parent, prefix=f".{target.name[:32]}.", suffix=".tmp"
-    )
+    # A short name: with the whole one, a long one would be too long.
+    beside = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.tmp")
+    handle, name = _unnamed(target.parent), None
+    if handle is None:
+        handle, name = os.open(beside, _NEW, 0o600), beside
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             sync_file(stream.fileno())
+            if name is None:
+                # With a folder Python calls linkat(), which follows; link() would not.
+                unnamed = stream.fileno()
+                os.link(_link(unnamed), beside, src_dir_fd=unnamed, follow_symlinks=True)
+                name = beside
         _make_like(name, target)
         _replace(name, target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
+        if name is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
         raise
     sync_folder(target.parent)
+
+
+def _unnamed(folder: Path) -> int | None:
+    """A file in this folder without a name; None where there is no such thing."""
+    try:
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+    except (AttributeError, OSError):
+        return None
+    if os.path.exists(_link(handle)):
+        return handle
+    os.close(handle)  # without /proc it could not get a name
+    return None
+
+
+def _link(handle: int) -> str:
+    return f"/proc/self/fd/{handle}"
 
 
 def json_text(value: Any, **options: Any) -> str:
@@ -136,7 +162,7 @@ def _open_special(target: Path, descriptor: int | None, mode: str) -> IO[Any]:
     return os.fdopen(os.dup(descriptor), mode, encoding=encoding)
 
 
-def _make_like(name: str, target: Path) -> None:
+def _make_like(name: Path, target: Path) -> None:
     """Give a new file what the one it replaces has; none of it is worth failing for."""
     try:
         old = target.stat()
@@ -162,7 +188,7 @@ def _plain_mode() -> int:
     return 0o666 & ~umask
 
 
-def _replace(name: str, target: Path) -> None:
+def _replace(name: Path, target: Path) -> None:
     try:
         os.replace(name, target)
     except OSError as error:

@@ -7,6 +7,7 @@ import errno
 import json
 import math
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -35,6 +36,47 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> 
         interrupted()
     assert path.read_text() == "old"
     assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="needs files without a name")
+def test_a_killed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    try:
+        os.close(os.open(tmp_path, os.O_TMPFILE | os.O_RDWR))
+    except OSError as error:
+        pytest.skip(f"this file system has no files without a name: {error}")
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    code = (
+        "import os, signal, sys\nfrom pvp_fast.files import atomic_write\n"
+        "with atomic_write(sys.argv[1], 'w') as stream:\n    stream.write('half')\n"
+        "    stream.flush()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(path)])
+    assert ended.returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_with_and_without_a_name_a_write_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: bool
+) -> None:
+    if named:  # as on file systems that have no others, and outside Linux
+        monkeypatch.delattr(os, "O_TMPFILE", raising=False)
+    path = tmp_path / "file.txt"
+    umask = os.umask(0o027)
+    try:
+        with atomic_write(path, "w") as stream:
+            stream.write("new")
+            names = [p.suffix for p in tmp_path.iterdir()]
+        with pytest.raises(KeyError), atomic_write(path, "w"):
+            raise KeyError
+    finally:
+        os.umask(umask)
+    assert names == ([".tmp"] if named else names)
+    assert path.read_text() == "new"
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 @pytest.mark.parametrize("bad", ["../x", "/etc/passwd", "a/../../x", "link/x"])

@@ -328,13 +328,11 @@ def test_only_beside_a_file_that_exists(
 
 
 def test_one_image_s_trouble_is_its_own(photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tempfile
-
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", f"{photo}.xmp")
 
     with monkeypatch.context() as patch:
-        patch.setattr(tempfile, "mkstemp", refuse)
+        patch.setattr(os, "replace", refuse)
         assert "Permission denied" in (put(photo, "dog") or "")
     Path(f"{photo}.xmp").mkdir()
     assert "Is a directory" in (put(photo, "dog") or "")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.common import backbone_of, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 
 
@@ -45,7 +45,6 @@ def adapt(
       pvp-fast adapt runs/voc/artifact --images VOC2007 --dataset voc --split train --out runs/a
     """
     from pvp_fast.artifact import Artifact
-    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.evaluation.adapt import adapt as learn
     from pvp_fast.pictures.settings import pictures_of
@@ -56,7 +55,7 @@ def adapt(
     evalset = read_dataset(dataset, images, split)
     pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
     with progress_console().status("encoding and learning from images"):
-        backbone = backbone_for(old, pick_device(device))
+        backbone = backbone_of(old, device)
         found = learn(backbone, old, evalset, config=config, views=views, pictures=pictures)
     new = found.artifact
     settings = {**new.config, "pictures": pictures.to_dict()}

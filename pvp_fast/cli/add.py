@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device
+from pvp_fast.cli.common import load_tagger
 from pvp_fast.cli.sentences import pick_writer
 from pvp_fast.errors import InputError
 
@@ -55,13 +55,12 @@ def add_category(
       --generate 100 --base-url http://localhost:8000/v1 --llm my-model
     """
     from pvp_fast.sentences import read_captions
-    from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.vocabulary.categories import Category, Vocabulary
 
     if generate is None and (base_url or llm or local_llm):
         raise InputError("--base-url, --llm and --local-llm need --generate N, how many sentences")
     # Before the model writes: an answer paid for must not be lost to a wrong path or name.
-    tagger = Tagger.load(artifact, device=pick_device(device))
+    tagger = load_tagger(artifact, device)
     words = Category(name, tuple(synonym or ()))
     tagger.artifact.vocabulary.extended(words)
     texts = list(read_captions(sentences)) if sentences else []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pvp_fast.cli.common import gather_sentences, pick_device, progress_console
+from pvp_fast.cli.common import backbone_of, gather_sentences, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import InputError
 
@@ -107,7 +107,6 @@ def calibrate(
       pvp-fast calibrate runs/coco/artifact --images labelled/ --target f1 --out runs/tuned
     """
     from pvp_fast.artifact import Artifact
-    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import calibrate as recalibrate
     from pvp_fast.evaluation import encode_set, read_dataset
     from pvp_fast.files import is_stdout, json_text, open_output
@@ -153,7 +152,7 @@ def calibrate(
         notes = evalset.notes
         pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
         with console.status("encoding images"):
-            backbone = backbone_for(old, pick_device(device))
+            backbone = backbone_of(old, device)
             old.check_backbone(backbone.fingerprint)
             features = encode_set(backbone, evalset, artifacts=[old], pictures=pictures)
         old = replace(old, config={**old.config, "pictures": pictures.to_dict()})
@@ -172,7 +171,7 @@ def calibrate(
             )
         what = f"sentences that training held out of {source}" if known else f"sentences ({source})"
         with console.status("encoding sentences"):
-            data = recalibrate.score_sentences(backbone_for(old, pick_device(device)), old, part)
+            data = recalibrate.score_sentences(backbone_of(old, device), old, part)
     result = recalibrate.calibrate(
         old, data, aim, common=images is not None if common is None else common
     )
@@ -213,7 +212,6 @@ def _without_labels(
 
     import torch
 
-    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import (
         EvalSet,
         OwnCalibration,
@@ -231,7 +229,7 @@ def _without_labels(
     if listed > most:
         paths = sorted(random.Random(seed).sample(paths, most))
     with progress_console().status("encoding images"):
-        backbone = backbone_for(old, pick_device(device))
+        backbone = backbone_of(old, device)
         old.check_backbone(backbone.fingerprint)
         nothing = EvalSet(tuple(paths), (), torch.zeros(len(paths), 0, dtype=torch.int8))
         features = encode_set(backbone, nothing, artifacts=[old], pictures=pictures)

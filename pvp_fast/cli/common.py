@@ -12,7 +12,9 @@ from rich.console import Console
 from pvp_fast.errors import CorpusError
 
 if TYPE_CHECKING:
+    from pvp_fast.artifact import Artifact
     from pvp_fast.clip.backbone import Backbone
+    from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.vocabulary.categories import Vocabulary
 
 GRAMMAR_DEFAULT = 6000
@@ -121,6 +123,28 @@ def load_backbone(
     if gradients and precision == "auto" and place == "cpu":
         precision = "float32"
     return Backbone.load(name, pretrained, device=place, like=like, precision=precision)
+
+
+def backbone_of(artifact: Artifact, device: str) -> Backbone:
+    """The CLIP that an artifact names, on ``device``, with no library that it does not use."""
+    from pvp_fast.clip.backbone import Backbone
+    from pvp_fast.clip.light import import_open_clip_for
+
+    spec = artifact.backbone
+    name = str(spec["name"])
+    import_open_clip_for(name)
+    return Backbone.load(
+        name, spec.get("pretrained"), device=pick_device(device), like=spec.get("settings")
+    )
+
+
+def load_tagger(path: Path, device: str) -> Tagger:
+    """An artifact folder's tagger, with :func:`backbone_of` it."""
+    from pvp_fast.artifact import Artifact
+    from pvp_fast.tagging.tagger import Tagger
+
+    artifact = Artifact.load(path)
+    return Tagger(artifact, backbone_of(artifact, device))
 
 
 MODEL_HELP = "auto (a small CLIP for photos), pocket (drawings), or an open_clip name (ViT-B-32)."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, TextIO
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console, read_vocabulary
+from pvp_fast.cli.common import load_tagger, progress_console, read_vocabulary
 from pvp_fast.errors import InputError
 from pvp_fast.files import json_text
 
@@ -56,7 +56,6 @@ def discover(
     from pvp_fast.files import is_stdout, open_output
     from pvp_fast.tagging.discover import discover as find
     from pvp_fast.tagging.embeddings import EmbeddingStore
-    from pvp_fast.tagging.tagger import Tagger
 
     if report is not None and (root is None or not root.is_dir()):
         raise InputError("--report shows images: give their folder by --root")
@@ -65,7 +64,7 @@ def discover(
     console = progress_console()
     with console.status(f"{len(words)} names"):
         found = find(
-            Tagger.load(artifact, device=pick_device(device)),
+            load_tagger(artifact, device),
             store,
             words,
             precision=precision,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import pick_device, progress_console
+from pvp_fast.cli.common import backbone_of, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import summary_line
 
@@ -43,14 +43,13 @@ def evaluate(
       pvp-fast evaluate runs/s0/artifact runs/s1/artifact --dataset voc --path VOCdevkit/VOC2007
     """
     from pvp_fast.artifact import Artifact
-    from pvp_fast.demo.run import backbone_for
     from pvp_fast.evaluation import encode_set, ladder, read_dataset
     from pvp_fast.files import is_stdout, json_text, open_output
     from pvp_fast.pictures.settings import pictures_of
 
     loaded = [Artifact.load(folder) for folder in artifacts]
     evalset = read_dataset(dataset, path, split)
-    backbone = backbone_for(loaded[0], pick_device(device))
+    backbone = backbone_of(loaded[0], device)
     for artifact in loaded:
         artifact.check_backbone(backbone.fingerprint)
     with progress_console().status("encoding images") as status:

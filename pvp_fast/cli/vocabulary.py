@@ -15,7 +15,7 @@ import typer
 from pvp_fast.cli.common import (
     MODEL_HELP,
     load_backbone,
-    pick_device,
+    load_tagger,
     progress_console,
     read_vocabulary,
 )
@@ -188,7 +188,7 @@ class Chosen:
         from pvp_fast.tagging.tagger import Tagger
 
         if self.artifact is not None:
-            return Tagger.load(self.artifact, device=pick_device(device))
+            return load_tagger(self.artifact, device)
         found, backbone = self._prepared(device, False)
         return Tagger(found.loaded(), backbone)
 

@@ -122,14 +122,6 @@ def run_demo(
     return target
 
 
-def backbone_for(artifact: Artifact, device: str = "cpu") -> Backbone:
-    """The CLIP that an artifact was trained with."""
-    spec = artifact.backbone
-    return Backbone.load(
-        str(spec["name"]), spec.get("pretrained"), device=device, like=spec.get("settings")
-    )
-
-
 def _row(rung: Rung) -> Row:
     row: Row = {"name": rung.name}
     for key in ("map", "cf1", "of1"):

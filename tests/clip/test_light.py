@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+from pvp_fast.artifact import Artifact
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
+from pvp_fast.names.zero_shot import head_of, one_line
+from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 PROGRAM = """
 import json, sys
@@ -35,6 +40,17 @@ def test_tagging_by_the_pocket_model_loads_what_it_uses() -> None:
     scene = str(demo_set() / "scene_000.jpg")
     line = ("tag", "--vocabulary", "pocket70", "--model", "pocket", scene)
     loaded(*line)  # makes the artifact
+    assert loaded(*line) == ["torch", "open_clip", "PIL"]
+
+
+def test_an_artifacts_command_loads_what_its_model_uses(tmp_path: Path) -> None:
+    model = Backbone.load()
+    vectors = model.encode_text(["dog", "cat"])
+    head = one_line(head_of(vectors, vectors, alpha=0.0), 1.0, 0.0, 0.5)
+    words = Vocabulary([Category("dog"), Category("cat")])
+    Artifact(words, model.record(), head).save(tmp_path / "artifact")
+    scene = str(demo_set() / "scene_000.jpg")
+    line = ("tag", str(tmp_path / "artifact"), scene, "--threshold", "0")
     assert loaded(*line) == ["torch", "open_clip", "PIL"]
 
 

@@ -15,6 +15,7 @@ from open_clip import factory
 from open_clip import pretrained as published
 from PIL import Image
 from safetensors.torch import save_file
+from support.towers import TEXT, VIT
 
 from pvp_fast.clip import hub
 from pvp_fast.clip.backbone import Backbone
@@ -170,6 +171,26 @@ def test_a_broken_configuration_is_named(weights: Path, text: str) -> None:
     (weights.parent / "preprocessor_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(BackboneError, match=r"preprocessor_config\.json"):
         Backbone.load("tiny", str(weights))
+
+
+@pytest.mark.parametrize(
+    ("image_size", "resize_mode", "reason"),
+    [
+        ([32, 64], "squash", "image size 32 x 64: only square inputs are supported"),
+        (32, "longest", "resize mode 'longest' is not supported; shortest and squash are"),
+    ],
+)
+def test_pictures_that_are_not_supported_are_named(
+    tmp_path: Path, image_size: Any, resize_mode: str, reason: str
+) -> None:
+    config = {"embed_dim": 16, "vision_cfg": {**VIT, "image_size": image_size}, "text_cfg": TEXT}
+    model = open_clip.CLIP(**config)
+    save_file(model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    picture = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": resize_mode}
+    data = {"model_cfg": config, "preprocess_cfg": picture}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(BackboneError, match=reason):
+        Backbone.load(f"local-dir:{tmp_path}")
 
 
 def test_every_architecture_gets_the_picture_its_tags_share(tmp_path: Path) -> None:

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[str, str, str | None, dict[str, Any], int]] = {
     "EVA02-E": ("eva", "token", None, {"use_post_norm": True}, 16),
     "average and registers": ("vit", "avg", "linear", {"reg_tokens": 2}, 16),
     "average alone": ("vit", "avg", "linear", {"class_token": False, **GAP}, 16),
+    # Variable sizes ("NaFlex") are read at the one that the model is built for.
+    "SigLIP 2 NaFlex": ("naflex", "map", "none", {"embed_dim": 16}, 16),
+    "NaFlex by average": ("naflex", "avg", "linear", {"fc_norm": False}, 16),
     "ConvNeXt": ("convnext", "", "linear", {}, 1),
     "ConvNeXt, MLP": ("convnext", "", "mlp", {}, 1),
     "Swin": ("swin", "", "linear", {"img_size": 64}, 4),

@@ -176,6 +176,7 @@ def timm_entry(kind: str, options: dict[str, Any]) -> Iterator[str]:
         convnext,
         eva,
         fastvit,
+        naflexvit,
         swin_transformer,
         vision_transformer,
         vision_transformer_relpos,
@@ -186,6 +187,9 @@ def timm_entry(kind: str, options: dict[str, Any]) -> Iterator[str]:
         "vit": lambda **given: vision_transformer.VisionTransformer(**{**vit, **given}),
         "relpos": lambda **given: vision_transformer_relpos.VisionTransformerRelPos(
             **{**vit, "class_token": True, **given}
+        ),
+        "naflex": lambda **given: naflexvit.NaFlexVit(
+            **{**vit, "class_token": False, "pos_embed_grid_size": (4, 4), **given}
         ),
         "eva": lambda **given: eva.Eva(**{**vit, **given}),
         "convnext": lambda **given: convnext.ConvNeXt(
@@ -201,11 +205,13 @@ def timm_entry(kind: str, options: dict[str, Any]) -> Iterator[str]:
         ),
     }  # fmt: skip
 
+    maps = ("convnext", "swin", "fastvit")
+
     def entry(**given: Any) -> Any:
         for key in ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):
             given.pop(key, None)
         model = makers[kind](**{**options, **given})
-        model.default_cfg = {"pool_size": (1, 1)} if kind not in ("vit", "eva", "relpos") else {}
+        model.default_cfg = {"pool_size": (1, 1)} if kind in maps else {}
         return model
 
     name = f"tiny_{kind}"

@@ -3,7 +3,9 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(PVP_FAST_ARM) && defined(__linux__)
+#if defined(PVP_FAST_AVXVNNI)
+#include <cpuid.h>
+#elif defined(PVP_FAST_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(PVP_FAST_ARM) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -12,7 +14,19 @@
 namespace pvp_fast {
 namespace {
 
-#if defined(PVP_FAST_ARM)
+#if defined(PVP_FAST_X86)
+// Asked of the processor itself: __builtin_cpu_supports knows the name in new compilers only. That the
+// system keeps the registers is known with "avx2".
+bool has_avxvnni() {
+#if defined(PVP_FAST_AVXVNNI)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0 &&
+         __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
+#else
+  return false;  // the compiler cannot write it
+#endif
+}
+#elif defined(PVP_FAST_ARM)
 // Whether the processor has an extension of NEON: its bit in a word of Linux's auxiliary vector, its
 // name elsewhere.
 bool has([[maybe_unused]] unsigned long word, [[maybe_unused]] int bit, [[maybe_unused]] const char* name) {
@@ -39,6 +53,7 @@ const description kDescriptions[kIsas] = {
 #if defined(PVP_FAST_X86)
     {"avx2",
      [] { return __builtin_cpu_supports("avx2") != 0 && __builtin_cpu_supports("fma") != 0; }},
+    {"avxvnni", has_avxvnni},
     {"avx512", [] { return __builtin_cpu_supports("avx512f") != 0; }},
     {"avx512vnni",
      [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},

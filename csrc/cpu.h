@@ -13,6 +13,7 @@ enum class isa {
   portable,
 #if defined(PVP_FAST_X86)
   avx2,
+  avxvnni,
   avx512,
   avx512vnni,
   avx512bf16,

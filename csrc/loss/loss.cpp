@@ -20,7 +20,7 @@ constexpr int64_t kLeastWork = 1 << 13;
 const row_functions* const kRows[kIsas] = {
     &kRowsPortable,
 #if defined(PVP_FAST_X86)
-    &kRowsAvx2, &kRowsAvx512, nullptr, nullptr,
+    &kRowsAvx2, nullptr, &kRowsAvx512, nullptr, nullptr,
 #elif defined(PVP_FAST_ARM)
     // Every 64-bit Arm processor has NEON, so the compiler made the portable rows for it; nothing in
     // them is a dot product.

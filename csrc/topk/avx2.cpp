@@ -1,27 +1,8 @@
-// The tiles for AVX2 + FMA: 6 rows x 16 lanes in 12 of the 16 registers.
-#include <immintrin.h>
-
-#include "topk/tile.h"
+// The tiles for AVX2 + FMA.
+#include "topk/tile_avx2.h"
 
 namespace pvp_fast {
 namespace {
-
-struct avx2 {
-  static constexpr int lanes = 8;
-  using type = __m256;
-  static type load(const float* from) { return _mm256_loadu_ps(from); }
-  static type load_words(const uint32_t* from) { return _mm256_castsi256_ps(words(from)); }
-  static __m256i words(const uint32_t* from) {
-    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-  }
-  static type broadcast(float value) { return _mm256_set1_ps(value); }
-  static type fma(type a, type b, type c) { return _mm256_fmadd_ps(a, b, c); }
-  static type mul(type a, type b) { return _mm256_mul_ps(a, b); }
-  static void store(float* to, type value) { _mm256_storeu_ps(to, value); }
-  static uint32_t not_below(type a, type b) {
-    return static_cast<uint32_t>(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_NLT_UQ)));
-  }
-};
 
 struct float32 : avx2, exact_finish {
   using sum = __m256;
@@ -53,45 +34,86 @@ struct bfloat16 : avx2, exact_finish {
   }
 };
 
-// vpmaddubsw saturates, so the bytes are widened: even and odd bytes as int16, vpmaddwd on each.
+// vpmaddubsw adds two products in 16 bits, where 2 * 127 * 127 fits: queries here have 7 bits, and the
+// bounds are of what they lose (tile_kind::query_top). So their bias is half of the panels' 128.
 struct int8 : avx2, bound_finish {
-  struct halves {
-    __m256i even, odd;
-  };
   using sum = __m256i;
-  using columns = halves;
-  using query = halves;
+  using columns = __m256i;
+  using query = __m256i;
   static sum minus_words(const uint32_t* from) {
-    return _mm256_sub_epi32(_mm256_setzero_si256(), words(from));
+    return _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_srai_epi32(words(from), 1));
   }
-  static columns load_columns(const uint32_t* from) {
-    const __m256i bytes = words(from);
-    return {_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8), _mm256_srai_epi16(bytes, 8)};
-  }
-  static query load_query(uint32_t bits) {
-    const __m256i bytes = _mm256_set1_epi32(static_cast<int>(bits));
-    return {_mm256_and_si256(bytes, _mm256_set1_epi16(0xff)), _mm256_srli_epi16(bytes, 8)};
-  }
-  static sum step(const query& x, const columns& w, sum s) {
-    return _mm256_add_epi32(s, _mm256_add_epi32(_mm256_madd_epi16(x.even, w.even),
-                                                _mm256_madd_epi16(x.odd, w.odd)));
+  static columns load_columns(const uint32_t* from) { return words(from); }
+  static query load_query(uint32_t bits) { return _mm256_set1_epi32(static_cast<int>(bits)); }
+  static sum step(query x, columns w, sum s) {
+    return _mm256_add_epi32(
+        s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
   }
   static __m256 to_float(sum s) { return _mm256_cvtepi32_ps(s); }
 };
 
-template <class V>
-uint32_t by_rows(const tile_args& tile) {
-  uint32_t any = 0;
-  int row = 0;
-  for (; row + 6 <= tile.rows; row += 6) any |= tile_rows<V, 6, 2>(tile, row);
-  switch (tile.rows - row) {
-    case 5: return any | tile_rows<V, 5, 2>(tile, row);
-    case 4: return any | tile_rows<V, 4, 2>(tile, row);
-    case 3: return any | tile_rows<V, 3, 2>(tile, row);
-    case 2: return any | tile_rows<V, 2, 4>(tile, row);
-    case 1: return any | tile_rows<V, 1, 4>(tile, row);
-    default: return any;
+// M rows from `row` against 16 lanes from `lane`, over one part of the chain. Ahead: fetches the next.
+template <int M, bool Ahead>
+inline uint32_t part_block(const tile_args& t, int row, int lane) {
+  __m256 sums[M][2];
+  float* kept = t.sums + row * kTileLanes + lane;
+  PVP_FAST_UNROLL
+  for (int m = 0; m < M; ++m) {
+    PVP_FAST_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      sums[m][n] = t.begins ? _mm256_setzero_ps() : _mm256_loadu_ps(kept + m * kTileLanes + 8 * n);
+    }
   }
+  const uint32_t* x = t.x + row;
+  const uint32_t* w = t.panel + lane;
+  const char* ahead = reinterpret_cast<const char*>(t.ahead);
+  const auto step = [&](int64_t at) {
+    const __m256 first = avx2::load_words(w + at * kTileLanes);
+    const __m256 second = avx2::load_words(w + at * kTileLanes + 8);
+    PVP_FAST_UNROLL
+    for (int m = 0; m < M; ++m) {
+      const __m256 value = avx2::broadcast(as_float(x[m]));
+      sums[m][0] = _mm256_fmadd_ps(value, first, sums[m][0]);
+      sums[m][1] = _mm256_fmadd_ps(value, second, sums[m][1]);
+    }
+    x += t.rows;
+  };
+  int64_t d = 0;
+  for (; d + 4 <= t.steps; d += 4, w += 4 * kTileLanes) {
+    if (Ahead) {
+      PVP_FAST_UNROLL
+      for (int line = 0; line < 8; ++line) _mm_prefetch(ahead + 64 * line, _MM_HINT_T1);
+      ahead += 8 * 64;
+    }
+    step(0);
+    step(1);
+    step(2);
+    step(3);
+  }
+  for (; d < t.steps; ++d, w += kTileLanes) step(0);
+  uint32_t any = 0;
+  PVP_FAST_UNROLL
+  for (int m = 0; m < M; ++m) {
+    PVP_FAST_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      if (!t.ends) {
+        _mm256_storeu_ps(kept + m * kTileLanes + 8 * n, sums[m][n]);
+        continue;
+      }
+      const int at = lane + 8 * n;
+      const uint32_t mask = float32::finish<float32>(t, sums[m][n], row + m, at);
+      t.masks[row + m] |= mask << at;
+      any |= mask << at;
+    }
+  }
+  return any;
+}
+
+template <int M>
+uint32_t part_rows(const tile_args& t, int row) {
+  const bool ahead = row == 0 && t.ahead != nullptr;
+  return (ahead ? part_block<M, true>(t, row, 0) : part_block<M, false>(t, row, 0)) |
+         part_block<M, false>(t, row, 16);
 }
 
 }  // namespace
@@ -99,6 +121,26 @@ uint32_t by_rows(const tile_args& tile) {
 uint32_t tile_avx2(const tile_args& tile) { return by_rows<float32>(tile); }
 uint32_t tile_avx2_bf16(const tile_args& tile) { return by_rows<bfloat16>(tile); }
 uint32_t tile_avx2_int8(const tile_args& tile) { return by_rows<int8>(tile); }
+uint32_t row_avx2(const tile_args& tile, int panels) { return row_panels<float32, 2>(tile, panels); }
+
+uint32_t part_avx2(const tile_args& tile) {
+  static constexpr uint32_t (*kByRows[])(const tile_args&, int) = {
+      part_rows<1>, part_rows<2>, part_rows<3>, part_rows<4>, part_rows<5>, part_rows<6>};
+  const int first = tile.rows > 6 ? (tile.rows + 1) / 2 : tile.rows;
+  const uint32_t any = kByRows[first - 1](tile, 0);
+  return first == tile.rows ? any : any | kByRows[tile.rows - first - 1](tile, first);
+}
+
+void widen_avx2(const uint32_t* words, int64_t steps, uint32_t* wide) {
+  for (int64_t d = 0; d < steps; ++d, words += kTileLanes, wide += 2 * kTileLanes) {
+    PVP_FAST_UNROLL
+    for (int lane = 0; lane < kTileLanes; lane += avx2::lanes) {
+      const bfloat16::pair both = bfloat16::load_columns(words + lane);
+      _mm256_storeu_ps(reinterpret_cast<float*>(wide) + lane, both.odd);
+      _mm256_storeu_ps(reinterpret_cast<float*>(wide) + kTileLanes + lane, both.even);
+    }
+  }
+}
 
 // One chain a category, so that eight are in flight.
 void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots) {

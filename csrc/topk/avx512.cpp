@@ -41,6 +41,7 @@ struct bfloat16 : avx512, exact_finish {
 }  // namespace
 
 uint32_t tile_avx512(const tile_args& tile) { return by_rows<float32>(tile); }
+uint32_t row_avx512(const tile_args& tile, int panels) { return row_panels<float32, 4>(tile, panels); }
 uint32_t tile_avx512_bf16(const tile_args& tile) { return by_rows<bfloat16>(tile); }
 
 }  // namespace pvp_fast

@@ -59,8 +59,9 @@ constexpr double kSmallestProduct = 1e-30;  // far from denormals, whose relativ
 
 class query_rounder {
  public:
-  query_rounder(const float* centre, int64_t width, float scale)
-      : width_(width), scale_(scale), words_(step_count(scalar::int8, width)) {
+  // top: the largest byte.
+  query_rounder(const float* centre, int64_t width, float scale, int top)
+      : width_(width), scale_(scale), largest_byte_(top), words_(step_count(scalar::int8, width)) {
     const size_t padded = static_cast<size_t>(4 * words_);
     row_.assign(padded, 0.0);
     centre_.assign(padded, 0.0);
@@ -69,7 +70,7 @@ class query_rounder {
     for (const double value : centre_) square_ += value * value;
   }
 
-  // to[i * stride]: four values of the row, each + 128.
+  // to[i * stride]: four values of the row, each + (top + 1).
   rounded_row operator()(const float* row, uint32_t* to, int64_t stride) {
     std::copy(row, row + width_, row_.begin());
     const double largest = top();
@@ -81,19 +82,20 @@ class query_rounder {
                         (largest == 0.0 || (largest >= kSmallest8 && largest <= kLargest8)) &&
                         (scaled == 0.0 || (scaled >= kSmallestScaled && scaled <= kLargestScaled));
     if (!usable) {
-      for (int64_t i = 0; i < words_; ++i) to[i * stride] = 0x80808080u;
+      const uint32_t zeros = 0x01010101u * static_cast<uint32_t>(largest_byte_ + 1);
+      for (int64_t i = 0; i < words_; ++i) to[i * stride] = zeros;
       return {};
     }
     double multiple = square_ > 0.0 ? along / square_ : 0.0;
     if (!(magnitude * std::fabs(multiple) >= kSmallestProduct && std::isfinite(multiple))) multiple = 0.0;
     for (size_t d = 0; d < row_.size(); ++d) row_[d] -= multiple * centre_[d];
-    double step = static_cast<double>(static_cast<float>(top() / 127.0));
+    double step = static_cast<double>(static_cast<float>(top() / largest_byte_));
     if (magnitude * step < kSmallestProduct || step < kSmallestProduct) step = 0.0;
     const double inverse = step > 0.0 ? 1.0 / step : 0.0;
     constexpr double kRound = 0x1.8p52;  // added and subtracted: to the nearest integer, ties to even
     const auto rounded = [inverse](double value) { return (value * inverse + kRound) - kRound; };
     for (size_t d = 0; d < row_.size(); ++d) {
-      bytes_[d] = static_cast<uint8_t>(static_cast<int>(rounded(row_[d])) + 128);
+      bytes_[d] = static_cast<uint8_t>(static_cast<int>(rounded(row_[d])) + largest_byte_ + 1);
     }
     for (int64_t i = 0; i < words_; ++i) std::memcpy(to + i * stride, bytes_.data() + 4 * i, 4);
     const double kept = step * step * sum([rounded](double value, double) {
@@ -142,6 +144,7 @@ class query_rounder {
 
   int64_t width_;
   float scale_;
+  int largest_byte_;
   int64_t words_;
   std::vector<double> row_, centre_;  // padded with zeros to whole words
   std::vector<uint8_t> bytes_;

@@ -19,6 +19,7 @@
 namespace pvp_fast {
 
 constexpr int kTileRows = 12;   // most rows in one tile
+constexpr int kRowPanels = 4;   // most panels that one row takes at a time
 constexpr int kTileLanes = 32;  // kLanes of topk/topk.h
 
 // One step of a tile is 4 bytes of a query against 4 bytes of every lane: one float32, two bfloat16
@@ -38,10 +39,34 @@ struct tile_args {
   const float* row_scale;   // [rows], from topk/int8.h as those below
   const float* row_shift;
   const float* reach;
+  // Parts of a tile alone: `steps` are a stretch of the chain, and the sums lie here in between.
+  float* sums;              // [rows][kTileLanes]
+  bool begins, ends;        // the first stretch, the last one: only that leaves masks
+  const uint32_t* ahead;    // the panels' next [steps][kTileLanes] words to be read, or null
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
 using tile_function = uint32_t (*)(const tile_args&);
+
+// One row against `panels` <= kRowPanels panels, one after another in memory, as are their bias and
+// thresholds; values and masks are [panels] instead of [rows]. So more chains are in flight.
+using row_function = uint32_t (*)(const tile_args&, int panels);
+
+// Words (steps, lanes) of bfloat16 as float32 in the order of the chain: odd members, even members.
+using widen_function = void (*)(const uint32_t* words, int64_t steps, uint32_t* wide);
+
+// What an instruction set has for one type.
+struct tile_kind {
+  tile_function tile = nullptr;
+  row_function row = nullptr;      // faster for a single row, or null
+  // For many rows, or null: parts of chains in float32, to which `widen` turns other types, so that the
+  // lanes of a part stay in the first-level cache under all rows.
+  tile_function part = nullptr;
+  widen_function widen = nullptr;
+  int query_top = 127;             // int8: the largest byte of a query; each is biased by one more
+
+  constexpr explicit operator bool() const { return tile != nullptr; }
+};
 
 // The float32 dot products (topk/topk.h) of one query with `count` <= kRescored class vectors.
 constexpr int kRescored = 8;
@@ -56,8 +81,13 @@ void rescore_portable(const float* x, const float* const* w, int count, int64_t 
 uint32_t tile_avx2(const tile_args& tile);
 uint32_t tile_avx2_bf16(const tile_args& tile);
 uint32_t tile_avx2_int8(const tile_args& tile);
+uint32_t row_avx2(const tile_args& tile, int panels);
+uint32_t part_avx2(const tile_args& tile);
+void widen_avx2(const uint32_t* words, int64_t steps, uint32_t* wide);
+uint32_t tile_avxvnni(const tile_args& tile);
 void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots);
 uint32_t tile_avx512(const tile_args& tile);
+uint32_t row_avx512(const tile_args& tile, int panels);
 uint32_t tile_avx512_bf16(const tile_args& tile);  // AVX-512F alone
 uint32_t tile_avx512bf16(const tile_args& tile);
 uint32_t tile_avx512vnni(const tile_args& tile);
@@ -150,6 +180,56 @@ inline uint32_t tile_block(const tile_args& t, int row, int lane) {
       any |= mask << at;
     }
   }
+  return any;
+}
+
+// One row against P panels of exact values; words: from one panel to the next.
+template <class V, int P>
+inline uint32_t row_block(const tile_args& t, int panel) {
+  constexpr int kVectors = kTileLanes / V::lanes;
+  const int64_t words = t.steps * kTileLanes;
+  typename V::sum sums[P][kVectors];
+  PVP_FAST_UNROLL
+  for (int p = 0; p < P; ++p) {
+    PVP_FAST_UNROLL
+    for (int n = 0; n < kVectors; ++n) sums[p][n] = V::zero();
+  }
+  const uint32_t* w = t.panel + panel * words;
+  for (int64_t d = 0; d < t.steps; ++d, w += kTileLanes) {
+    const typename V::query value = V::load_query(t.x[d]);
+    PVP_FAST_UNROLL
+    for (int p = 0; p < P; ++p) {
+      PVP_FAST_UNROLL
+      for (int n = 0; n < kVectors; ++n) {
+        sums[p][n] = V::step(value, V::load_columns(w + p * words + n * V::lanes), sums[p][n]);
+      }
+    }
+  }
+  uint32_t any = 0;
+  PVP_FAST_UNROLL
+  for (int p = 0; p < P; ++p) {
+    tile_args at = t;
+    at.bias += (panel + p) * kTileLanes;
+    at.thresholds += (panel + p) * kTileLanes;
+    at.values += (panel + p) * kTileLanes;
+    uint32_t mask = 0;
+    PVP_FAST_UNROLL
+    for (int n = 0; n < kVectors; ++n) {
+      mask |= V::template finish<V>(at, sums[p][n], 0, n * V::lanes) << (n * V::lanes);
+    }
+    t.masks[panel + p] = mask;
+    any |= mask;
+  }
+  return any;
+}
+
+// By so many panels at a time.
+template <class V, int P>
+inline uint32_t row_panels(const tile_args& t, int panels) {
+  uint32_t any = 0;
+  int at = 0;
+  for (; at + P <= panels; at += P) any |= row_block<V, P>(t, at);
+  for (; at < panels; ++at) any |= row_block<V, 1>(t, at);
   return any;
 }
 

@@ -35,6 +35,8 @@ constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before sp
 constexpr double kThreadWork = 4e6;          // float32 multiply-adds that repay waking one more thread
 constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
 constexpr int64_t kLeastWaiting = 128;
+constexpr int64_t kManyRows = 2 * kTileRows + 1;  // repay parts
+constexpr int64_t kPartSteps = 128;  // of a chain: lanes of 16 KiB and a tile's 6 KiB of queries
 
 // Default rounding for the scope, and denormals as the contract has them: the caller may run with
 // flush-to-zero, and bfloat16 needs it.
@@ -72,41 +74,47 @@ int lowest_bit(uint32_t mask) {
 #endif
 }
 
-// By instruction set; null: nothing better than the entries before.
-constexpr tile_function kFloat32Tiles[kIsas] = {
-    tile_portable,
+// By instruction set; empty: nothing better than the entries before.
+constexpr tile_kind kFloat32Tiles[kIsas] = {
+    {tile_portable},
 #if defined(PVP_FAST_X86)
-    tile_avx2, tile_avx512, nullptr, nullptr,
+    {tile_avx2, row_avx2, part_avx2}, {}, {tile_avx512, row_avx512}, {}, {},
 #elif defined(PVP_FAST_ARM)
-    tile_neon, nullptr, nullptr, nullptr,
+    {tile_neon}, {}, {}, {},
 #endif
 };
-constexpr tile_function kBfloat16Tiles[kIsas] = {
-    tile_portable_bf16,
+constexpr tile_kind kBfloat16Tiles[kIsas] = {
+    {tile_portable_bf16},
 #if defined(PVP_FAST_X86)
-    tile_avx2_bf16, tile_avx512_bf16, nullptr, tile_avx512bf16,
+    {tile_avx2_bf16, nullptr, part_avx2, widen_avx2}, {}, {tile_avx512_bf16}, {}, {tile_avx512bf16},
 #elif defined(PVP_FAST_ARM)
-    tile_neon_bf16, nullptr, nullptr, tile_neonbf16,
+    {tile_neon_bf16}, {}, {}, {tile_neonbf16},
 #endif
 };
-constexpr tile_function kInt8Tiles[kIsas] = {
-    tile_portable_int8,
+constexpr tile_kind kInt8Tiles[kIsas] = {
+    {tile_portable_int8},
 #if defined(PVP_FAST_X86)
-    tile_avx2_int8, nullptr, tile_avx512vnni, nullptr,
+    {tile_avx2_int8, nullptr, nullptr, nullptr, 63},
+#if defined(PVP_FAST_AVXVNNI)
+    {tile_avxvnni},
+#else
+    {},
+#endif
+    {}, {tile_avx512vnni}, {},
 #elif defined(PVP_FAST_ARM)
-    tile_neon_int8, tile_neondot, tile_neoni8mm, nullptr,
+    {tile_neon_int8}, {tile_neondot}, {tile_neoni8mm}, {},
 #endif
 };
 constexpr rescore_function kRescores[kIsas] = {
     rescore_portable,
 #if defined(PVP_FAST_X86)
-    rescore_avx2, nullptr, nullptr, nullptr,
+    rescore_avx2, nullptr, nullptr, nullptr, nullptr,
 #elif defined(PVP_FAST_ARM)
     rescore_neon, nullptr, nullptr, nullptr,
 #endif
 };
 
-isa_entry<tile_function> best_tile(scalar type, isa most) {
+isa_entry<tile_kind> best_tile(scalar type, isa most) {
   return best(type == scalar::float32    ? kFloat32Tiles
               : type == scalar::bfloat16 ? kBfloat16Tiles
                                          : kInt8Tiles,
@@ -114,7 +122,7 @@ isa_entry<tile_function> best_tile(scalar type, isa most) {
 }
 
 struct chosen_path {
-  tile_function tile;
+  tile_kind kind;
   rescore_function rescore;
 };
 
@@ -131,20 +139,24 @@ uint32_t to_bfloat16(float value) {
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-// Rows [begin, end) of x to [tile][steps][rows of the tile], for float32 and bfloat16.
-void pack_rows(const matrix& x, scalar type, int64_t begin, int64_t end, uint32_t* to) {
+// Rows [begin, end) of x to [tile][steps][rows of the tile], for float32 and bfloat16; wide: bfloat16
+// as widen_function has it, in twice the steps.
+void pack_rows(const matrix& x, scalar type, bool wide, int64_t begin, int64_t end, uint32_t* to) {
   const int64_t rows = end - begin;
   const int64_t stride = type == scalar::bfloat16 ? 2 : 1;
   for (int64_t d = 0; d < x.columns; d += stride) {
     const float* from = x.data + begin * x.row_stride + d * x.column_stride;
     for (int64_t r = 0; r < rows; ++r, from += x.row_stride) {
       if (type == scalar::float32) {
-        *to++ = bits_of(*from);
-      } else {
-        const uint32_t odd = d + 1 < x.columns ? to_bfloat16(from[x.column_stride]) : 0;
-        *to++ = to_bfloat16(*from) | odd << 16;
+        to[r] = bits_of(*from);
+        continue;
       }
+      const uint32_t odd = d + 1 < x.columns ? to_bfloat16(from[x.column_stride]) << 16 : 0;
+      const uint32_t even = to_bfloat16(*from);
+      to[r] = wide ? odd : even | odd;
+      if (wide) to[rows + r] = even << 16;
     }
+    to += wide ? 2 * rows : rows;
   }
 }
 
@@ -187,8 +199,11 @@ class wave {
         path_(path),
         steps_(step_count(query.type, query.x.columns)),
         panel_words_((steps_ + (query.type == scalar::int8 ? kInt8Stats : 0)) * kLanes),
-        plan_(plan_wave(query, first)) {
-    packed_x_.resize(static_cast<size_t>(plan_.rows * steps_));
+        plan_(plan_wave(query, first)),
+        by_parts_(path.kind.part != nullptr && plan_.rows >= kManyRows),
+        wide_(by_parts_ && path.kind.widen != nullptr),
+        row_steps_(wide_ ? 2 * steps_ : steps_) {
+    packed_x_.resize(static_cast<size_t>(plan_.rows * row_steps_));
     heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
     states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
     cuts_.assign(states_.size(), q_.threshold);
@@ -206,8 +221,8 @@ class wave {
     }
     // The last panel may be part empty: its bias and thresholds are read from padded copies.
     const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
-    std::fill(no_bias_, no_bias_ + kLanes, 0.0f);
-    std::fill(no_threshold_, no_threshold_ + kLanes, -kInfinity);
+    std::fill(no_bias_, no_bias_ + kRowPanels * kLanes, 0.0f);
+    std::fill(no_threshold_, no_threshold_ + kRowPanels * kLanes, -kInfinity);
     std::copy(no_bias_, no_bias_ + kLanes, tail_bias_);
     std::copy(no_threshold_, no_threshold_ + kLanes, tail_threshold_);
     if (q_.bias) std::copy(q_.bias + tail, q_.bias + q_.categories, tail_bias_);
@@ -231,11 +246,11 @@ class wave {
 #endif
       for (int64_t t = 0; t < plan_.tiles; ++t) {
         const int64_t begin = tile_begin(t);
-        uint32_t* to = packed_x_.data() + begin * steps_;
+        uint32_t* to = packed_x_.data() + begin * row_steps_;
         if (q_.type == scalar::int8) {
           guarded([&] { round_tile(begin, tile_begin(t + 1), to); });
         } else {
-          pack_rows(q_.x, q_.type, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
+          pack_rows(q_.x, q_.type, wide_, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
         }
       }
 #if defined(_OPENMP)
@@ -269,7 +284,7 @@ class wave {
   }
 
   void round_tile(int64_t begin, int64_t end, uint32_t* to) {
-    query_rounder round(q_.centre, q_.x.columns, q_.scale);
+    query_rounder round(q_.centre, q_.x.columns, q_.scale, path_.kind.query_top);
     for (int64_t row = begin; row < end; ++row) {
       float* copy = rows_.data() + row * q_.x.columns;
       const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
@@ -292,46 +307,119 @@ class wave {
     }
     const int64_t panels = panel_count(q_.categories);
     const int64_t last_panel = part(panels, plan_.splits, split + 1);
-    float values[kTileRows * kLanes];
-    float reach[kTileRows];
-    uint32_t masks[kTileRows];
-    for (int64_t p = part(panels, plan_.splits, split); p < last_panel; ++p) {
-      const bool tail = p + 1 == panels;
-      const int64_t lanes = std::min(kLanes, q_.categories - p * kLanes);
-      const uint32_t valid = lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
-      tile_args args{};
-      args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
-      args.steps = steps_;
-      args.scale = q_.scale;
-      args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
-      args.thresholds =
-          tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
-      args.values = values;
-      args.reach = reach;
+    int64_t p = part(panels, plan_.splits, split);
+    if (plan_.rows == 1 && path_.kind.row != nullptr) {
+      for (int64_t count; (count = std::min<int64_t>({last_panel, panels - 1, p + kRowPanels}) - p) > 0;
+           p += count) {
+        scan_row(split, p, static_cast<int>(count));
+      }
+    }
+    for (; p < last_panel; ++p) {
+      if (by_parts_) {
+        scan_parts(split, p, first_tile, last_tile, p + 1 < last_panel);
+        continue;
+      }
+      tile_output output;
+      tile_args args = of_panel(p, output);
       panel_errors errors{};
       if (q_.type == scalar::int8) errors = largest_errors(args.panel + steps_ * kLanes);
-      args.masks = masks;
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
-        args.rows = static_cast<int>(tile_begin(t + 1) - row);
-        args.x = packed_x_.data() + row * steps_;
-        args.cut = cuts_.data() + slot(split, row);
+        of_tile(split, t, args);
         if (q_.type == scalar::int8) {
           args.row_scale = bounds_.step.data() + row;
           args.row_shift = bounds_.shift.data() + row;
-          find_reach(bounds_, row, args.rows, args.cut, errors, reach);
+          find_reach(bounds_, row, args.rows, args.cut, errors, output.reach);
         }
-        std::fill(masks, masks + args.rows, 0u);
-        if ((path_.tile(args) & valid) == 0) continue;
-        for (int r = 0; r < args.rows; ++r) {
-          const uint32_t mask = masks[r] & valid;
-          if (q_.type == scalar::int8) {
-            wait(split, row + r, p * kLanes, args, r, mask);
-          } else {
-            collect(split, row + r, p * kLanes, values + r * kLanes, mask);
-          }
-        }
+        std::fill(output.masks, output.masks + args.rows, 0u);
+        if ((path_.kind.tile(args) & lanes_of(p)) != 0) take(split, row, p, args);
       }
+    }
+  }
+
+  struct tile_output {
+    float values[kTileRows * kLanes];
+    float reach[kTileRows];
+    uint32_t masks[kTileRows];
+  };
+
+  // The arguments that the tiles of a panel share.
+  tile_args of_panel(int64_t p, tile_output& output) const {
+    const bool tail = p + 1 == panel_count(q_.categories);
+    tile_args args{};
+    args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
+    args.steps = steps_;
+    args.scale = q_.scale;
+    args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
+    args.thresholds = tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
+    args.values = output.values;
+    args.reach = output.reach;
+    args.masks = output.masks;
+    return args;
+  }
+
+  void of_tile(int64_t split, int64_t t, tile_args& args) const {
+    const int64_t row = tile_begin(t);
+    args.rows = static_cast<int>(tile_begin(t + 1) - row);
+    args.x = packed_x_.data() + row * row_steps_;
+    args.cut = cuts_.data() + slot(split, row);
+  }
+
+  // The lanes of a panel that are categories.
+  uint32_t lanes_of(int64_t p) const {
+    const int64_t lanes = std::min(kLanes, q_.categories - p * kLanes);
+    return lanes == kLanes ? ~uint32_t{0} : (uint32_t{1} << lanes) - 1;
+  }
+
+  // What a tile found, its first row being `row`.
+  void take(int64_t split, int64_t row, int64_t p, const tile_args& args) {
+    for (int r = 0; r < args.rows; ++r) {
+      const uint32_t mask = args.masks[r] & lanes_of(p);
+      if (q_.type == scalar::int8) {
+        wait(split, row + r, p * kLanes, args, r, mask);
+      } else {
+        collect(split, row + r, p * kLanes, args.values + r * kLanes, mask);
+      }
+    }
+  }
+
+  // All rows of a block against a panel, part by part of its chains.
+  void scan_parts(int64_t split, int64_t p, int64_t first_tile, int64_t last_tile, bool more) {
+    tile_output output;
+    float sums[kBlockRows * kLanes];
+    uint32_t wide[kPartSteps * kLanes];
+    tile_args args = of_panel(p, output);
+    const uint32_t* words = args.panel;
+    for (int64_t step = 0; step < row_steps_; step += kPartSteps) {
+      args.steps = std::min(kPartSteps, row_steps_ - step);
+      args.begins = step == 0;
+      args.ends = step + args.steps == row_steps_;
+      args.panel = wide_ ? wide : words;
+      if (wide_) path_.kind.widen(words, args.steps / 2, wide);
+      words += (wide_ ? args.steps / 2 : args.steps) * kLanes;
+      // The first tile of a part fetches the next one, where there are as many words.
+      if (!wide_ && (args.ends ? more : step + 2 * args.steps <= row_steps_)) args.ahead = words;
+      for (int64_t t = first_tile; t < last_tile; ++t) {
+        const int64_t row = tile_begin(t);
+        of_tile(split, t, args);
+        args.x += step * args.rows;
+        args.sums = sums + (row - tile_begin(first_tile)) * kLanes;
+        if (args.ends) std::fill(output.masks, output.masks + args.rows, 0u);
+        if ((path_.kind.part(args) & lanes_of(p)) != 0) take(split, row, p, args);
+        args.ahead = nullptr;
+      }
+    }
+  }
+
+  // The only row against whole panels.
+  void scan_row(int64_t split, int64_t p, int count) {
+    static_assert(kRowPanels <= kTileRows, "the output holds them");
+    tile_output output;
+    tile_args args = of_panel(p, output);
+    of_tile(split, 0, args);
+    if ((path_.kind.row(args, count)) == 0) return;
+    for (int i = 0; i < count; ++i) {
+      collect(split, 0, (p + i) * kLanes, output.values + i * kLanes, output.masks[i]);
     }
   }
 
@@ -473,6 +561,9 @@ class wave {
   const int64_t steps_;
   const int64_t panel_words_;
   const wave_plan plan_;
+  const bool by_parts_;      // tile_kind::part
+  const bool wide_;          // and widened
+  const int64_t row_steps_;  // of a query
   std::vector<uint32_t> packed_x_;  // tiles of [steps][rows]
   std::vector<entry> heaps_;       // [splits][rows][capacity]
   std::vector<row_state> states_;  // [splits][rows]
@@ -487,8 +578,8 @@ class wave {
   std::vector<float> lows_;         // [splits][rows][capacity]
   std::vector<candidate> waiting_;  // [splits][rows][most_waiting]
   int64_t most_waiting_ = 0;
-  float no_bias_[kLanes];
-  float no_threshold_[kLanes];
+  float no_bias_[kRowPanels * kLanes];
+  float no_threshold_[kRowPanels * kLanes];
   float tail_bias_[kLanes];
   float tail_threshold_[kLanes];
 };

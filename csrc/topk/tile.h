@@ -42,7 +42,8 @@ struct tile_args {
   // Parts of a tile alone: `steps` are a stretch of the chain, and the sums lie here in between.
   float* sums;              // [rows][kTileLanes]
   bool begins, ends;        // the first stretch, the last one: only that leaves masks
-  const uint32_t* ahead;    // the panels' next [steps][kTileLanes] words to be read, or null
+  const uint32_t* ahead;    // words that come next, to be fetched now: so many quarters of
+  int quarters;             // steps * kTileLanes
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.

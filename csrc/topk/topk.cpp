@@ -35,7 +35,7 @@ constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before sp
 constexpr double kThreadWork = 4e6;          // float32 multiply-adds that repay waking one more thread
 constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
 constexpr int64_t kLeastWaiting = 128;
-constexpr int64_t kManyRows = 2 * kTileRows + 1;  // repay parts
+constexpr int64_t kManyRows = 7;  // repay parts
 constexpr int64_t kPartSteps = 128;  // of a chain: lanes of 16 KiB and a tile's 6 KiB of queries
 
 // Default rounding for the scope, and denormals as the contract has them: the caller may run with
@@ -397,16 +397,18 @@ class wave {
       args.panel = wide_ ? wide : words;
       if (wide_) path_.kind.widen(words, args.steps / 2, wide);
       words += (wide_ ? args.steps / 2 : args.steps) * kLanes;
-      // The first tile of a part fetches the next one, where there are as many words.
-      if (!wide_ && (args.ends ? more : step + 2 * args.steps <= row_steps_)) args.ahead = words;
+      // The tiles of a part share the fetching of the next one, where that has as many words.
+      const bool fetch = !wide_ && (args.ends ? more : step + 2 * args.steps <= row_steps_);
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
         of_tile(split, t, args);
         args.x += step * args.rows;
+        const int64_t share = ceil_div(4, last_tile - first_tile), quarter = share * (t - first_tile);
+        args.quarters = fetch ? static_cast<int>(std::clamp<int64_t>(4 - quarter, 0, share)) : 0;
+        args.ahead = words + (args.quarters > 0 ? quarter * args.steps * kLanes / 4 : 0);
         args.sums = sums + (row - tile_begin(first_tile)) * kLanes;
         if (args.ends) std::fill(output.masks, output.masks + args.rows, 0u);
         if ((path_.kind.part(args) & lanes_of(p)) != 0) take(split, row, p, args);
-        args.ahead = nullptr;
       }
     }
   }

@@ -66,12 +66,16 @@ def call(name: str, **arguments: Any) -> Any:
     Raises:
         InputError: an argument is not what C++ takes; BackendError: it cannot run here.
     """
-    function = getattr(extension(), name)
     for key, value in arguments.items():
         if type(value) in _TENSORS:  # a fifth of isinstance's time, for a dozen arguments
             arguments[key] = array(value)
+    return call_with_arrays(name, arguments)
+
+
+def call_with_arrays(name: str, arguments: dict[str, Any]) -> Any:
+    """As :func:`call`, where no argument is a tensor: what a small search can do without."""
     try:
-        return function(**arguments)
+        return getattr(extension(), name)(**arguments)
     except ValueError as error:
         raise InputError(str(error)) from error
     except RuntimeError as error:

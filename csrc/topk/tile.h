@@ -23,7 +23,7 @@ constexpr int kRowPanels = 4;   // most panels that one row takes at a time
 constexpr int kTileLanes = 32;  // kLanes of topk/topk.h
 
 // One step of a tile is 4 bytes of a query against 4 bytes of every lane: one float32, two bfloat16
-// or four int8 (queries: biased by 128, unsigned).
+// or four int8 (queries: biased, unsigned, see tile_kind).
 struct tile_args {
   const uint32_t* x;        // [steps][rows], packed for this tile
   const uint32_t* panel;    // [steps][kTileLanes]
@@ -39,11 +39,11 @@ struct tile_args {
   const float* row_scale;   // [rows], from topk/int8.h as those below
   const float* row_shift;
   const float* reach;
+  const uint32_t* ahead = nullptr;     // [steps][kTileLanes] words to be fetched into a cache, or null
   // Parts of a tile alone: `steps` are a stretch of the chain, and the sums lie here in between.
-  float* sums;              // [rows][kTileLanes]
-  bool begins, ends;        // the first stretch, the last one: only that leaves masks
-  const uint32_t* ahead;    // words that come next, to be fetched now: so many quarters of
-  int quarters;             // steps * kTileLanes
+  float* sums = nullptr;               // [rows][kTileLanes]
+  bool begins = false, ends = false;   // the first stretch, the last one: only that leaves masks
+  int quarters = 0;                    // of `steps`, to be fetched from `ahead` on
 };
 
 // Returns the OR of all masks. A NaN is never "below", so it always gets its bit.
@@ -147,8 +147,19 @@ struct bound_finish {
   }
 };
 
-// M rows from `row` against N vectors of lanes from `lane`. V: see the ISA files.
-template <class V, int M, int N>
+inline void fetch(const uint32_t* line) {
+#if defined(__GNUC__)
+  __builtin_prefetch(line);
+#else
+  (void)line;
+#endif
+}
+
+constexpr int64_t kLineWords = 16;  // of 64 bytes
+
+// M rows from `row` against N vectors of lanes from `lane`; Ahead: the words at t.ahead are fetched. V: see
+// the ISA files.
+template <class V, int M, int N, bool Ahead>
 inline uint32_t tile_block(const tile_args& t, int row, int lane) {
   typename V::sum sums[M][N];
   PVP_FAST_UNROLL
@@ -160,6 +171,10 @@ inline uint32_t tile_block(const tile_args& t, int row, int lane) {
   const uint32_t* x = t.x + row;
   const uint32_t* w = t.panel + lane;
   for (int64_t d = 0; d < t.steps; ++d, x += t.rows, w += kTileLanes) {
+    if (Ahead) {
+      fetch(t.ahead + d * kTileLanes);
+      fetch(t.ahead + d * kTileLanes + kLineWords);
+    }
     typename V::columns columns[N];
     PVP_FAST_UNROLL
     for (int n = 0; n < N; ++n) columns[n] = V::load_columns(w + n * V::lanes);
@@ -184,7 +199,9 @@ inline uint32_t tile_block(const tile_args& t, int row, int lane) {
   return any;
 }
 
-// One row against P panels of exact values; words: from one panel to the next.
+constexpr int64_t kRowAhead = 32;  // steps: 4 KiB
+
+// One row against P panels of exact values.
 template <class V, int P>
 inline uint32_t row_block(const tile_args& t, int panel) {
   constexpr int kVectors = kTileLanes / V::lanes;
@@ -200,6 +217,10 @@ inline uint32_t row_block(const tile_args& t, int panel) {
     const typename V::query value = V::load_query(t.x[d]);
     PVP_FAST_UNROLL
     for (int p = 0; p < P; ++p) {
+      if (d + kRowAhead < t.steps) {
+        fetch(w + p * words + kRowAhead * kTileLanes);
+        fetch(w + p * words + kRowAhead * kTileLanes + kLineWords);
+      }
       PVP_FAST_UNROLL
       for (int n = 0; n < kVectors; ++n) {
         sums[p][n] = V::step(value, V::load_columns(w + p * words + n * V::lanes), sums[p][n]);
@@ -237,7 +258,10 @@ inline uint32_t row_panels(const tile_args& t, int panels) {
 template <class V, int M, int N>
 inline uint32_t tile_rows(const tile_args& t, int row) {
   uint32_t any = 0;
-  for (int lane = 0; lane < kTileLanes; lane += N * V::lanes) any |= tile_block<V, M, N>(t, row, lane);
+  for (int lane = 0; lane < kTileLanes; lane += N * V::lanes) {
+    any |= row == 0 && lane == 0 && t.ahead != nullptr ? tile_block<V, M, N, true>(t, row, lane)
+                                                       : tile_block<V, M, N, false>(t, row, lane);
+  }
   return any;
 }
 

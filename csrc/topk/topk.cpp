@@ -331,6 +331,7 @@ class wave {
           args.row_shift = bounds_.shift.data() + row;
           find_reach(bounds_, row, args.rows, args.cut, errors, output.reach);
         }
+        args.ahead = t == first_tile && p + 1 < last_panel ? args.panel + panel_words_ : nullptr;
         std::fill(output.masks, output.masks + args.rows, 0u);
         if ((path_.kind.tile(args) & lanes_of(p)) != 0) take(split, row, p, args);
       }

@@ -69,6 +69,8 @@ def engine(backend: str, device: torch.device, k: int) -> str:
             return f"it keeps at most {native.extension().CUDA_MAX_K}, k is {k}"
         return native.call("cuda_status") or None
 
+    if backend == "auto" and device.type == "cpu":
+        return "native"  # what choose() says, without what it asks
     here = {"native": lambda: why_not_native(device), "cuda": why_not_cuda}
     return choose(backend, device, here)
 
@@ -141,24 +143,30 @@ def _check_values(query: Query) -> None:
 
 def _fill_on_cpu(x: Tensor, query: Query, scores: Memory, indices: Memory, counts: Memory) -> None:
     _check_values(query)
-    row = native.call(
+    row = native.call_with_arrays(
         "topk",
-        x=x,
-        panels=query.w,
-        categories=query.categories,
-        threshold=query.threshold,
-        thresholds=_contiguous(query.thresholds),
-        bias=_contiguous(query.bias),
-        scale=query.scale,
-        scores=scores,
-        indices=indices,
-        counts=counts,
-        threads=torch.get_num_threads(),
-        vectors=query.vectors,
-        centre=query.centre,
+        {
+            "x": native.array(x),
+            "panels": _array(query.w),
+            "categories": query.categories,
+            "threshold": query.threshold,
+            "thresholds": _array(_contiguous(query.thresholds)),
+            "bias": _array(_contiguous(query.bias)),
+            "scale": query.scale,
+            "scores": _array(scores),
+            "indices": _array(indices),
+            "counts": _array(counts),
+            "threads": torch.get_num_threads(),
+            "vectors": _array(query.vectors),
+            "centre": _array(query.centre),
+        },
     )
     if row >= 0:
         raise _nan_error(row)
+
+
+def _array(values: Memory | None) -> Any:
+    return values if values is None or type(values) is np.ndarray else native.array(values)
 
 
 def _contiguous(values: Tensor | None) -> Tensor | None:

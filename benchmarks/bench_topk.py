@@ -11,11 +11,18 @@ vectors is reported apart. Work per call: 2 B C D operations over the bytes of t
 Five thread pools live in this process (ours, torch's, FAISS's and two of OpenBLAS). By default the
 idle threads of each spin for a while after its turn and slow the next contender down several times,
 so all are told to sleep instead.
+
+``PVP_FAST_ISA=avx2`` shows a processor without AVX-512 on one that has it, where the others are
+held to the same by ATEN_CPU_CAPABILITY=avx2, MKL_ENABLE_INSTRUCTIONS=AVX2, DNNL_MAX_CPU_ISA=AVX2,
+OPENBLAS_CORETYPE=Haswell and FAISS_SIMD_LEVEL=AVX2; usearch cannot be held. The results say what
+each library then reported (OpenBLAS where threadpoolctl is installed). ``--cpu-time`` with
+OMP_NUM_THREADS=1 leaves out the time that other processes take of a shared machine.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -33,15 +40,19 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import machine, race, table, write_results
+from common import Clock, machine, race, table, write_results
 from peaks import Peaks, measure_peaks
 
-from pvp_fast import TagIndex
+from pvp_fast import TagIndex, native
 from pvp_fast.topk.index import TopK
 from pvp_fast.topk.panels import DTYPES
 
 WIDTH, KEPT, QUERY_SETS = 512, 10, 4
 CATEGORIES, BATCHES = (10, 80, 1_000, 10_000, 100_000), (1, 12, 64, 256)
+LIMITS = (
+    "PVP_FAST_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE", "FAISS_SIMD_LEVEL",
+)  # fmt: skip
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -194,11 +205,11 @@ def test_topk(
     torch.testing.assert_close(got.scores.double(), best, rtol=0, atol=tolerance)
 
 
-def measure(problem: Problem, batch: int, rounds: int) -> dict[str, Any]:
+def measure(problem: Problem, batch: int, rounds: int, clock: Clock) -> dict[str, Any]:
     categories = len(problem.w)
     recall = problem.check(batch)
     warmup = 1 if categories > 500_000 else 2
-    times = race(problem.contenders(batch), rounds=rounds, warmup=warmup, least_ms=1.0)
+    times = race(problem.contenders(batch), rounds=rounds, warmup=warmup, least_ms=1.0, clock=clock)
     return {
         "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
         "ms": times, "recall": recall, "pack_ms": problem.pack_ms,
@@ -246,6 +257,27 @@ def show(rows: list[dict[str, Any]]) -> str:
     return table(header, body)
 
 
+def instruction_sets() -> dict[str, str]:
+    """What every contender that can tell says it runs on."""
+    said = {f"ours {dtype}": native.isa(dtype) for dtype in DTYPES}
+    said["torch"] = torch.backends.cpu.get_cpu_capability()
+    with contextlib.suppress(ImportError, AttributeError):
+        import faiss
+
+        said["FAISS"] = faiss.SIMDConfig.get_level_name()
+    with contextlib.suppress(ImportError):
+        from usearch.index import Index
+
+        said["usearch"] = Index(ndim=WIDTH, metric="ip", dtype="f32").hardware_acceleration
+    with contextlib.suppress(ImportError):
+        from threadpoolctl import threadpool_info
+
+        for pool in threadpool_info():
+            if pool["internal_api"] == "openblas":
+                said[f"OpenBLAS {pool['version']}"] = pool["architecture"]
+    return said
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -259,13 +291,15 @@ def main() -> None:
     parser.add_argument("--without", nargs="+", default=(), help="others whose names begin so")
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (median)")
     parser.add_argument("--vectors", type=Path, help="real class vectors, (C, 512) .npy")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, for one thread")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     peaks = measure_peaks(torch.get_num_threads())
     rows = []
     for categories in options.categories:
         problem = Problem(class_vectors(categories, options.vectors), options.without)
-        rows += [measure(problem, batch, options.rounds) for batch in options.batches]
+        clock = time.process_time if options.cpu_time else time.perf_counter
+        rows += [measure(problem, batch, options.rounds, clock) for batch in options.batches]
         peaks = peaks.best(measure_peaks(torch.get_num_threads()))  # of all moments of the run
     for row in rows:
         row["ours"] = shares(row, peaks)
@@ -273,7 +307,9 @@ def main() -> None:
     print(show(rows))
     if options.json is not None:
         data = "random" if options.vectors is None else f"{options.vectors.stem}, tiled with noise"
-        write_results(options.json, {"data": data, "peaks": peaks.to_dict(), "rows": rows})
+        limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+        record = {"data": data, "limits": limits, "instruction_sets": instruction_sets()}
+        write_results(options.json, {**record, "peaks": peaks.to_dict(), "rows": rows})
 
 
 if __name__ == "__main__":

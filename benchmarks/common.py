@@ -22,6 +22,7 @@ import torch
 from pvp_fast.files import atomic_write
 
 Contender = Callable[[], object]
+Clock = Callable[[], float]  # seconds
 T = TypeVar("T")
 
 
@@ -39,7 +40,9 @@ def rotate(call: Callable[[T], object], inputs: Iterable[T]) -> Contender:
     return lambda: call(next(turn))
 
 
-def _clock(call: Contender, calls: int, device: torch.device) -> float:
+def _clock(
+    call: Contender, calls: int, device: torch.device, clock: Clock = time.perf_counter
+) -> float:
     """Milliseconds of one call, the mean of ``calls`` in a row."""
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -50,10 +53,10 @@ def _clock(call: Contender, calls: int, device: torch.device) -> float:
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / calls
-    begin = time.perf_counter()
+    begin = clock()
     for _ in range(calls):
         call()
-    return 1e3 * (time.perf_counter() - begin) / calls
+    return 1e3 * (clock() - begin) / calls
 
 
 def timings(
@@ -63,13 +66,15 @@ def timings(
     warmup: int = 2,
     device: str | torch.device = "cpu",
     least_ms: float = 0.0,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
     """Times of each contender over interleaved rounds.
 
     Every round runs each contender in an order of its own, so that a slow spell of the machine and
     what a neighbour leaves (warm caches, threads that still spin) fall on all alike. A contender
     is called as often in a row as it takes to fill ``least_ms``, 100 times at most. On a CUDA
-    device the times are those between two events, with nothing else running.
+    device the times are those between two events, with nothing else running; on a CPU those of
+    ``clock``.
     """
     device = torch.device(device)
     names = list(contenders)
@@ -77,12 +82,12 @@ def timings(
     for name in names:
         for _ in range(warmup):
             contenders[name]()
-        once = _clock(contenders[name], 1, device) if least_ms else math.inf
+        once = _clock(contenders[name], 1, device, clock) if least_ms else math.inf
         calls[name] = max(1, min(100, math.ceil(least_ms / max(once, 1e-3))))
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         for name in random.Random(turn).sample(names, len(names)):
-            times[name].append(_clock(contenders[name], calls[name], device))
+            times[name].append(_clock(contenders[name], calls[name], device, clock))
     return {
         name: Timing(*(float(np.percentile(values, q)) for q in (50, 20, 80)))
         for name, values in times.items()
@@ -95,9 +100,10 @@ def race(
     rounds: int = 7,
     warmup: int = 2,
     least_ms: float = 0.0,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, float]:
     """Median milliseconds of each contender on the CPU, see :func:`timings`."""
-    times = timings(contenders, rounds=rounds, warmup=warmup, least_ms=least_ms)
+    times = timings(contenders, rounds=rounds, warmup=warmup, least_ms=least_ms, clock=clock)
     return {name: timing.median for name, timing in times.items()}
 
 

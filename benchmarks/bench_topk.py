@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 import sys
 import time
@@ -242,14 +243,15 @@ def show(rows: list[dict[str, Any]]) -> str:
     body = []
     for row in rows:
         ms, bf16 = row["ms"], row["ours"]["bfloat16"]
+        torch16 = ms.get("torch bfloat16", math.nan)
         body.append(
             [
                 f"{row['categories']:,}",
                 f"{row['batch']}",
                 *(f"{ms[name]:.3f}" for name in names),
                 f"{min(ms[name] for name in full) / ms['ours float32']:.2f}",
-                f"{ms['torch bfloat16'] / ms['ours bfloat16']:.2f}",
-                f"{ms['torch bfloat16'] / ms['ours int8']:.2f}",
+                f"{torch16 / ms['ours bfloat16']:.2f}",
+                f"{torch16 / ms['ours int8']:.2f}",
                 "" if bf16["of_peak"] is None else f"{100 * bf16['of_peak']:.0f}",
                 f"{bf16['gb_per_s']:.0f}",
             ]

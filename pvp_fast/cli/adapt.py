@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import backbone_of, progress_console
+from pvp_fast.cli.common import MOST_UNLABELLED, backbone_of, drawn, progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 
 
@@ -20,11 +20,17 @@ def adapt(
     dataset: Annotated[
         str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
     ] = "folder",
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(help="More such images, without labels: a folder, as tag takes it."),
+    ] = None,
+    most: Annotated[
+        int, typer.Option(min=1, help="Of more --unlabelled images, this many drawn at random.")
+    ] = MOST_UNLABELLED,
     split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
     views: Annotated[
         int, typer.Option(min=0, help="Random crops and mirror images of each, learned from too.")
     ] = 3,
-    loss: Annotated[str, typer.Option(help="bce or asl.")] = "bce",
     seed: Annotated[int, typer.Option(help="Of the views and the folds.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     upright: Upright = None,
@@ -33,40 +39,53 @@ def adapt(
 ) -> None:
     """Go on learning from labelled images, a few a category or more.
 
-    What the text taught stays in the original and the text bank; the images move what the
-    categories look like. How far, is what ranks left-out images best; where nothing does, only
-    the text stays. Thresholds then are those of the best F1 on left-out images: calibrate sets
-    others.
+    What the text taught stays in the original and the text bank; the images add what the
+    categories look like. How much text weighs beside them is what ranks left-out images best; where
+    nothing does, only the text stays. Images without labels take part with what the fit itself sees
+    in them. Thresholds then are those of the best F1 on left-out images: calibrate sets others.
 
     Examples:
 
       pvp-fast adapt runs/coco/artifact --images labelled/ --out runs/adapted
+
+      pvp-fast adapt runs/coco/artifact --images labelled/ --unlabelled photos/ --out runs/adapted
 
       pvp-fast adapt runs/voc/artifact --images VOC2007 --dataset voc --split train --out runs/a
     """
     from pvp_fast.artifact import Artifact
     from pvp_fast.evaluation import read_dataset
     from pvp_fast.evaluation.adapt import adapt as learn
+    from pvp_fast.loaders.sources import find_images
     from pvp_fast.pictures.settings import pictures_of
     from pvp_fast.training.few import FewConfig
 
-    config = FewConfig(loss=loss, seed=seed)
+    config = FewConfig(seed=seed)
     old = Artifact.load(artifact)
     evalset = read_dataset(dataset, images, split)
     pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
+    more, _ = drawn(find_images(unlabelled or ()), most, seed)
     with progress_console().status("encoding and learning from images"):
         backbone = backbone_of(old, device)
-        found = learn(backbone, old, evalset, config=config, views=views, pictures=pictures)
+        found = learn(
+            backbone,
+            old,
+            evalset,
+            unlabelled=more,
+            config=config,
+            views=views,
+            pictures=pictures,
+        )
     new = found.artifact
     settings = {**new.config, "pictures": pictures.to_dict()}
     dataclasses.replace(new, config=settings).save(out)
     result = found.adapted
     what = (
         f"{result.after:.1f} after"
-        if result.pull is not None
+        if result.text_weight is not None
         else "no better with them; the artifact is as it was"
     )
-    typer.echo(f"{found.images} images; mAP on left-out ones {result.before:.1f}, {what}")
+    beside = f", {found.unlabelled} without labels" if more else ""
+    typer.echo(f"{found.images} images{beside}; mAP on left-out ones {result.before:.1f}, {what}")
     for note in evalset.notes:
         print(note, file=sys.stderr)
     for path, reason in found.failures:

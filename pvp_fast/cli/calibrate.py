@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pvp_fast.cli.common import backbone_of, gather_sentences, progress_console
+from pvp_fast.cli.common import (
+    MOST_UNLABELLED,
+    backbone_of,
+    drawn,
+    gather_sentences,
+    progress_console,
+)
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.errors import InputError
 
@@ -23,7 +29,6 @@ if TYPE_CHECKING:
     from pvp_fast.training.thresholds import Target
 
 SENTENCES = 2000
-MOST = 2000  # images without labels that are looked at
 SEED = 1_000_003  # of fresh grammar sentences: not one that training is likely to use
 
 ON_IMAGES = (
@@ -63,7 +68,7 @@ def calibrate(
     ] = None,
     most: Annotated[
         int, typer.Option(min=1, help="Of more --unlabelled images, this many drawn at random.")
-    ] = MOST,
+    ] = MOST_UNLABELLED,
     own: Annotated[
         bool,
         typer.Option(
@@ -208,10 +213,6 @@ def _without_labels(
     json_out: Path | None,
     own: bool,
 ) -> None:
-    import random
-
-    import torch
-
     from pvp_fast.evaluation import (
         EvalSet,
         OwnCalibration,
@@ -224,15 +225,13 @@ def _without_labels(
     from pvp_fast.files import is_stdout, json_text, open_output
     from pvp_fast.report.plots import write_unlabelled
 
-    paths = sorted(found)
-    listed = len(paths)
-    if listed > most:
-        paths = sorted(random.Random(seed).sample(paths, most))
+    paths, listed = drawn(found, most, seed)
     with progress_console().status("encoding images"):
         backbone = backbone_of(old, device)
         old.check_backbone(backbone.fingerprint)
-        nothing = EvalSet(tuple(paths), (), torch.zeros(len(paths), 0, dtype=torch.int8))
-        features = encode_set(backbone, nothing, artifacts=[old], pictures=pictures)
+        features = encode_set(
+            backbone, EvalSet.unlabelled(paths), artifacts=[old], pictures=pictures
+        )
     new = replace(old, config={**old.config, "pictures": pictures.to_dict()})
     result: OwnCalibration | UnlabelledCalibration
     if own:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
     from pvp_fast.vocabulary.categories import Vocabulary
 
 GRAMMAR_DEFAULT = 6000
+MOST_UNLABELLED = 2000  # images without labels that are looked at
+
+
+def drawn(paths: Iterable[Path], most: int, seed: int) -> tuple[list[Path], int]:
+    """At most ``most`` of the paths, in their order, and how many there were."""
+    every = sorted(paths)
+    if len(every) <= most:
+        return every, len(every)
+    return sorted(random.Random(seed).sample(every, most)), len(every)
 
 
 def progress_console() -> Console:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,12 @@ class EvalSet:
     names: tuple[str, ...]
     labels: Tensor
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def unlabelled(cls, paths: Iterable[Path]) -> EvalSet:
+        """Images of which no label is known."""
+        files = tuple(paths)
+        return cls(files, (), torch.zeros(len(files), 0, dtype=torch.int8))
 
 
 def _lines(path: Path) -> Iterator[str]:

@@ -645,3 +645,32 @@ def test_every_command_that_walks_folders_takes_the_same_options(
         assert run(["untag", str(pictures), "--shard", part, "--hidden"]) == 0
     assert not list(pictures.rglob("*.txt"))
     assert run(["untag", str(tmp_path / "none")]) == 1
+
+
+def test_adapt_learns_from_labelled_images_and_others(artifact, tmp_path, capsys):
+    from pvp_fast.artifact import Artifact
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    scenes = sorted(demo_set().glob("*.jpg"))
+    shown = [["dog"], ["cat"], ["car"]]
+    labels = {}
+    for i, scene in enumerate(scenes[:12]):
+        shutil.copy(scene, photos / scene.name)
+        labels[scene.name] = {"labels": shown[i % 3]}
+    record = {"categories": ["dog", "cat", "car"], "photos": labels}
+    (photos / "labels.json").write_text(json.dumps(record))
+    others = tmp_path / "others"
+    others.mkdir()
+    for scene in scenes[12:16]:
+        shutil.copy(scene, others / scene.name)
+    (others / "bad.jpg").write_bytes(b"no picture")
+    line = ["adapt", str(artifact), "--images", str(photos), "--views", "1"]
+    line += ["--unlabelled", str(others), "--out", str(tmp_path / "new")]
+    assert run(line) == 3
+    out, err = capsys.readouterr()
+    assert "12 images, 4 without labels; mAP on left-out ones" in out
+    assert "bad.jpg" in err
+    images = Artifact.load(tmp_path / "new").metrics["images"]
+    assert (images["count"], images["unlabelled"]) == (12, 4)
+    assert images["map_after"] >= images["map_before"]

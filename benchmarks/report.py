@@ -281,7 +281,7 @@ def architectures(results: Path) -> str:
     data = read("architectures.json", results)
     rows = data["architectures"]
     seen = {name: row for name, row in rows.items() if "image_error" in row}
-    whys = [row["left_out"] for row in rows.values() if "left_out" in row]
+    large = [f"{name} ({row['left_out']})" for name, row in rows.items() if "left_out" in row]
     failed = [name for name, row in rows.items() if "failed" in row]
     errors = [row[key] for row in seen.values() for key in ("image_error", "text_error")]
     prompts = sum("no_prompts" not in row for row in seen.values())
@@ -292,8 +292,8 @@ def architectures(results: Path) -> str:
         f"equal open_clip's, by at most {max(errors):.0e} in a unit row; prompts are learned on "
         f"{prompts}, regions exist on {regions}."
     )
-    if whys:
-        text += f" Too large for this run: {len(whys)} ({', '.join(sorted(set(whys)))})."
+    if large:
+        text += f" Too large for the machine of this run: {', '.join(large)}."
     if failed:
         text += f" Not built: {', '.join(failed)}."
     lines = [

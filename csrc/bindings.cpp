@@ -11,6 +11,7 @@ namespace pvp_fast {
 
 void bind_topk(py::module_& m);  // topk/bindings.cpp
 void bind_loss(py::module_& m);  // loss/bindings.cpp
+void bind_softmax(py::module_& m);  // loss/softmax_bindings.cpp
 
 static py::dict build_info() {
   py::dict info;
@@ -31,6 +32,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.doc() = "Compiled top-k tagging and losses; use them through pvp_fast.topk and pvp_fast.losses.";
   pvp_fast::bind_topk(m);
   pvp_fast::bind_loss(m);
+  pvp_fast::bind_softmax(m);
   m.def("isas", &pvp_fast::available_isas,
         "Instruction sets this build has and this processor runs, best first.");
   m.def("build_info", &pvp_fast::build_info, "Compiler, OpenMP, instruction sets and the state of CUDA.");

@@ -67,6 +67,66 @@ def loss(
     w_inverse_norm: object | None = None,
     weight: object | None = None,
 ) -> None: ...
+def infonce(
+    *,
+    products: object,
+    scale: float,
+    first: int,
+    threads: int,
+    row_top: object,
+    row_total: object,
+    column_top: object,
+    column_total: object,
+    aimed: object,
+    x_inverse_norm: object | None = None,
+    w_inverse_norm: object | None = None,
+    targets: object | None = None,
+    row_share: object | None = None,
+    column_share: object | None = None,
+) -> None: ...
+def infonce_gradient(
+    *,
+    products: object,
+    scale: float,
+    first: int,
+    threads: int,
+    row_top: object,
+    row_inverse: object,
+    column_top: object,
+    column_inverse: object,
+    gradients: object,
+    x_inverse_norm: object | None = None,
+    w_inverse_norm: object | None = None,
+    targets: object | None = None,
+    row_share: object | None = None,
+    column_share: object | None = None,
+) -> float: ...
+def pool(
+    *,
+    products: object,
+    offsets: object,
+    temperature: float,
+    threads: int,
+    pooled: object,
+    top: object,
+    inverse_total: object,
+    z_inverse_norm: object | None = None,
+    w_inverse_norm: object | None = None,
+) -> None: ...
+def pool_gradient(
+    *,
+    products: object,
+    offsets: object,
+    temperature: float,
+    threads: int,
+    pooled: object,
+    top: object,
+    inverse_total: object,
+    g: object,
+    gradients: object,
+    z_inverse_norm: object | None = None,
+    w_inverse_norm: object | None = None,
+) -> float: ...
 def ascends(*, offsets: object, indices: object, categories: int) -> bool: ...
 def project(
     *, gradients: object, t: object, inverse_norm: object | None, factor: float, threads: int

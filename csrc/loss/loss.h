@@ -1,4 +1,4 @@
-// Losses on a CPU: a tile of products becomes its gradient in one pass. The contract.
+// Losses and pooling on a CPU: products become sums or their gradient in one pass. The contract.
 #pragma once
 
 #include <cstdint>
@@ -78,10 +78,69 @@ struct projection {
 };
 void project_cpu(const projection& task, int threads, isa most);
 
-// One row by one instruction set.
+// InfoNCE: some rows of the products (N, N) of pairs, every column of them. Products stand for cosines
+// as above, and row i is row first + i of all.
+struct pairs_panel {
+  const float* products;  // [rows][columns]
+  int64_t rows, columns, first;
+  const float* x_inverse_norm;  // [rows], or null: 1
+  const float* w_inverse_norm;  // [columns], or null: 1
+  float scale;
+  const float* targets;       // [rows][columns], or null: 1 at row i's own column first + i alone
+  const float* row_share;     // [rows]: y stands for y * (row_share + column_share)
+  const float* column_share;  // [columns]
+};
+
+// Softmaxes as their maximum and their sum of exponentials less the maximum.
+struct pairs_sums {
+  float *row_top, *row_total;        // [rows]
+  float *column_top, *column_total;  // [columns], added to: those of no rows are -inf and 0
+  float* aimed;                      // [rows]: the sum of target * score
+};
+
+// The same bits with any number of threads. Throws std::bad_alloc, of an eighth of the products.
+void pairs_sums_cpu(const pairs_panel& panel, int threads, isa most, const pairs_sums& to);
+
+// The softmaxes of all rows and columns, sums inverted.
+struct pairs_softmax {
+  const float *row_top, *row_inverse, *column_top, *column_inverse;
+};
+
+// gradients [rows][columns], which may be the products: of 2N times the loss by the products. Returns
+// that by the scale.
+double pairs_gradient_cpu(const pairs_panel& panel, const pairs_softmax& by, int threads, isa most,
+                          float* gradients);
+
+// Spatial softmax pooling: image i has the regions (rows) offsets[i] to offsets[i + 1], each with a
+// cosine for every category as above; weights are the softmax over them of temperature * cosine.
+struct pool_task {
+  const float* products;  // [regions][columns]
+  int64_t columns, images;
+  const int64_t* offsets;  // [images + 1]
+  const float* z_inverse_norm;  // [regions], or null: 1
+  const float* w_inverse_norm;  // [columns], or null: 1
+  float temperature;
+  float *pooled, *top, *inverse_total;  // [images][stride]; 0 of an image without regions
+  int64_t stride;
+};
+void pool_cpu(const pool_task& task, int threads, isa most);
+
+// gradients [regions][columns], which may be the products, where pooled has the gradient g, and all of
+// the task is there; g is [images][stride]. Returns that of the temperature.
+double pool_gradient_cpu(const pool_task& task, const float* g, int threads, isa most, float* gradients);
+
+constexpr int kBlock = 256;  // entries at a time: the scratch of a block stays in the first cache
+constexpr int kStrip = 16;   // rows that share one part of the columns' sums
+
+// One row, strip or block by one instruction set.
 struct row_functions {
   loss_sums (*loss)(const loss_tile&, const loss_settings&, int64_t row, uint32_t* scratch);
   void (*project)(const projection&, int64_t row);
+  void (*strip_sums)(const pairs_panel&, int64_t strip, const pairs_sums&, float* top, float* total);
+  void (*column_sums)(const pairs_panel&, int64_t column, const pairs_sums&, const float* parts);
+  double (*pairs_gradient)(const pairs_panel&, int64_t row, const pairs_softmax&, float* gradients);
+  void (*pool)(const pool_task&, int64_t image, int64_t block);
+  double (*pool_gradient)(const pool_task&, int64_t image, int64_t block, const float* g, float* gradients);
 };
 extern const row_functions kRowsPortable;
 #if defined(PVP_FAST_X86)

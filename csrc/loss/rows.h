@@ -12,8 +12,6 @@
 namespace pvp_fast {
 namespace {
 
-constexpr int kBlock = 256;  // entries at a time: the scratch of a block stays in the first cache
-
 inline float from_bits(uint32_t bits) {
   float value;
   std::memcpy(&value, &bits, sizeof value);

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pvp_fast.dispatch import FUSED, choose, fuses, why_not_triton
+from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton
 from pvp_fast.errors import InputError
 from pvp_fast.losses import infonce
 from pvp_fast.losses.similarity import as_float, similarity
@@ -71,9 +71,9 @@ def clip_loss(
         pairs = torch.arange(len(x))
         loss = (F.cross_entropy(s, pairs) + F.cross_entropy(s.T, pairs)) / 2
 
-    but the (N, N) scores are never in memory whole unless they fit one block of a cache. Memory is
-    O(N · D) and a block; scores are made again in backward, 8 N² D multiply-adds' worth against 6
-    with (N, N) in memory. The same inputs give the same bits on the same device.
+    but the (N, N) scores are never in memory whole beyond 16 MiB. Memory is O(N · D) and a
+    block; scores are made again in backward, 8 N² D multiply-adds' worth against 6 with (N, N) in
+    memory. The same inputs give the same bits on the same device.
 
     float64, and targets that need a gradient, take the plain definition :func:`clip_loss_ref`; it
     alone has second derivatives and works in torch.func.grad.
@@ -86,10 +86,10 @@ def clip_loss(
         bias: a number or one value. It cancels in both softmaxes: neither the loss nor any other
             gradient depends on it, and its own gradient is exactly 0.
         normalize: unit rows of x and w first.
-        backend: "auto" takes Triton where x and w are on a CUDA device, else PyTorch; or "torch",
-            or "triton".
-        regime: "chunked" walks the scores in blocks and keeps them for backward where there is
-            only one block (1024 pairs on a CPU, 2048 elsewhere); "recompute" keeps nothing and, by
+        backend: "auto" takes Triton where x and w are on a CUDA device, "native" (compiled) on a
+            CPU; or "torch", "triton" or "native".
+        regime: "chunked" walks the scores in blocks and keeps them for backward where they are few
+            (2048 pairs; 1024 by "torch" on a CPU); "recompute" keeps nothing and, by
             Triton, holds nothing but x, w and their gradients: the least memory, more arithmetic.
             "auto" is "chunked".
 
@@ -117,10 +117,12 @@ def clip_loss(
         raise InputError(f"regime={regime!r}: use 'auto', 'chunked' or 'recompute'")
     learns = y is not None and y.requires_grad
 
-    def why_not() -> str | None:
-        return "targets need a gradient" if learns else why_not_triton(x, w)
-
-    engine = choose(backend, x.device, {"triton": why_not})
+    unknown = "targets need a gradient" if learns else None
+    engines = {
+        "triton": lambda: unknown or why_not_triton(x, w),
+        "native": lambda: unknown or why_not_native(x.device),
+    }
+    engine = choose(backend, x.device, engines)
     if not fuses(backend, x.dtype) or learns:
         scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
         bias = bias.reshape(()) if isinstance(bias, Tensor) else bias
@@ -133,9 +135,7 @@ def clip_loss(
     )
     if w.dtype not in FUSED:
         w = w.to(x.dtype)
-    value, _, _ = infonce.loss(
-        x, w, y, heat, shift, normalize, engine == "triton", regime == "recompute"
-    )
+    value, _, _ = infonce.loss(x, w, y, heat, shift, normalize, engine, regime == "recompute")
     return value
 
 

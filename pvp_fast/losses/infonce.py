@@ -1,4 +1,5 @@
-"""The operators under :func:`pvp_fast.losses.clip_loss`: Triton kernels, or plain PyTorch.
+"""The operators under :func:`pvp_fast.losses.clip_loss`: Triton kernels, the compiled extension
+(:mod:`pvp_fast.losses.native_pairs`), or plain PyTorch.
 
 ``pvp_fast::clip_loss`` and its backward are torch.library operators with shapes for torch.compile
 and a gradient for autograd. The (N, N) scores are walked in square blocks that stay in the cache:
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import BackendError
+from pvp_fast.losses import native_pairs
 from pvp_fast.losses.similarity import EPS, HALF, combine_online, inverse_norms
 from pvp_fast.losses.tiles import blocks as slices_of
 
@@ -224,8 +226,10 @@ def _product32(a: Tensor, b: Tensor, out: Tensor | None) -> Tensor:
     return torch.mm(a.float(), b.float(), out=out)
 
 
-def _keeps(x: Tensor, recompute: bool) -> bool:
-    return not recompute and len(x) <= _side(x)
+def _keeps(x: Tensor, engine: str, recompute: bool) -> bool:
+    if recompute:
+        return False
+    return native_pairs.keeps(len(x)) if engine == "native" else len(x) <= _side(x)
 
 
 def _tile_arguments(  # type: ignore[no-untyped-def]
@@ -250,22 +254,28 @@ def loss(
     scale: Tensor,
     bias: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss () float32; maximum and sum of rows and columns (2, 2, N); the scores, or (0,)."""
+    """The loss () float32; maximum and sum of rows and columns (2, 2, N); the scores, or (0,).
+
+    Of "native" (2, 3, N), norms of x and w among them, and products for scores.
+    """
     n = len(x)
-    stats = torch.zeros(2, 2, n, dtype=torch.float32, device=x.device)
+    stats = torch.zeros(2, 3 if engine == "native" else 2, n, dtype=torch.float32, device=x.device)
     stats[:, 0] = float("-inf")
     aimed = stats.new_zeros(n)
-    kept = stats.new_empty((n, n) if _keeps(x, recompute) else (0,))
+    kept = stats.new_empty((n, n) if _keeps(x, engine, recompute) else (0,))
     with torch.autocast(x.device.type, enabled=False):
-        if n and triton and recompute:
+        if n and engine == "native":
+            aimed = native_pairs.sums(x, w, y, scale, normalize, recompute, stats, kept)
+        elif n and engine == "triton" and recompute:
             kernels, *pairs, norms, targets = _tile_arguments(x, w, y, normalize)
             found = kernels.tile_fwd(*pairs, scale, norms, targets)
             stats, aimed = torch.stack((found.rows, found.cols)), found.target
         elif n:
-            blocks = (_KernelBlocks if triton else _Blocks)(x, w, y, scale, normalize, False)
+            kind = _KernelBlocks if engine == "triton" else _Blocks
+            blocks = kind(x, w, y, scale, normalize, False)
             for rows in blocks.slices:
                 for cols in blocks.slices:
                     out = kept if kept.numel() else blocks.buffer(0, rows, cols)
@@ -286,15 +296,15 @@ def _(
     scale: Tensor,
     bias: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     recompute: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = x.shape[0]
     value = x.new_empty((), dtype=torch.float32)
     return (
         value,
-        value.new_empty(2, 2, n),
-        value.new_empty((n, n) if _keeps(x, recompute) else (0,)),
+        value.new_empty(2, 3 if engine == "native" else 2, n),
+        value.new_empty((n, n) if _keeps(x, engine, recompute) else (0,)),
     )
 
 
@@ -319,13 +329,19 @@ def loss_backward(
     stats: Tensor,
     kept: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     recompute: bool,
     needs_x: bool,
     needs_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dx and dw (empty if not needed) in the dtypes of x and w; dscale () float32, with needs_x."""
     n = len(x)
+    factor = g / (2 * max(1, n))
+    if n and x.shape[1] and engine == "native":
+        with torch.autocast(x.device.type, enabled=False):
+            return native_pairs.gradients(
+                factor, x, w, y, scale, normalize, recompute, stats, kept, needs_x, needs_w
+            )
     dscale = g.new_zeros(())
     dx, dw = (
         torch.zeros(t.shape if need else (0,), dtype=t.dtype, device=t.device)
@@ -333,9 +349,8 @@ def loss_backward(
     )
     if not (n and x.shape[1]):
         return dx, dw, dscale
-    factor = g / (2 * n)
     with torch.autocast(x.device.type, enabled=False):
-        if triton and recompute:
+        if engine == "triton" and recompute:
             kernels, *pairs, norms, targets = _tile_arguments(x, w, y, normalize)
             if needs_x:
                 dx, along = kernels.tile_bwd(
@@ -348,7 +363,7 @@ def loss_backward(
                     stats[1], stats[0], factor, normalize=normalize,
                 )  # fmt: skip
             return dx, dw, dscale
-        blocks = (_KernelBlocks if triton else _Blocks)(x, w, y, scale, normalize, True)
+        blocks = (_KernelBlocks if engine == "triton" else _Blocks)(x, w, y, scale, normalize, True)
         grad_x, grad_w = (
             torch.zeros(t.shape if need else (0,), dtype=torch.float32, device=t.device)
             for t, need in ((x, needs_x), (w, needs_w))
@@ -370,7 +385,7 @@ def loss_backward(
         if needs_x:
             factor_x = factor * blocks.undo_x
             dx, total = _through_norm(grad_x, x, blocks.x_inverse, factor_x * scale, normalize)
-            if not triton:
+            if engine != "triton":
                 dscale = total * factor_x
         if needs_w:
             factor_w = factor * blocks.undo_w
@@ -388,7 +403,7 @@ def _(
     stats: Tensor,
     kept: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     recompute: bool,
     needs_x: bool,
     needs_w: bool,
@@ -398,7 +413,7 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, w, y, scale, bias, ctx.normalize, ctx.triton, ctx.recompute = inputs
+    x, w, y, scale, bias, ctx.normalize, ctx.engine, ctx.recompute = inputs
     ctx.save_for_backward(x, w, y, scale, bias, *output[1:])
 
 
@@ -406,7 +421,7 @@ def _backward(ctx, g: Tensor, _stats: Tensor | None, _kept: Tensor | None):  # t
     x, w, y, scale, bias, stats, kept = ctx.saved_tensors
     needs_x, needs_w, _, needs_scale, needs_bias, *_ = ctx.needs_input_grad
     dx, dw, dscale = loss_backward(
-        g, x, w, y, scale, stats, kept, ctx.normalize, ctx.triton, ctx.recompute,
+        g, x, w, y, scale, stats, kept, ctx.normalize, ctx.engine, ctx.recompute,
         needs_x or needs_scale, needs_w,
     )  # fmt: skip
     return (

@@ -82,16 +82,22 @@ def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
     return torch.cat([offsets[:1], counts.cumsum(0)]), key % n_categories
 
 
-class _Operand:
-    """Rows of x or w as the products take them, and the inverse norms to make unit rows of them."""
+class Operand:
+    """Rows of x or w as the products take them, and the inverse norms to make unit rows of them.
 
-    def __init__(self, t: Tensor, normalize: bool, half: bool) -> None:
+    ``norms``, where they are known, need not be made again.
+    """
+
+    def __init__(self, t: Tensor, normalize: bool, half: bool, norms: Tensor | None = None) -> None:
         self.rows = (t if half else t.float()).contiguous()
         self.inverse: Tensor | None = None
         self.undo: Tensor | None = None
+        self.norms: Tensor | None = None
         if not normalize:
             return
-        norms = torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
+        if norms is None:
+            norms = torch.linalg.vector_norm(t, dim=1, dtype=torch.float32)
+        self.norms = norms
         self.inverse = norms.clamp_min(EPS).reciprocal_()
         if norms.numel() == 0:
             return
@@ -128,8 +134,8 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     x, w = problem.x, problem.w
     (count, width), n_categories = x.shape, len(w)
     half = multiplies(x.dtype, x.device)
-    left = _Operand(x, problem.normalize, half)
-    right = _Operand(w, problem.normalize, half)
+    left = Operand(x, problem.normalize, half)
+    right = Operand(w, problem.normalize, half)
     labels, settings = _Labels(problem.y, n_categories), problem.settings._asdict()
     scale, bias = problem.scale.item(), 0.0 if problem.bias is None else problem.bias.item()
 

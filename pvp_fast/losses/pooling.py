@@ -2,7 +2,8 @@
 
 The definition, plain PyTorch in chunks, the operators, the public function. Neither the Triton
 kernels nor the chunks hold (B, L, C): the kernels stream over the regions, and the chunks are of as
-many images as keep their cosines in a core's cache. Both make the cosines again in backward.
+many images as keep their cosines in a core's cache. Both make the cosines again in backward; the
+compiled extension (:mod:`pvp_fast.losses.native_pool`) only where they are more than 16 MiB.
 ``pvp_fast::spatial_softmax_pool`` and its backward are torch.library operators with shapes for
 torch.compile and a gradient for autograd.
 """
@@ -15,8 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.dispatch import FUSED, choose, fuses, why_not_triton
+from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton
 from pvp_fast.errors import BackendError, InputError
+from pvp_fast.losses import native_pool
 from pvp_fast.losses.similarity import inverse_norms, through_norm
 from pvp_fast.losses.tiles import blocks
 
@@ -165,26 +167,31 @@ def _chunked_backward(
 
 @torch.library.custom_op("pvp_fast::spatial_softmax_pool", mutates_args=())
 def pool(
-    z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, triton: bool
-) -> tuple[Tensor, Tensor]:
-    """Pooled cosines (B, C) float32, and what backward needs, (2, B, C)."""
+    z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, engine: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Pooled cosines (B, C) float32; what backward needs: native_pool.Saved, or (2, B, C) alone."""
     mask = None if mask is None else mask.contiguous()
     with torch.autocast(z.device.type, enabled=False):
-        if not triton:
-            return _chunked(z, w, mask, temperature, normalize)
+        if engine == "native":
+            return native_pool.forward(z, w, mask, temperature, normalize)
+        if engine == "torch":
+            pooled, stats = _chunked(z, w, mask, temperature, normalize)
+            return pooled, stats, z.new_empty(0), z.new_empty(0)
         from pvp_fast.kernels import pool as kernels
 
         z = z if z.stride(-1) == 1 else z.contiguous()
         found = kernels.pool_fwd(z, w.contiguous(), mask, temperature, normalize=normalize)
-        return found.pooled, found.stats
+        return found.pooled, found.stats, z.new_empty(0), z.new_empty(0)
 
 
 @pool.register_fake
 def _(
-    z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, triton: bool
-) -> tuple[Tensor, Tensor]:
-    pooled = z.new_empty(z.shape[0], w.shape[0], dtype=torch.float32)
-    return pooled, pooled.new_empty(2, z.shape[0], w.shape[0])
+    z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, engine: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    saved = native_pool.saved_for(z, w, normalize)
+    if engine == "native":
+        return saved
+    return saved.pooled, saved.stats, z.new_empty(0), z.new_empty(0)
 
 
 @torch.library.custom_op("pvp_fast::spatial_softmax_pool_backward", mutates_args=())
@@ -196,15 +203,22 @@ def pool_backward(
     temperature: Tensor,
     pooled: Tensor,
     stats: Tensor,
+    norms: Tensor,
+    kept: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     needs_z: bool,
     needs_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dz and dw (empty if not needed) in the dtypes of z and w, dtemperature () float32."""
     g, mask = g.contiguous(), None if mask is None else mask.contiguous()
     with torch.autocast(z.device.type, enabled=False):
-        if not triton:
+        if engine == "native":
+            saved = native_pool.Saved(pooled, stats, norms, kept)
+            return native_pool.backward(
+                g, z, w, mask, temperature, saved, normalize, needs_z, needs_w
+            )
+        if engine == "torch":
             return _chunked_backward(
                 g, z, w, mask, temperature, pooled, stats, normalize, needs_z, needs_w
             )
@@ -237,8 +251,10 @@ def _(
     temperature: Tensor,
     pooled: Tensor,
     stats: Tensor,
+    norms: Tensor,
+    kept: Tensor,
     normalize: bool,
-    triton: bool,
+    engine: str,
     needs_z: bool,
     needs_w: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -247,15 +263,15 @@ def _(
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    z, w, mask, temperature, ctx.normalize, ctx.triton = inputs
+    z, w, mask, temperature, ctx.normalize, ctx.engine = inputs
     ctx.save_for_backward(z, w, mask, temperature, *output)
 
 
-def _backward(ctx, g: Tensor, _stats: Tensor | None):  # type: ignore[no-untyped-def]
-    z, w, mask, temperature, pooled, stats = ctx.saved_tensors
+def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]
+    z, w, mask, temperature, *saved = ctx.saved_tensors
     needs_z, needs_w, _, needs_temperature, *_ = ctx.needs_input_grad
     dz, dw, dtemperature = pool_backward(
-        g, z, w, mask, temperature, pooled, stats, ctx.normalize, ctx.triton,
+        g, z, w, mask, temperature, *saved, ctx.normalize, ctx.engine,
         needs_z, needs_w or needs_temperature,
     )  # fmt: skip
     return (
@@ -297,8 +313,9 @@ def spatial_softmax_pool(
         scores = scale * ((a * temperature).softmax(1) * a).sum(1)
 
     but (B, L, C) is never in memory, forward or backward: the Triton kernels stream over L with a
-    running maximum, sum and weighted sum, and the PyTorch path takes chunks of images that stay
-    in the cache. The scores are scores like any other, for every ``*_from_scores`` loss::
+    running maximum, sum and weighted sum, and the others take chunks of images that stay in the
+    cache; "native" keeps products for backward up to 16 MiB. The scores are scores like any other,
+    for every ``*_from_scores`` loss::
 
         loss = asl_loss_from_scores(spatial_softmax_pool(z, w, mask, scale=scale), y)
 
@@ -314,8 +331,8 @@ def spatial_softmax_pool(
             gradient 0; a row without any scores 0.
         temperature, scale: numbers or scalar tensors (differentiable).
         normalize: unit rows of z and w first.
-        backend: "auto" takes Triton where z and w are on a CUDA device, else PyTorch; or "torch",
-            or "triton".
+        backend: "auto" takes Triton where z and w are on a CUDA device, "native" (compiled) on a
+            CPU; or "torch", "triton" or "native".
 
     Returns:
         (B, C) scores, float32 (float64 where z is).
@@ -336,7 +353,11 @@ def spatial_softmax_pool(
         raise InputError(f"z and w must be floating point, not {z.dtype} and {w.dtype}")
     if isinstance(temperature, Tensor) and temperature.numel() != 1:
         raise InputError(f"temperature must be one value, not {tuple(temperature.shape)}")
-    engine = choose(backend, z.device, {"triton": lambda: why_not_triton(z, w)})
+    engines = {
+        "triton": lambda: why_not_triton(z, w),
+        "native": lambda: why_not_native(z.device),
+    }
+    engine = choose(backend, z.device, engines)
     if not fuses(backend, z.dtype):
         return scale * spatial_softmax_pool_ref(z, w.to(z.dtype), mask, temperature, normalize)
     if isinstance(temperature, Tensor):
@@ -345,5 +366,5 @@ def spatial_softmax_pool(
         temperature = torch.full((), temperature, dtype=torch.float32, device=z.device)
     if w.dtype not in FUSED:
         w = w.to(z.dtype)
-    pooled, _ = pool(z, w, mask, temperature, normalize, engine == "triton")
+    pooled, *_ = pool(z, w, mask, temperature, normalize, engine)
     return scale * pooled

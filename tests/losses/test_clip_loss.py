@@ -11,54 +11,78 @@ from torch.utils.checkpoint import checkpoint
 from truth.pooling import infonce as infonce_by_hand
 
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import clip_loss, infonce
+from pvp_fast.losses import clip_loss, infonce, native_pairs
 from pvp_fast.losses.clip import clip_loss_ref
 
 SHAPES = [(1, 8), (2, 37), (81, 7), (130, 100), (257, 33)]
 
 
+def blocks_of(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of so many rows, kept where there is only one."""
+    monkeypatch.setattr(infonce, "_SIDE", {"cpu": side})
+    monkeypatch.setattr(native_pairs, "_PANEL", 0)
+    monkeypatch.setattr(native_pairs, "_ROWS", side)
+    monkeypatch.setattr(native_pairs, "_KEPT", side * side)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("kind", ["pairs", "soft", "bool", "uint8", "half"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_error_within_twice_that_of_plain_pytorch(shape: tuple[int, int], kind: str) -> None:
+def test_error_within_twice_that_of_plain_pytorch(
+    shape: tuple[int, int], kind: str, backend: str
+) -> None:
     x, w, y = sample(*shape)
-    check(x, w, labels(kind, y), 14.0)
+    check(x, w, labels(kind, y), 14.0, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("regime", ["chunked", "recompute"])
 @pytest.mark.parametrize("kind", ["pairs", "soft", "bool"])
-def test_many_blocks(monkeypatch: pytest.MonkeyPatch, kind: str, regime: str) -> None:
-    monkeypatch.setattr(infonce, "_SIDE", {"cpu": 50})
+def test_many_blocks(monkeypatch: pytest.MonkeyPatch, kind: str, regime: str, backend: str) -> None:
+    blocks_of(50, monkeypatch)
     for n in (49, 50, 51, 130):
         x, w, y = sample(n, 20)
-        check(x, w, labels(kind, y), 14.0, regime=regime)
-        check(x, w, labels(kind, y), 80.0, regime=regime)
+        check(x, w, labels(kind, y), 14.0, regime=regime, backend=backend)
+        check(x, w, labels(kind, y), 80.0, regime=regime, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("scale", [0.0, 1.0, -30.0, 80.0, 1000.0])
-def test_scales(scale: float) -> None:
+def test_scales(scale: float, backend: str) -> None:
     x, w, y = sample(67, 24)
-    check(x, w, None, scale)
-    check(x, w, y, scale)
+    check(x, w, None, scale, backend=backend)
+    check(x, w, y, scale, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("side", [8, 1024])
-def test_scores_of_plus_and_minus_eighty(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(infonce, "_SIDE", {"cpu": side})
+def test_scores_of_plus_and_minus_eighty(
+    monkeypatch: pytest.MonkeyPatch, side: int, backend: str
+) -> None:
+    blocks_of(side, monkeypatch)
     scores = torch.where(
         torch.rand(19, 19, generator=torch.Generator().manual_seed(1)) < 0.5, -80.0, 80.0
     )
     # Every class a column of the identity: the scores are what was asked for, one column all −80.
     scores[:, 3], scores[4] = -80.0, 80.0
-    check(scores, torch.eye(19), None, 1.0, normalize=False)
-    check(scores, torch.eye(19), sample(19, 2)[2], 1.0, normalize=False)
+    check(scores, torch.eye(19), None, 1.0, normalize=False, backend=backend)
+    check(scores, torch.eye(19), sample(19, 2)[2], 1.0, normalize=False, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_evaluated_in_float32(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, backend: str
+) -> None:
     x, w, y = sample(60, 40)
-    check(x.to(dtype), w.to(dtype), None, 50.0)
-    check(x.to(dtype), w.to(dtype), y, 5.0, normalize=False)
-    check(x.to(dtype), w, y.to(dtype), 5.0)
+    # Where a CPU multiplies it, products that carry gradients back are of bfloat16.
+    rounding = 2**-8 if dtype == torch.bfloat16 and backend == "native" else 0.0
+    for side in (1024, 25):
+        blocks_of(side, monkeypatch)
+        how = {"rounding": rounding, "backend": backend}
+        check(x.to(dtype), w.to(dtype), None, 50.0, **how)
+        check(x.to(dtype), w.to(dtype), y, 5.0, normalize=False, **how)
+        check(x.to(dtype), w, y.to(dtype), 5.0, backend=backend)
     assert clip_loss(x.to(dtype), w.to(dtype)).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = clip_loss(x, w)
@@ -161,19 +185,23 @@ def test_float64_and_learned_targets_are_the_definition() -> None:
     torch.testing.assert_close(dy.double(), expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("side", [3, 1024])
-def test_operators_keep_their_contract(monkeypatch: pytest.MonkeyPatch, side: int) -> None:
-    monkeypatch.setattr(infonce, "_SIDE", {"cpu": side})
+def test_operators_keep_their_contract(
+    monkeypatch: pytest.MonkeyPatch, side: int, backend: str
+) -> None:
+    blocks_of(side, monkeypatch)
     x, w, y = sample(7, 5)
     scale, bias = torch.tensor(9.0), torch.tensor(0.0)
     for targets in (None, y):
         leaves = [t.clone().requires_grad_() for t in (x, w, scale, bias)]
-        torch.library.opcheck(infonce.loss, (*leaves[:2], targets, *leaves[2:], True, False, False))
-        _, stats, kept = infonce.loss(x, w, targets, scale, bias, True, False, False)
+        arguments = (*leaves[:2], targets, *leaves[2:], True, backend, False)
+        torch.library.opcheck(infonce.loss, arguments)
+        _, stats, kept = infonce.loss(x, w, targets, scale, bias, True, backend, False)
         assert kept.numel() == (49 if side > 7 else 0)
         torch.library.opcheck(
             infonce.loss_backward,
-            (torch.ones(()), x, w, targets, scale, stats, kept, True, False, False, True, False),
+            (torch.ones(()), x, w, targets, scale, stats, kept, True, backend, False, True, False),
             test_utils=("test_schema", "test_faketensor"),
         )
 
@@ -207,8 +235,9 @@ def test_a_second_derivative_says_how_to_have_one() -> None:
         first.sum().backward()
 
 
-def test_memory_is_a_block_not_the_scores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(infonce, "_SIDE", {"cpu": 64})
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_memory_is_a_block_not_the_scores(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    blocks_of(64, monkeypatch)
     x, w, _ = sample(1000, 16)
     x.requires_grad_()
     largest = 0
@@ -223,7 +252,7 @@ def test_memory_is_a_block_not_the_scores(monkeypatch: pytest.MonkeyPatch) -> No
             return out
 
     with Watch():
-        torch.autograd.grad(clip_loss(x, w, scale=10.0), x)
+        torch.autograd.grad(clip_loss(x, w, scale=10.0, backend=backend), x)
     assert largest == 4 * 1000 * 16
 
 

@@ -1,4 +1,5 @@
-"""The promise of the fused losses on a CPU: no array of the size of the scores, (B, C).
+"""The promise of the fused losses on a CPU: no array of the size of the scores, (B, C), (N, N) of
+pairs, or (B, L, C) of regions.
 
 Measured on the process from outside of PyTorch's allocator, so that what the extension takes
 counts too: the most that each loss with its gradients adds to the peak of a process of its own.
@@ -18,7 +19,7 @@ SCORES = 4 * ROWS * CATEGORIES  # bytes
 MEASURE = f"""
 import json, resource, sys
 import torch
-from pvp_fast import losses
+from pvp_fast import losses, spatial_softmax_pool
 
 def peak():
     # Not ru_maxrss where it can be helped: a child starts with its parent's.
@@ -33,7 +34,14 @@ def run(name, rows, categories, backend):
     x, w = (torch.randn(n, 8, generator=generator, requires_grad=True) for n in (rows, categories))
     indices = torch.randint(categories, (2 * rows,), generator=generator)
     y = losses.CSRLabels(torch.arange(0, 2 * rows + 1, 2), indices)
-    if backend == "chunked":
+    if name == "clip":
+        x = torch.randn(2 * rows, 8, generator=generator, requires_grad=True)
+        w = torch.randn(2 * rows, 8, generator=generator, requires_grad=True)
+        value = losses.clip_loss(x, w, scale=9.0, backend=backend)
+    elif name == "pool":
+        x = torch.randn(rows // 256 + 1, 196, 8, generator=generator, requires_grad=True)
+        value = spatial_softmax_pool(x, w, backend=backend).sum()
+    elif backend == "chunked":
         value = losses.chunked_loss(lambda s, t: (s.sigmoid() - t) ** 2, x, w, y, scale=9.0)
     else:
         options = {{}} if backend == "ref" else {{"backend": backend}}
@@ -62,7 +70,9 @@ def taken(backend: str, *names: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("backend", ["auto", "native", "torch"])
 def test_no_scores_in_memory(backend: str) -> None:
-    names = ("asl",) if backend == "auto" else ("bce", "siglip", "focal", "asl", "ranking")
+    names = ("asl", "clip", "pool") if backend == "auto" else (
+        "bce", "siglip", "focal", "asl", "ranking", "clip", "pool",
+    )  # fmt: skip
     for name, size in taken(backend, *names).items():
         assert size < SCORES / 3, f"{name} by {backend} took {size / 2**20:.0f} MiB"
 

@@ -7,20 +7,12 @@ import torch
 from support.fused_cases import check, evaluate, leaves, make_labels
 from torch import Tensor
 
-from pvp_fast import losses, native
+from pvp_fast import losses
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import CSRLabels, fused, native_steps
 
 KINDS = ["asl", "bce", "focal", "siglip", "ranking"]
 NATIVE = {"backend": "native", "learn_weight": False}
-
-
-@pytest.fixture(
-    params=[isa for isa in ("portable", "avx2", "avx512") if isa in native.call("isas")]
-)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("PVP_FAST_ISA", request.param)
-    return request.param
 
 
 @pytest.fixture

@@ -2,110 +2,74 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from support.pool_cases import check, sample
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from truth.pooling import pooling as pooling_by_hand
 
 from pvp_fast import spatial_softmax_pool
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import asl_loss_from_scores, pooling, ranking_loss_from_scores
-from pvp_fast.losses.pooling import spatial_softmax_pool_ref
+from pvp_fast.losses import (
+    asl_loss_from_scores,
+    native_pool,
+    pooling,
+    ranking_loss_from_scores,
+)
 
 SHAPES = [(1, 1, 1, 8), (2, 7, 20, 37), (3, 49, 81, 70), (5, 70, 5, 130)]
-
-
-def sample(shape: tuple[int, int, int, int], seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """z (B, L, D), w (C, D) and a mask whose first image has no region."""
-    images, regions, cols, width = shape
-    generator = torch.Generator().manual_seed(seed)
-    z = torch.randn(images, regions, width, generator=generator)
-    w = torch.randn(cols, width, generator=generator)
-    mask = torch.rand(images, regions, generator=generator) < 0.6
-    mask[0] = False
-    return z, w, mask
 
 
 @pytest.fixture
 def tiny_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of one image and 64 categories, or of two."""
     monkeypatch.setattr(pooling, "_CHUNK", {"cpu": 2 * 49 * 81})
+    monkeypatch.setattr(native_pool, "_CHUNK", 2 * 49 * 81)
+    monkeypatch.setattr(native_pool, "_KEPT", 5000)
 
 
-def check(z: Tensor, w: Tensor, mask: Tensor | None, heat: float, normalize: bool = True) -> None:
-    """Twice the error of plain PyTorch plus 1e-4, and the same bits again."""
-    g = torch.randn(len(z), len(w), generator=torch.Generator().manual_seed(3))
-    truth = pooling_by_hand(
-        z.double().numpy(),
-        w.double().numpy(),
-        None if mask is None else mask.numpy(),
-        heat,
-        g.double().numpy(),
-        normalize,
-    )
-
-    def run(function, dtype: torch.dtype | None) -> list[Tensor]:
-        a, b = (t.detach().to(dtype or t.dtype, copy=True).requires_grad_() for t in (z, w))
-        t = torch.tensor(heat, requires_grad=True)
-        out = function(a, b, t)
-        return [out.detach(), *torch.autograd.grad(out, (a, b, t), g)]
-
-    def ours(a: Tensor, b: Tensor, t: Tensor) -> Tensor:
-        return spatial_softmax_pool(a, b, mask, temperature=t, normalize=normalize)
-
-    plain = run(lambda a, b, t: spatial_softmax_pool_ref(a, b, mask, t, normalize), torch.float32)
-    half = z.dtype != torch.float32
-    for i, (found, again, p, t) in enumerate(
-        zip(run(ours, None), run(ours, None), plain, truth, strict=True)
-    ):
-        assert torch.equal(found, again)
-        assert found.isfinite().all()
-        exact = torch.from_numpy(np.asarray(t))
-        error = (found.double() - exact).abs()
-        bound = 2 * (p.double() - exact).abs().max() + 1e-4
-        slack = 2**-8 * exact.abs() if half and i in (1, 2) else 0
-        assert bool((error <= bound + slack).all())
-        if mask is not None and i == 1:
-            assert not found[~mask].any()
-    if mask is not None:
-        assert not ours(z, w, torch.tensor(heat))[~mask.any(1)].any()
-
-
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_error_within_twice_that_of_plain_pytorch(
-    shape: tuple[int, int, int, int], masked: bool
+    shape: tuple[int, int, int, int], masked: bool, backend: str
 ) -> None:
     z, w, mask = sample(shape)
-    check(z, w, mask if masked else None, 50.0)
+    check(z, w, mask if masked else None, 50.0, backend=backend)
 
 
 @pytest.mark.usefixtures("tiny_chunks")
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_many_chunks(shape: tuple[int, int, int, int]) -> None:
+def test_many_chunks(shape: tuple[int, int, int, int], backend: str) -> None:
     z, w, mask = sample(shape)
-    check(z, w, mask, 20.0)
-    check(z, w, None, 20.0, normalize=False)
+    check(z, w, mask, 20.0, backend=backend)
+    check(z, w, None, 20.0, normalize=False, backend=backend)
 
 
-def test_more_categories_than_a_chunk_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_more_categories_than_a_chunk_holds(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     monkeypatch.setattr(pooling, "_CHUNK", {"cpu": 100})
+    monkeypatch.setattr(native_pool, "_CHUNK", 100)
     z, w, mask = sample((3, 5, 150, 12))
-    check(z, w, mask, 30.0)
+    check(z, w, mask, 30.0, backend=backend)
+    check(z.bfloat16(), w.bfloat16(), mask, 30.0, rounding=2**-8, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("heat", [0.0, -20.0, 1.0, 1000.0])
-def test_temperatures(heat: float) -> None:
+def test_temperatures(heat: float, backend: str) -> None:
     z, w, mask = sample((3, 20, 21, 40))
-    check(z, w, mask, heat)
+    check(z, w, mask, heat, backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["native", "torch"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype) -> None:
+def test_half_precision_is_evaluated_in_float32(dtype: torch.dtype, backend: str) -> None:
     z, w, mask = sample((3, 17, 33, 40))
-    check(z.to(dtype), w.to(dtype), mask, 50.0)
+    # Where a CPU multiplies it, products that carry gradients back are of bfloat16.
+    rounding = 2**-8 if dtype == torch.bfloat16 and backend == "native" else 0.0
+    check(z.to(dtype), w.to(dtype), mask, 50.0, rounding=rounding, backend=backend)
     assert spatial_softmax_pool(z.to(dtype), w).dtype == torch.float32
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = spatial_softmax_pool(z, w, mask)
@@ -158,16 +122,17 @@ def test_gradients_only_where_they_are_needed() -> None:
     assert heat.grad > 0
 
 
-def test_operators_keep_their_contract() -> None:
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_operators_keep_their_contract(backend: str) -> None:
     z, w, mask = sample((2, 5, 7, 8))
     heat = torch.tensor(9.0)
     for m in (None, mask):
         leaves = [t.clone().requires_grad_() for t in (z, w, heat)]
-        torch.library.opcheck(pooling.pool, (*leaves[:2], m, leaves[2], True, False))
-        pooled, stats = pooling.pool(z, w, m, heat, True, False)
+        torch.library.opcheck(pooling.pool, (*leaves[:2], m, leaves[2], True, backend))
+        pooled, *saved = pooling.pool(z, w, m, heat, True, backend)
         torch.library.opcheck(
             pooling.pool_backward,
-            (torch.ones_like(pooled), z, w, m, heat, pooled, stats, True, False, True, False),
+            (torch.ones_like(pooled), z, w, m, heat, pooled, *saved, True, backend, True, False),
             test_utils=("test_schema", "test_faketensor"),
         )
 

@@ -99,8 +99,10 @@ def train(
     from pvp_fast.training.distributed import Ranks, process_group
 
     console = progress_console()
-    config = dataclasses.replace(make_config(preset, seed, steps, local, gap), learn=learn)
     words = read_vocabulary(vocabulary)
+    config = dataclasses.replace(
+        make_config(preset, seed, steps, local, gap, categories=len(words)), learn=learn
+    )
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
     texts, source = gather_sentences(words, files, count, seed)
@@ -132,9 +134,17 @@ def train(
 
 
 def make_config(
-    preset: str, seed: int, steps: str | None, local: bool = False, gap: str = "auto"
+    preset: str,
+    seed: int,
+    steps: str | None,
+    local: bool = False,
+    gap: str = "auto",
+    *,
+    categories: int = 1,
 ) -> TrainConfig:
     """Settings from a preset's name, a seed and an override such as ``visual=10,text=5``.
+
+    Of many ``categories`` there are as many steps as those take, unless overridden.
 
     Raises:
         InputError: an unknown preset or stage, or a number of steps or a gap that is none.
@@ -144,7 +154,7 @@ def make_config(
     if preset not in PRESETS:
         raise InputError(f"--preset {preset!r}: use one of {', '.join(PRESETS)}")
     config = TrainConfig.demo(seed) if preset == "demo" else TrainConfig().with_seed(seed)
-    config = dataclasses.replace(config, local=local)
+    config = dataclasses.replace(config, local=local).sized(categories)
     if gap == "none":
         config = config.without_gap()
     elif gap != "auto":

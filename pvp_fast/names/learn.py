@@ -92,7 +92,7 @@ class Request:
                 "seed": self.seed,
                 "sentences": self.sentences,
                 "config": [
-                    dataclasses.asdict(_config(backbone, learn, self.seed))
+                    dataclasses.asdict(_config(backbone, learn, self.seed, len(self.vocabulary)))
                     for learn in ("full", "text")
                 ],
             }
@@ -168,10 +168,13 @@ def prepare(
     return Prepared(path, False, plan, artifact)
 
 
-def _config(backbone: Backbone, learn: str, seed: int) -> TrainConfig | VectorConfig:
+def _config(
+    backbone: Backbone, learn: str, seed: int, categories: int
+) -> TrainConfig | VectorConfig:
     if learn == "text":
         return VectorConfig(seed=seed)
-    return TrainConfig.demo(seed) if backbone.name == "pocket" else TrainConfig().with_seed(seed)
+    config = TrainConfig.demo(seed) if backbone.name == "pocket" else TrainConfig().with_seed(seed)
+    return config.sized(categories)
 
 
 def _sentences(request: Request) -> int:
@@ -199,7 +202,9 @@ def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
     def shorter(plan: Plan, share: float) -> Plan:
         return plan if plan.config is None else planned(shortened(plan.config, share))
 
-    plans = [planned(_config(backbone, learn, request.seed)) for learn in ("full", "text")]
+    plans = [
+        planned(_config(backbone, learn, request.seed, len(names))) for learn in ("full", "text")
+    ]
     if request.learn != "auto":
         plans = [plan for plan in plans if plan.learn == request.learn]
         if request.minutes is None:

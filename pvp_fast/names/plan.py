@@ -23,7 +23,11 @@ from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
+from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.training import TrainConfig
+from pvp_fast.training.features import EVERY, SAMPLED
+from pvp_fast.training.rows import BUDGET, ROW_COPIES
+from pvp_fast.training.sampled import step_width
 from pvp_fast.training.vectors import VectorConfig
 
 LEARN = ("none", "text", "full", "auto")
@@ -198,22 +202,25 @@ def plan_training(
     """The stages of a run of ``train`` with ``config`` on so many sentences."""
     width = backbone.embed_dim
     text, visual, adapter = config.text, config.visual, config.adapter
-    stages = [("sentences", sentences * costs.text)]
+    many = names > EVERY
+    templates = names * len(CLIP_TEMPLATES)  # the ensemble of the original bank
+    stages = [("sentences", (sentences + templates) * costs.text + sentences * WRITING)]
     pixels = 3 * backbone.image_size[0] * backbone.image_size[1] * visual.prompts_per_category
-    memory = _model_bytes(backbone) + sentences * names * 2 + names * width * 4 * 20
+    memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000 + BUDGET
     disk = sentences * width * 2 + names * width * 4 * 3
     if config.learn == "full":
-        at_once = min(names, visual.categories_per_step or names) * visual.prompts_per_category
-        stages.append(
-            ("visual prompts", visual.loop.steps * (at_once * costs.image + STEP)),
-        )
-        memory += names * pixels * 4 * 5
-        disk += names * pixels * 4 * 4
-    prompts = text.loop.steps * (names * costs.prompt + STEP)
-    stages.append(("text prompts", prompts))
+        at_once = step_width(names, visual.categories_per_step)
+        images = at_once * visual.prompts_per_category
+        stages.append(("visual prompts", visual.loop.steps * (images * costs.image + STEP)))
+        memory += at_once * pixels * 4 * 5
+        disk += names * pixels * 4 * ROW_COPIES if at_once < names else names * pixels * 4 * 4
+    prompts = step_width(names, text.categories_per_step) * costs.prompt
+    words = text.loop.steps * (prompts + STEP)
+    if config.learn != "full" or not many:
+        stages.append(("text prompts", words))
     if config.learn == "full":
-        stages.append(("transfer", prompts))
-    products = 6 * adapter.loop.batch_size * names * 2 * width / FLOPS
+        stages.append(("transfer", words))
+    products = 6 * adapter.loop.batch_size * min(names, SAMPLED) * 2 * width / FLOPS
     stages.append(("adapter", adapter.loop.steps * (products + STEP)))
     return Plan(config.learn, config, names, sentences, tuple(stages), int(memory), int(disk))
 

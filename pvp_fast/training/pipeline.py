@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -41,6 +42,9 @@ from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage, imag
 AUTO_ROWS = 4096  # sentences that the noise's length is measured on
 
 LEARN = ("full", "text")
+# How often the image and the context of each category are moved (NOTES-method.md).
+VISUAL_MOVES = 16
+TEXT_MOVES = 50
 
 _SECTIONS: dict[str, Any] = {
     "visual": VisualPromptConfig,
@@ -84,6 +88,22 @@ class TrainConfig:
             text=TextPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
             local_prompts=LocalPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
         ).with_seed(seed)
+
+    def sized(self, categories: int) -> TrainConfig:
+        """The same settings for so many categories.
+
+        Where a step moves only some of them, there are as many steps as move each one's image and
+        context often enough.
+        """
+        sections = {}
+        for name, often in (("visual", VISUAL_MOVES), ("text", TEXT_MOVES)):
+            section = getattr(self, name)
+            width = step_width(categories, section.categories_per_step)
+            steps = max(section.loop.steps, math.ceil(often * categories / width))
+            loop = dataclasses.replace(section.loop, steps=steps)
+            if width < categories:
+                sections[name] = dataclasses.replace(section, loop=loop)
+        return dataclasses.replace(self, **sections)
 
     def without_gap(self) -> TrainConfig:
         """Sentences as they are, and the settings of the stages that go with them."""

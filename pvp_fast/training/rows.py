@@ -26,6 +26,7 @@ _PARTS = 3  # value, mean of the gradients (or their momentum), mean of their sq
 _PLACES = 2
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
+ROW_COPIES = _PARTS * _PLACES  # what a row takes on disk, in rows
 BUDGET = 1 << 29  # bytes of activations that a step keeps for its gradients
 
 

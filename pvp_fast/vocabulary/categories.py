@@ -60,7 +60,8 @@ class Category:
                     f"category {self.name!r}: {word!r} is {type(word).__name__}, not a string; "
                     "in YAML put quotes around words such as yes, no, on, off and numbers"
                 )
-            if not any(character.isalnum() for character in "".join(tokenize(word))):
+            plain = word.isascii() and word.replace(" ", "").isalnum()
+            if not plain and not any(map(str.isalnum, "".join(tokenize(word)))):
                 what = "name" if word == self.name else "synonym"
                 raise InputError(
                     f"category {what} {word!r} is empty; it needs at least one letter or digit"
@@ -94,9 +95,10 @@ class Vocabulary:
             items.append(Category(item) if isinstance(item, str) else item)
         if not items:
             raise InputError("categories is empty; give at least one category name")
-        raise_problems(repeated_names({i: c.name for i, c in enumerate(items)}, _key))
+        keys = {item.name: _key(item.name) for item in items}
+        raise_problems(repeated_names({i: c.name for i, c in enumerate(items)}, keys.__getitem__))
         self._categories = tuple(items)
-        self._index = {_key(item.name): position for position, item in enumerate(items)}
+        self._index = {keys[item.name]: position for position, item in enumerate(items)}
 
     @classmethod
     def builtin(cls, name: str) -> Vocabulary:
@@ -336,7 +338,8 @@ def _parse_yaml(text: str, where: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(text)
+        # Thousands of names take seconds in Python; not every wheel has libyaml's bindings.
+        return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise InputError(f"vocabulary {where} is not valid YAML: {error}") from error
 

@@ -1,4 +1,4 @@
-"""``pvp-fast remove-category`` and ``rename-category``."""
+"""``pvp-fast remove-category``, ``rename-category`` and ``merge-category``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,25 @@ def remove_category(
     if not kept:
         raise InputError("names: no category would be left")
     found.take(kept).save(out)
+    typer.echo(str(out))
+
+
+def merge_category(
+    artifact: Annotated[Path, typer.Argument(help="Artifact folder to start from.")],
+    kept: Annotated[str, typer.Argument(help="Category that stays and gets the other's words.")],
+    other: Annotated[str, typer.Argument(help="Category that becomes part of it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new artifact.")],
+) -> None:
+    """Make two categories one, half way between them; the others keep every bit.
+
+    Examples:
+
+      pvp-fast merge-category runs/tags/artifact sofa couch --out runs/fewer
+    """
+    from pvp_fast.artifact import Artifact
+    from pvp_fast.training.merge import merge_categories
+
+    merge_categories(Artifact.load(artifact), kept, other).save(out)
     typer.echo(str(out))
 
 

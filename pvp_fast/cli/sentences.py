@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pvp_fast.cli.common import progress_console, read_vocabulary
-from pvp_fast.errors import InputError
+from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LocalLLM, pick_writer
 
 if TYPE_CHECKING:
-    from pvp_fast.sentences.writers import Writer
     from pvp_fast.vocabulary.categories import Vocabulary
 
 
@@ -32,16 +31,10 @@ def sentences(
     generate: Annotated[
         int | None, typer.Option(min=1, help="Ask a language model for N sentences.")
     ] = None,
-    base_url: Annotated[
-        str | None, typer.Option(help="OpenAI-compatible endpoint, http://localhost:8000/v1.")
-    ] = None,
-    llm: Annotated[str | None, typer.Option(help="Model name at the endpoint.")] = None,
-    api_key: Annotated[
-        str | None, typer.Option(envvar="OPENAI_API_KEY", help="Key, if the endpoint wants one.")
-    ] = None,
-    local_llm: Annotated[
-        str | None, typer.Option(help="Folder of a local transformers model instead.")
-    ] = None,
+    base_url: BaseUrl = None,
+    llm: LLM = None,
+    api_key: ApiKey = None,
+    local_llm: LocalLLM = None,
     record: Annotated[
         Path, typer.Option(help="Record of prompts and answers; generation resumes from it.")
     ] = Path("sentences.record.jsonl"),
@@ -114,20 +107,3 @@ def _generate(
     writer = pick_writer(base_url, llm, api_key, local_llm)
     workers = 1 if local_llm is not None else workers
     return generate_sentences(writer, words, n, record, seed=seed, workers=workers)
-
-
-def pick_writer(
-    base_url: str | None, llm: str | None, api_key: str | None, local_llm: str | None
-) -> Writer:
-    """The language model that the options of a command name.
-
-    Raises:
-        InputError: they name none.
-    """
-    from pvp_fast.sentences.writers import LocalTransformers, OpenAIChat
-
-    if local_llm is not None:
-        return LocalTransformers(local_llm)
-    if base_url is not None and llm is not None:
-        return OpenAIChat(base_url, llm, api_key)
-    raise InputError("--generate needs --base-url and --llm, or --local-llm FOLDER")

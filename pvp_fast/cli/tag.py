@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pvp_fast.cli.common import image_progress, progress_console
+from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LanguageModel, LocalLLM
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
     IMAGES,
@@ -24,15 +25,10 @@ from pvp_fast.cli.sources import (
     summary_line,
 )
 from pvp_fast.cli.vocabulary import (
-    LLM,
-    ApiKey,
-    BaseUrl,
     Cache,
     Captions,
     Chosen,
-    LanguageModel,
     LearnOption,
-    LocalLLM,
     Minutes,
     Model,
     Names,

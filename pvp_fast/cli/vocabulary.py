@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,18 +17,15 @@ from pvp_fast.cli.common import (
     progress_console,
     read_vocabulary,
 )
+from pvp_fast.cli.language import NOBODY, LanguageModel
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.names import Prepared
     from pvp_fast.tagging.tagger import Tagger
-    from pvp_fast.vocabulary.categories import Vocabulary
 
 PANEL = "Names in place of an artifact"
-
-
-WRITTEN = 20  # sentences a name that a language model is asked for
 
 
 class Learn(str, Enum):
@@ -87,62 +82,6 @@ Cache = Annotated[
 ]
 
 
-LLM = Annotated[
-    str | None,
-    typer.Option(
-        help="Learn from what this model writes: its name at --base-url.", rich_help_panel=PANEL
-    ),
-]
-BaseUrl = Annotated[
-    str | None,
-    typer.Option(
-        help="OpenAI-compatible endpoint, http://localhost:8000/v1.", rich_help_panel=PANEL
-    ),
-]
-ApiKey = Annotated[
-    str | None,
-    typer.Option(
-        envvar="OPENAI_API_KEY", help="Key, if the endpoint wants one.", rich_help_panel=PANEL
-    ),
-]
-LocalLLM = Annotated[
-    str | None,
-    typer.Option(help="Folder of a local transformers model instead.", rich_help_panel=PANEL),
-]
-
-
-@dataclass(frozen=True)
-class LanguageModel:
-    """Who writes the sentences; nobody when all are None."""
-
-    llm: str | None = None
-    base_url: str | None = None
-    api_key: str | None = None
-    local_llm: str | None = None
-
-    @property
-    def given(self) -> bool:
-        return any((self.llm, self.base_url, self.local_llm))
-
-    def sentences(self, words: Vocabulary, cache: Path | None) -> list[str]:
-        """Twenty a name, from a record in the cache that a run goes on with.
-
-        Raises:
-            InputError: the options name no model. CorpusError: the model failed.
-        """
-        from pvp_fast.cli.sentences import pick_writer
-        from pvp_fast.names.cache import cache_folder
-        from pvp_fast.sentences.generate import generate_sentences
-
-        writer = pick_writer(self.base_url, self.llm, self.api_key, self.local_llm)
-        key = sha256(json.dumps([writer.name, words.to_dict()]).encode()).hexdigest()[:24]
-        record = cache_folder(cache) / "sentences" / f"{key}.jsonl"
-        progress_console().print(f"sentences: {record}", markup=False, soft_wrap=True)
-        workers = 1 if self.local_llm else 4
-        count = WRITTEN * len(words)
-        return generate_sentences(writer, words, count, record, workers=workers)
-
-
 class Chosen:
     """What a command was given to tag with: an artifact's folder, or names and how to learn them.
 
@@ -160,7 +99,7 @@ class Chosen:
         model: str | None = None,
         pretrained: str | None = None,
         cache: Path | None = None,
-        writer: LanguageModel = LanguageModel(),  # frozen
+        writer: LanguageModel = NOBODY,
     ) -> None:
         if (artifact is None) == (vocabulary is None):
             raise InputError("give an artifact folder, or --vocabulary FILE and no artifact")

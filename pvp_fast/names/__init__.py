@@ -1,5 +1,6 @@
 """From a list of names to an artifact, kept in a cache: what ``tag --vocabulary`` stands on."""
 
+from pvp_fast.names.add import add_names
 from pvp_fast.names.cache import NameVectors, cache_folder
 from pvp_fast.names.learn import Prepared, Request, prepare
 from pvp_fast.names.plan import Costs, Plan
@@ -11,6 +12,7 @@ __all__ = [
     "Plan",
     "Prepared",
     "Request",
+    "add_names",
     "cache_folder",
     "prepare",
     "zero_shot",

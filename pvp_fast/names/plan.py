@@ -206,7 +206,8 @@ def plan_training(
     templates = names * len(CLIP_TEMPLATES)  # the ensemble of the original bank
     stages = [("sentences", (sentences + templates) * costs.text + sentences * WRITING)]
     pixels = 3 * backbone.image_size[0] * backbone.image_size[1] * visual.prompts_per_category
-    memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000 + BUDGET
+    memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
+    memory += 2 * BUDGET  # a step's activations, and what passes through them backward
     disk = sentences * width * 2 + names * width * 4 * 3
     if config.learn == "full":
         at_once = step_width(names, visual.categories_per_step)
@@ -228,7 +229,7 @@ def plan_training(
 def _model_bytes(backbone: Backbone) -> int:
     """The process with the model in it: Python and libraries, the weights and a copy on the way."""
     weights = sum(p.numel() * p.element_size() for p in backbone.model.parameters())
-    return 600 * (1 << 20) + 2 * weights
+    return 900 * (1 << 20) + 2 * weights
 
 
 def shortened(config: TrainConfig | VectorConfig, share: float) -> TrainConfig | VectorConfig:
@@ -238,7 +239,7 @@ def shortened(config: TrainConfig | VectorConfig, share: float) -> TrainConfig |
     sections = {}
     for name in ("visual", "text", "adapter", "local_prompts"):
         section = getattr(config, name)
-        steps = max(1, round(section.loop.steps * share))
+        steps = max(1, int(section.loop.steps * share))  # minutes are a bound
         loop = dataclasses.replace(section.loop, steps=steps)
         sections[name] = dataclasses.replace(section, loop=loop)
     return dataclasses.replace(config, **sections)

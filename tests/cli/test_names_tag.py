@@ -141,7 +141,7 @@ def test_categories_leave_and_are_renamed(
 def test_a_language_model_is_asked_once(
     words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pvp_fast.cli import sentences
+    from pvp_fast.cli import language
 
     asked: list[str] = []
 
@@ -153,7 +153,7 @@ def test_a_language_model_is_asked_once(
             shown = prompt.split("shows: ")[1].split(". Name")[0]
             return "\n".join(f"A {shown} by the lake, view {len(asked)} {i}." for i in range(8))
 
-    monkeypatch.setattr(sentences, "pick_writer", lambda *given: Writer())
+    monkeypatch.setattr(language, "pick_writer", lambda *given: Writer())
     line = ["tag", "--vocabulary", words, "--model", "pocket", "--llm", "tiny", "--learn", "text"]
     line += ["--cache", str(tmp_path)]
     assert run([*line, "--dry-run", *SCENES]) == 0
@@ -165,3 +165,79 @@ def test_a_language_model_is_asked_once(
     assert run([*line, *SCENES]) == 0
     assert len(asked) == count
     assert "artifact:" in capsys.readouterr().err
+
+
+def test_two_categories_become_one(
+    artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+    import torch.nn.functional as F
+
+    from pvp_fast.artifact import Artifact
+
+    old, out = Artifact.load(artifact), tmp_path / "merged"
+    names = old.vocabulary.names
+    assert run(["merge-category", str(artifact), names[0], names[2], "--out", str(out)]) == 0
+    merged = Artifact.load(out)
+    assert merged.vocabulary.names == (names[0], names[1], *names[3:])
+    assert names[2] in merged.vocabulary[0].synonyms
+    others = [i for i in range(len(names)) if i not in (0, 2)]
+    vectors, before = merged.head.linear().vectors, old.head.linear().vectors
+    assert torch.equal(vectors[1:], before[others])
+    both = F.normalize(old.head.adapter.text[0] + old.head.adapter.text[2], dim=-1)
+    assert torch.equal(merged.head.adapter.text[0], both)
+    assert torch.equal(merged.training.pixels[1:], old.training.pixels[others])
+    assert run(["merge-category", str(out), names[0], names[0], "--out", str(out)]) == 1
+    assert "one category" in capsys.readouterr().err
+
+
+def test_a_file_of_names_joins_names(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from pvp_fast.artifact import Artifact
+
+    line = ["tag", "--model", "pocket", "--cache", str(tmp_path), *SCENES[:1], "--vocabulary"]
+    assert run([*line, words]) == 0
+    (first,) = tmp_path.glob("vocabularies/*/artifact")
+    more = tmp_path / "more.txt"
+    more.write_text("zebra\nbus, coach\n", encoding="utf-8")
+    out = tmp_path / "grown"
+    assert run(["add-category", str(first), str(more), "--out", str(out)]) == 0
+    assert run(["add-category", str(first), str(more), "--synonym", "x", "--out", str(out)]) == 1
+    assert "give the synonyms there" in capsys.readouterr().err
+    assert run(["add-category", str(first), "bus", "--generate", "3", "--out", str(out)]) == 1
+    assert "no training state" in capsys.readouterr().err
+    old, grown = Artifact.load(first), Artifact.load(out)
+    assert grown.vocabulary.names == ("giraffe", "kite", "cow", "zebra", "bus")
+    assert grown.vocabulary[4].synonyms == ("coach",)
+    vectors = grown.head.linear().vectors
+    assert torch.equal(vectors[:3], old.head.linear().vectors)
+    # The same as if the list had held them from the start, up to the odds of a longer list.
+    both = tmp_path / "all.txt"
+    both.write_text("giraffe\nkite\ncow\nzebra\nbus\n", encoding="utf-8")
+    assert run([*line, str(both)]) == 0
+    (whole,) = set(tmp_path.glob("vocabularies/*/artifact")) - {first}
+    torch.testing.assert_close(
+        vectors, Artifact.load(whole).head.linear().vectors, atol=2e-3, rtol=0
+    )
+
+
+def test_names_are_served(words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("fastapi")
+    uvicorn = pytest.importorskip("uvicorn")
+    from fastapi.testclient import TestClient
+
+    answers = []
+
+    def ask(app: object, **options: object) -> None:
+        with TestClient(app) as client:  # type: ignore[arg-type]
+            body = Path(SCENES[0]).read_bytes()
+            headers = {"Content-Type": "image/jpeg"}
+            answers.append(client.post("/tag", content=body, headers=headers).json())
+
+    monkeypatch.setattr(uvicorn, "run", ask)
+    line = ["serve", "--vocabulary", words, "--model", "pocket", "--cache", str(tmp_path)]
+    assert run(line) == 0
+    assert "giraffe" in json.dumps(answers)

@@ -155,6 +155,21 @@ def test_auto_takes_the_best_that_fits(backbone: Backbone) -> None:
     assert pick(1e6, memory=full.memory - 1).learn == "text"
 
 
+def test_many_names_take_more_steps_and_no_more_memory_a_step(backbone: Backbone) -> None:
+    demo = TrainConfig.demo()
+    assert demo.sized(70) == demo
+    sized = demo.sized(10_000)
+    assert sized.visual.loop.steps * 128 >= 16 * 10_000
+    assert sized.text.loop.steps * 128 >= 50 * 10_000
+    costs = Costs(0.001, 0.01, 0.1)
+    few, many = (
+        plan_training(backbone, demo.sized(count), count, 1000, costs) for count in (1000, 11_000)
+    )
+    assert many.memory - few.memory < 10_000 * 8192  # vectors and names; an image has 12,288 bytes
+    assert many.disk - few.disk > 10_000 * 6 * 12_288
+    assert "text prompts" not in dict(many.stages)
+
+
 def test_what_cannot_fit_is_refused_with_what_would(backbone: Backbone) -> None:
     costs = Costs(0.001, 0.01, 0.1)
     plan = plan_training(backbone, TrainConfig(), 50, 1000, costs)

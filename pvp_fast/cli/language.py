@@ -1,0 +1,90 @@
+"""The language model that writes sentences: its options, for every command that may ask one."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pvp_fast.cli.common import progress_console
+from pvp_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from pvp_fast.sentences.writers import Writer
+    from pvp_fast.vocabulary.categories import Vocabulary
+
+_PANEL = "A language model that writes sentences"
+WRITTEN = 20  # sentences a name that a language model is asked for
+
+LLM = Annotated[str | None, typer.Option(help="Its name at --base-url.", rich_help_panel=_PANEL)]
+BaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="OpenAI-compatible endpoint, http://localhost:8000/v1.", rich_help_panel=_PANEL
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="OPENAI_API_KEY", help="Key, if the endpoint wants one.", rich_help_panel=_PANEL
+    ),
+]
+LocalLLM = Annotated[
+    str | None,
+    typer.Option(help="Folder of a local transformers model instead.", rich_help_panel=_PANEL),
+]
+
+
+def pick_writer(
+    base_url: str | None, llm: str | None, api_key: str | None, local_llm: str | None
+) -> Writer:
+    """The language model that the options of a command name.
+
+    Raises:
+        InputError: they name none.
+    """
+    from pvp_fast.sentences.writers import LocalTransformers, OpenAIChat
+
+    if local_llm is not None:
+        return LocalTransformers(local_llm)
+    if base_url is not None and llm is not None:
+        return OpenAIChat(base_url, llm, api_key)
+    raise InputError("--generate needs --base-url and --llm, or --local-llm FOLDER")
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """Who writes the sentences; nobody when all are None."""
+
+    llm: str | None = None
+    base_url: str | None = None
+    api_key: str | None = None
+    local_llm: str | None = None
+
+    @property
+    def given(self) -> bool:
+        return any((self.llm, self.base_url, self.local_llm))
+
+    def sentences(self, words: Vocabulary, cache: Path | None) -> list[str]:
+        """Twenty a name, from a record in the cache that a run goes on with.
+
+        Raises:
+            InputError: the options name no model. CorpusError: the model failed.
+        """
+        from pvp_fast.names.cache import cache_folder
+        from pvp_fast.sentences.generate import generate_sentences
+
+        writer = pick_writer(self.base_url, self.llm, self.api_key, self.local_llm)
+        key = sha256(json.dumps([writer.name, words.to_dict()]).encode()).hexdigest()[:24]
+        record = cache_folder(cache) / "sentences" / f"{key}.jsonl"
+        progress_console().print(f"sentences: {record}", markup=False, soft_wrap=True)
+        workers = 1 if self.local_llm else 4
+        count = WRITTEN * len(words)
+        return generate_sentences(writer, words, count, record, workers=workers)
+
+
+NOBODY = LanguageModel()

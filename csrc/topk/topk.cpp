@@ -399,13 +399,14 @@ class wave {
       if (wide_) path_.kind.widen(words, args.steps / 2, wide);
       words += (wide_ ? args.steps / 2 : args.steps) * kLanes;
       // The tiles of a part share the fetching of the next one, where that has as many words.
-      const bool fetch = !wide_ && (args.ends ? more : step + 2 * args.steps <= row_steps_);
+      const bool fetch = args.ends ? more : step + 2 * args.steps <= row_steps_;
+      const int64_t quarters = wide_ ? 2 : 4;  // two bfloat16 are a word
       for (int64_t t = first_tile; t < last_tile; ++t) {
         const int64_t row = tile_begin(t);
         of_tile(split, t, args);
         args.x += step * args.rows;
-        const int64_t share = ceil_div(4, last_tile - first_tile), quarter = share * (t - first_tile);
-        args.quarters = fetch ? static_cast<int>(std::clamp<int64_t>(4 - quarter, 0, share)) : 0;
+        const int64_t share = ceil_div(quarters, last_tile - first_tile), quarter = share * (t - first_tile);
+        args.quarters = fetch ? static_cast<int>(std::clamp<int64_t>(quarters - quarter, 0, share)) : 0;
         args.ahead = words + (args.quarters > 0 ? quarter * args.steps * kLanes / 4 : 0);
         args.sums = sums + (row - tile_begin(first_tile)) * kLanes;
         if (args.ends) std::fill(output.masks, output.masks + args.rows, 0u);

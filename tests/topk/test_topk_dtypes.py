@@ -57,6 +57,21 @@ def test_every_instruction_set_gives_the_same_bits(dtype, isa, rows, monkeypatch
     assert same(index.topk(x, 9, lowest, bias=lowest, scale=0.7), expected)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [1, 6, 7, 30, 52])
+@pytest.mark.parametrize("width", [129, 256, 301])
+def test_long_chains_and_many_panels_have_the_same_bits(dtype, isa, rows, width, monkeypatch):
+    """Chains that are cut into parts, a row against several panels, panels fetched ahead."""
+    x, w = problem(rows, 229, width, seed=rows)
+    index, bias = TagIndex(w, dtype), torch.linspace(-0.1, 0.1, 229)
+    monkeypatch.setenv("PVP_FAST_ISA", "portable")
+    expected = index.topk(x, 5, 0.0, bias=bias, scale=0.7, per_category_threshold=bias)
+    monkeypatch.setenv("PVP_FAST_ISA", isa)
+    got = index.topk(x, 5, 0.0, bias=bias, scale=0.7, per_category_threshold=bias)
+    assert same(got, expected)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 def test_bfloat16_is_the_documented_chain(isa, monkeypatch):
     """Pairs, the odd member first (topk/topk.h). Every step is exact in float64, then rounded."""

@@ -207,7 +207,7 @@ def plan_training(
     stages = [("sentences", (sentences + templates) * costs.text + sentences * WRITING)]
     pixels = 3 * backbone.image_size[0] * backbone.image_size[1] * visual.prompts_per_category
     memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
-    memory += 2 * BUDGET  # a step's activations, and what passes through them backward
+    memory += 4 * BUDGET  # a step's activations, and what passes through them backward
     disk = sentences * width * 2 + names * width * 4 * 3
     if config.learn == "full":
         at_once = step_width(names, visual.categories_per_step)

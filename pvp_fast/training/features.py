@@ -27,7 +27,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {
 }
 CPU = torch.device("cpu")
 JUDGE_SEED = 0  # of the fixed draw that judges
-WHOLE = 1 << 24  # scores of sentences and categories that are held at once; else there judge
+WHOLE = 1 << 22  # scores of many categories that are held at once; where they are more, judge
 JUDGED_ROWS = 4096  # sentences and
 JUDGED_CATEGORIES = 512  # categories
 EVERY = 512  # categories up to which every one is in every step
@@ -208,7 +208,7 @@ class Sentences:
     @property
     def few(self) -> bool:
         """Whether scores of all sentences and categories can be held at once."""
-        return len(self) * self.categories <= WHOLE
+        return self.categories <= EVERY or len(self) * self.categories <= WHOLE
 
     def some(self, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
         """A fixed sample that stands for many: features (n, D), labels (n, S) bool and the

@@ -341,7 +341,7 @@ def train(
 def _noise_length(data: Sentences, names: Tensor) -> float:
     """:func:`auto_sigma` over some of the sentences, and of many categories over some."""
     rows = torch.arange(0, len(data), max(1, len(data) // AUTO_ROWS))
-    if len(rows) * data.categories > WHOLE:
+    if data.categories > EVERY and len(rows) * data.categories > WHOLE:
         x, y, known = data.some()
         return auto_sigma(x, y, names[known.to(names.device)])
     part = data.rows(rows)

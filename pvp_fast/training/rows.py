@@ -27,7 +27,7 @@ _PLACES = 2
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 ROW_COPIES = _PARTS * _PLACES  # what a row takes on disk, in rows
-BUDGET = 1 << 29  # bytes of activations that a step keeps for its gradients
+BUDGET = 1 << 28  # bytes of activations that a step keeps for its gradients
 
 
 class RowTable:
@@ -220,7 +220,7 @@ def activation_bytes(encode: Callable[[Tensor], Tensor], items: Tensor) -> int:
 
 
 def bounded(encode: Callable[..., Tensor], each: int, *items: Tensor) -> Tensor:
-    """``encode(*items)``, keeping half a GiB of activations at most.
+    """``encode(*items)``, keeping a quarter of a GiB of activations at most.
 
     What would be more goes in parts, whose activations are computed again for the gradient.
 

@@ -41,7 +41,7 @@ from pvp_fast.training.visual import (
 )
 
 WIDTH = 128  # categories encoded with gradient each step, where there are more than EVERY
-_AT_ONCE = 128  # rows read and encoded at once without gradient
+_AT_ONCE = 32  # rows read and encoded at once without gradient
 
 
 def step_width(categories: int, categories_per_step: int) -> int:

@@ -25,7 +25,7 @@ from pvp_fast.modules.scoring import probability
 # Pulls each category's intercept towards the common one: a few sentences decide little alone.
 RIDGE = 1e-2
 _AT_ONCE = 256  # categories
-_NEWTON = 12
+_NEWTON = 8
 SHIFTS = 16  # halvings: 24 logits to a thousandth
 
 

@@ -30,8 +30,6 @@ from pvp_fast.training.distributed import Ranks
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from pvp_fast.training.rows import RowOptimizer
-
 
 @dataclass(frozen=True)
 class LoopConfig:
@@ -78,11 +76,23 @@ class LoopConfig:
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / span))
 
 
+class RowKeeper(torch.optim.Optimizer):
+    """An optimizer whose rows lie elsewhere, as :class:`pvp_fast.training.rows.RowOptimizer`'s."""
+
+    def flush(self) -> None:
+        """Let all that was written reach the disk, before a checkpoint names it."""
+        raise NotImplementedError
+
+    def named(self) -> None:
+        """A checkpoint names what is there: leave it alone from now on."""
+        raise NotImplementedError
+
+
 class Stage(Protocol):
     """What the loop asks of a stage. ``module`` holds all it learns and remembers.
 
-    A stage of which a step needs only some rows has an ``optimizer`` of its own,
-    :class:`pvp_fast.training.rows.RowOptimizer`, which keeps them in a file.
+    A stage of which a step needs only some rows has an ``optimizer`` of its own, a
+    :class:`RowKeeper`.
     """
 
     name: str
@@ -117,11 +127,9 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
     """
     ranks = Ranks()
     folder.mkdir(parents=True, exist_ok=True)
-    rows: RowOptimizer | None = getattr(stage, "optimizer", None)
-    if rows is None:
-        optimizer = _optimizer([p for p in stage.module.parameters() if p.requires_grad], config)
-    else:
-        optimizer = rows
+    kept: RowKeeper | None = getattr(stage, "optimizer", None)
+    learned = [p for p in stage.module.parameters() if p.requires_grad]
+    optimizer = _optimizer(learned, config) if kept is None else kept
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     generator = torch.Generator().manual_seed(config.seed)
     step, score = 0, math.nan
@@ -182,8 +190,8 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                 bar.update(step, total, score)
             saves = step % config.checkpoint_every == 0 or finished
             if log and saves:
-                if rows is not None:
-                    rows.table.flush()
+                if kept is not None:
+                    kept.flush()
                 tensors = {f"module.{k}": v for k, v in stage.module.state_dict().items()}
                 tensors |= optimizer_tensors(optimizer)
                 tensors["generator"] = generator.get_state()
@@ -195,8 +203,8 @@ def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool 
                 save_checkpoint(folder, tensors, at)
             if saves:
                 last = folder
-                if rows is not None:
-                    rows.table.named()
+                if kept is not None:
+                    kept.named()
     return score
 
 

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.training.distributed import Ranks
-from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.loop import LoopConfig, RowKeeper
 
 _PARTS = 3  # value, mean of the gradients (or their momentum), mean of their squares
 _PLACES = 2
@@ -126,7 +126,7 @@ class RowTable:
         return [place * self._bytes for place in places.tolist()]
 
 
-class RowOptimizer(torch.optim.Optimizer):
+class RowOptimizer(RowKeeper):
     """AdamW, or SGD with momentum, on the rows of a step; the others' moments stay as they are.
 
     Adam's bias correction counts each row's own steps. In a group of processes the first one writes
@@ -187,6 +187,14 @@ class RowOptimizer(torch.optim.Optimizer):
         first, second = ((1 - beta**done).float().to(value.device) for beta in _BETAS)
         value.mul_(1 - rate * decay)
         value.sub_(rate * (mean / first) / (square / second).sqrt_().add_(_EPSILON))
+
+    def flush(self) -> None:
+        """Let the rows reach the disk."""
+        self.table.flush()
+
+    def named(self) -> None:
+        """A checkpoint names the rows where they lie now."""
+        self.table.named()
 
     def state_dict(self) -> dict[str, Any]:
         """Where the rows lie and how often they moved; they themselves stay in the table."""

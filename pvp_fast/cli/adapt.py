@@ -63,7 +63,7 @@ def adapt(
     old = Artifact.load(artifact)
     evalset = read_dataset(dataset, images, split)
     pictures = picture_settings(upright, background, max_megapixels, pictures_of(old.config))
-    more, _ = drawn(find_images(unlabelled or ()), most, seed)
+    more, _ = drawn(find_images(unlabelled) if unlabelled else (), most, seed)
     with progress_console().status("encoding and learning from images"):
         backbone = backbone_of(old, device)
         found = learn(

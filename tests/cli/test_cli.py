@@ -674,3 +674,5 @@ def test_adapt_learns_from_labelled_images_and_others(artifact, tmp_path, capsys
     images = Artifact.load(tmp_path / "new").metrics["images"]
     assert (images["count"], images["unlabelled"]) == (12, 4)
     assert images["map_after"] >= images["map_before"]
+    assert run([*line[:6], "--out", str(tmp_path / "alone")]) == 0
+    assert "12 images; mAP" in capsys.readouterr().out

@@ -11,6 +11,8 @@ import typer
 from pvp_fast.cli.common import (
     GRAMMAR_DEFAULT,
     MODEL_HELP,
+    MOST_UNLABELLED,
+    drawn,
     gather_sentences,
     load_backbone,
     progress_console,
@@ -77,6 +79,17 @@ def train(
     learn: Annotated[
         str, typer.Option(help="full: all stages. text: text prompts and the adapter alone.")
     ] = "full",
+    images: Annotated[
+        Path | None, typer.Option(help="Labelled images to go on with, as adapt takes them.")
+    ] = None,
+    dataset: Annotated[
+        str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
+    ] = "folder",
+    split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    unlabelled: Annotated[
+        list[str] | None,
+        typer.Option(help="With --images: more such, without labels, as adapt takes them."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan (time, memory, disk) and stop.")
     ] = False,
@@ -92,6 +105,8 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node 8 -m pvp_fast train ...
     """
+    from pvp_fast.evaluation import read_dataset
+    from pvp_fast.loaders.sources import find_images
     from pvp_fast.names.cache import cache_folder
     from pvp_fast.names.plan import Costs, plan_training
     from pvp_fast.sentences import build_corpus
@@ -99,6 +114,8 @@ def train(
     from pvp_fast.training.distributed import Ranks, process_group
 
     console = progress_console()
+    evalset = None if images is None else read_dataset(dataset, images, split)
+    more, _ = drawn(find_images(unlabelled) if unlabelled else (), MOST_UNLABELLED, seed)
     words = read_vocabulary(vocabulary)
     config = dataclasses.replace(
         make_config(preset, seed, steps, local, gap, categories=len(words)), learn=learn
@@ -125,10 +142,24 @@ def train(
             plan.check()
         if dry_run:
             return
-        artifact = run_training(backbone, corpus, out, config, progress=not quiet, resume=resume)
+        artifact = run_training(
+            backbone,
+            corpus,
+            out,
+            config,
+            images=evalset,
+            unlabelled=more,
+            progress=not quiet,
+            resume=resume,
+        )
         if not quiet:
             for stage, value in artifact.metrics["held_out_map"].items():
                 console.print(f"  {stage:>10}  mAP {value:5.1f} on held-out sentences")
+            if found := artifact.metrics.get("images"):
+                console.print(
+                    f"  {'images':>10}  mAP {found['map_after']:5.1f} on left-out ones, "
+                    f"{found['map_before']:.1f} without them"
+                )
         if ranks.first:
             typer.echo(str(out / "artifact"))
 

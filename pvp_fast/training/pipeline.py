@@ -7,9 +7,10 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,7 @@ from pvp_fast.training.features import (
     TokenSentences,
     label_lists,
 )
+from pvp_fast.training.few import FewConfig
 from pvp_fast.training.gap import OFF, GapConfig, Perturbation, auto_sigma
 from pvp_fast.training.local import LocalPromptConfig, LocalPromptStage, choose_weight
 from pvp_fast.training.loop import LoopConfig, run_stage
@@ -38,6 +40,9 @@ from pvp_fast.training.sampled import SampledTextPrompts, SampledVisualPrompts, 
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.thresholds import best_f1_thresholds, calibrate_many, fit_platt
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage, image_vectors
+
+if TYPE_CHECKING:
+    from pvp_fast.evaluation.datasets import EvalSet
 
 AUTO_ROWS = 4096  # sentences that the noise's length is measured on
 
@@ -162,10 +167,16 @@ def train(
     out: str | os.PathLike[str],
     config: TrainConfig | None = None,
     *,
+    images: EvalSet | None = None,
+    unlabelled: Sequence[Path] = (),
     progress: bool = True,
     resume: bool = True,
 ) -> Artifact:
     """Run the three stages, and the local branch if asked for, and save ``out/artifact``.
+
+    With ``images`` what text taught then goes on to learn from them, as
+    :func:`pvp_fast.evaluation.adapt` does. Their part comes last and is computed anew in each call:
+    a run may be given others when it goes on.
 
     Each stage writes its log and checkpoints under ``out``; called again after an interruption,
     it goes on from the last checkpoint and ends with the same numbers.
@@ -178,6 +189,8 @@ def train(
         corpus: labelled sentences (see :func:`pvp_fast.sentences.build_corpus`).
         out: run folder.
         config: settings; the defaults suit a real CLIP.
+        images: images with labels, all or some.
+        unlabelled: files of further images of the same kind, without labels.
         progress: show progress bars on stderr.
         resume: False refuses a folder that already holds a run.
 
@@ -185,12 +198,15 @@ def train(
         The artifact, as saved.
 
     Raises:
-        InputError: the folder belongs to a run of other settings, corpus or backbone.
+        InputError: the folder belongs to a run of other settings, corpus or backbone; or the images
+            cannot be learned from: then the artifact is that of the text alone.
         TrainingDiverged: a loss term is not finite.
         BackboneError: prompts cannot be learned on the backbone's text tower, or ``config.local``
             with a backbone that has no region features; before any work.
     """
     config = config or TrainConfig()
+    if unlabelled and images is None:
+        raise InputError("unlabelled: images without labels need some with labels; give images too")
     backbone.require_prompts()
     for group in backbone.same_texts(corpus.vocabulary.names):
         warnings.warn(
@@ -256,7 +272,7 @@ def train(
 
     data, judge = dataclasses.replace(data, gap=mixed), judges(mixed)
 
-    images = None if visual is None or many else visual.prompts()
+    learned = None if visual is None or many else visual.prompts()
 
     def text_stage(
         settings: TextPromptConfig, where: str, vectors: Tensor | None = None
@@ -266,7 +282,7 @@ def train(
             path = folder / where / "contexts.rows"
             return SampledTextPrompts(backbone, names, data, judge, settings, path, visual=vectors)
         return TextPromptStage(
-            backbone, names, data, judge, settings, visual=vectors, images=images
+            backbone, names, data, judge, settings, visual=vectors, images=learned
         )
 
     text_only: Tensor | None = None
@@ -282,8 +298,8 @@ def train(
         vectors = visual.vectors()
         text = text_stage(config.text, "text", vectors)
         metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
-        if config.text.co_learn and images is not None:
-            vectors = image_vectors(backbone, images)
+        if config.text.co_learn and learned is not None:
+            vectors = image_vectors(backbone, learned)
     words = text.vectors()
 
     adapter = AdapterStage(original, words, vectors, data, judge, config.adapter)
@@ -311,10 +327,10 @@ def train(
         local_ctx = local.module.ctx.detach().cpu()
     head = head.calibrated(*_calibration(head, clean, near))
     state = None
-    if images is not None and text_only is not None:
+    if learned is not None and text_only is not None:
         state = TrainingState(
             text_only=text_only.cpu(),
-            pixels=images.pixels.detach().cpu(),
+            pixels=learned.pixels.detach().cpu(),
             ctx=text.contexts(),
             local_ctx=local_ctx,
         )
@@ -335,7 +351,27 @@ def train(
     with ranks.in_turn():
         if ranks.first:
             artifact.save(folder / "artifact")
+            if images is not None:
+                artifact = _with_images(backbone, artifact, images, unlabelled, config.seed)
+                artifact.save(folder / "artifact")
+        elif images is not None:
+            artifact = Artifact.load(folder / "artifact")
     return artifact
+
+
+def _with_images(
+    backbone: Backbone,
+    artifact: Artifact,
+    images: EvalSet,
+    unlabelled: Sequence[Path],
+    seed: int,
+) -> Artifact:
+    from pvp_fast.evaluation.adapt import adapt  # it uses what is trained here
+
+    found = adapt(backbone, artifact, images, unlabelled=unlabelled, config=FewConfig(seed=seed))
+    for path, reason in found.failures:
+        warnings.warn(f"images: {path}: {reason}; trained without it", stacklevel=3)
+    return found.artifact
 
 
 def _noise_length(data: Sentences, names: Tensor) -> float:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
+from pvp_fast.errors import InputError
 from pvp_fast.sentences import Corpus
 from pvp_fast.training import GapConfig, TrainConfig, train
 from pvp_fast.training.adapter import AdapterStage
@@ -109,3 +110,33 @@ def test_a_run_from_before_a_field_existed_goes_on(
     del run["config"]["local"], run["config"]["local_prompts"]
     path.write_text(json.dumps(run))
     assert train(backbone, corpus, tmp_path, small(), progress=False).version == first.version
+
+
+def test_images_come_last_and_a_run_that_goes_on_learns_from_them_again(
+    backbone: Backbone, corpus: Corpus, tmp_path: Path
+) -> None:
+    from pvp_fast.demo import demo_set
+    from pvp_fast.evaluation import EvalSet, adapt
+    from pvp_fast.training.few import FewConfig
+
+    scenes = sorted(demo_set().glob("*.jpg"))
+    bad = tmp_path / "bad.jpg"
+    bad.write_bytes(b"no picture")
+    labels = torch.full((13, 2), -1, dtype=torch.int8)
+    labels[::2, 0] = labels[::3, 1] = 1
+    images = EvalSet((*scenes[:12], bad), ("dog", "cat"), labels)
+    run, config = tmp_path / "run", small()
+    text = train(backbone, corpus, run, config, progress=False)
+    with pytest.warns(UserWarning, match=r"bad\.jpg"):
+        first = train(
+            backbone, corpus, run, config, images=images, unlabelled=scenes[12:20], progress=False
+        )
+    apart = adapt(
+        backbone, text, images, unlabelled=scenes[12:20], config=FewConfig(seed=config.seed)
+    ).artifact
+    stored, expected = every_tensor(Artifact.load(run / "artifact")), every_tensor(apart)
+    assert first.metrics["images"]["count"] == 12
+    assert first.metrics["images"] == apart.metrics["images"]
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
+    with pytest.raises(InputError, match="unlabelled"):
+        train(backbone, corpus, run, config, unlabelled=scenes, progress=False)

@@ -94,6 +94,21 @@ def styles(results: Path) -> str:
     return markdown(["", *headings.values()], rows)
 
 
+def few(results: Path) -> str:
+    """mAP with 1 to 16 labelled images a category, over the seeds."""
+    found = read("pocket_few.json", results)["map"]
+    headings = {"twemoji": "Twemoji", "fxemoji": "FxEmoji"}
+    names = ("text only", "adapt, unlabelled too", "adapt", "linear probe", "Tip-Adapter", "CoOp")
+    body = []
+    for style, heading in headings.items():
+        for count, row in found[style].items():
+            means = {name: mean(row[name]) for name in names}
+            best = max(means.values())
+            cells = [f"**{v:.1f}**" if v == best else f"{v:.1f}" for v in means.values()]
+            body.append([f"{heading}, {count}", *cells])
+    return markdown(["", *names], body)
+
+
 def topk(results: Path) -> str:
     """Milliseconds of the top-k contenders at C = 100 000."""
     shown = {
@@ -319,6 +334,7 @@ def architectures(results: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "demo": demo,
     "styles": styles,
+    "few": few,
     "topk": topk,
     "losses": losses,
     "encoder": encoder,

@@ -159,7 +159,7 @@ def test_the_descriptors_of_this_process_are_not_opened_anew(tmp_path: Path, nam
     out = tmp_path / "out"
     out.write_text("old\n")
     with out.open("a") as stream:  # as the shell's >> does
-        line = [sys.executable, "-P", "-c", code, name]
+        line = [sys.executable, "-c", code, name]
         subprocess.run(line, stdout=stream, cwd=tmp_path, check=True)
     assert out.read_text() == "old\nbefore\nnew\nafter\n"
 

@@ -196,7 +196,7 @@ def test_memory_does_not_grow_with_the_number_of_images(artifact, pictures, tmp_
         (tmp_path / str(count)).mkdir()
         for number in range(count):
             os.link(pictures / "été.jpg", tmp_path / str(count) / f"{number:05d}.jpg")
-    line = [sys.executable, "-P", "-c", code, str(artifact), str(tmp_path), *map(str, counts)]
+    line = [sys.executable, "-c", code, str(artifact), str(tmp_path), *map(str, counts)]
     done = subprocess.run(line, capture_output=True, text=True, check=True)
     few, many = (int(peak) / 1024 for peak in done.stdout.split())
     for count in counts:

@@ -315,7 +315,7 @@ for batch in stream:
 """
     saved = tmp_path / "state.json"
     run = subprocess.Popen(
-        [sys.executable, "-P", "-c", code, str(tmp_path / "in"), str(saved)],
+        [sys.executable, "-c", code, str(tmp_path / "in"), str(saved)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -378,7 +378,7 @@ def test_the_command(artifact: Path, photos: dict[str, bytes], tmp_path: Path) -
 
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    line = [sys.executable, "-P", "-c", "from pvp_fast.cli import main; main()", "serve"]
+    line = [sys.executable, "-c", "from pvp_fast.cli import main; main()", "serve"]
     process = subprocess.Popen(
         [*line, str(artifact), "--port", str(port)],
         env={**os.environ, "PVP_FAST_TOKEN": "secret"},

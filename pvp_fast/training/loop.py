@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import importlib.util
 import math
+from abc import ABC, abstractmethod
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,16 +77,16 @@ class LoopConfig:
         return 0.5 * (1 + math.cos(math.pi * (step - self.warmup_steps) / span))
 
 
-class RowKeeper(torch.optim.Optimizer):
+class RowKeeper(torch.optim.Optimizer, ABC):
     """An optimizer whose rows lie elsewhere, as :class:`pvp_fast.training.rows.RowOptimizer`'s."""
 
+    @abstractmethod
     def flush(self) -> None:
         """Let all that was written reach the disk, before a checkpoint names it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def named(self) -> None:
         """A checkpoint names what is there: leave it alone from now on."""
-        raise NotImplementedError
 
 
 class Stage(Protocol):

@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import socket
@@ -48,28 +49,35 @@ def make_artifact(folder: Path) -> Path:
     return folder / "run" / "artifact"
 
 
-@contextlib.contextmanager
-def service(artifact: Path) -> Iterator[int]:
-    """A port where the service answers."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
+    return port
+
+
+@contextlib.contextmanager
+def service(artifact: Path, port: int, queue: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that answers on ``port``; killed at the end."""
     code = "from pvp_fast.cli import main; main()"
-    line = [sys.executable, "-P", "-c", code, "serve", str(artifact), "--port", str(port)]
-    process = subprocess.Popen([*line, "--queue", "1024"], stderr=subprocess.DEVNULL)
+    line = [sys.executable, "-c", code, "serve", str(artifact), "--port", str(port)]
+    # The installed package and not the checkout, which holds no extension (from Python 3.11 on).
+    away = {**os.environ, "PYTHONSAFEPATH": "1"}
+    process = subprocess.Popen([*line, "--queue", str(queue)], stderr=subprocess.DEVNULL, env=away)
     try:
-        for _ in range(1200):
-            with contextlib.suppress(OSError):
-                connection = http.client.HTTPConnection("127.0.0.1", port)
+        while True:
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
                 connection.request("GET", "/healthz")
                 if connection.getresponse().status == 200:
                     break
             if process.poll() is not None:
                 raise SystemExit("the service ended")
             time.sleep(0.05)
-        yield port
+        yield process
     finally:
-        process.terminate()
-        process.wait(30)
+        process.kill()
+        process.wait()
 
 
 def ask(port: int, images: Sequence[bytes], right: Sequence[dict[str, float]], clients: int,
@@ -157,7 +165,8 @@ def main() -> None:
         single: list[float] = []
         speeds: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
         times: dict[int, list[float]] = {clients: [] for clients in CLIENTS}
-        with service(artifact) as port:
+        port = free_port()
+        with service(artifact, port, 1024):
             ask(port, images, right, 4, len(images))
             for _ in range(options.rounds):
                 start = time.perf_counter()

@@ -12,20 +12,17 @@ share the machine's cores with the service, so the times are overstated.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import http.client
 import json
 import os
 import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +30,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from bench_serve import HEADERS, PATH, make_artifact
+from bench_serve import HEADERS, PATH, free_port, make_artifact, service
 from common import write_results
 
 from pvp_fast import Tagger
@@ -48,28 +45,6 @@ WRONG: tuple[tuple[bytes, str, int, bool], ...] = (
     (b"{", "application/json", 400, False),
     (b"x", "text/plain", 415, False),
 )
-
-
-@contextlib.contextmanager
-def service(artifact: Path, port: int, queue: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that answers on ``port``; killed at the end."""
-    code = "from pvp_fast.cli import main; main()"
-    line = [sys.executable, "-P", "-c", code, "serve", str(artifact), "--port", str(port)]
-    process = subprocess.Popen([*line, "--queue", str(queue)], stderr=subprocess.DEVNULL)
-    try:
-        while True:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-                connection.request("GET", "/healthz")
-                if connection.getresponse().status == 200:
-                    break
-            if process.poll() is not None:
-                raise SystemExit("the service ended")
-            time.sleep(0.05)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 @dataclass
@@ -166,8 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     others = os.getloadavg()[0]  # processes that want to run, before any of these
     images = [path.read_bytes() for path in find_images([demo_set()])][:150]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
+    port = free_port()
     memory: list[float] = []
     with tempfile.TemporaryDirectory() as name:
         artifact = make_artifact(Path(name))

@@ -9,7 +9,14 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import MOST_UNLABELLED, backbone_of, drawn, progress_console
+from pvp_fast.cli.common import (
+    MOST_UNLABELLED,
+    Dataset,
+    Split,
+    backbone_of,
+    drawn,
+    progress_console,
+)
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 
 
@@ -17,9 +24,7 @@ def adapt(
     artifact: Annotated[Path, typer.Argument(help="Artifact folder to start from.")],
     images: Annotated[Path, typer.Option(help="Labelled images, all labels or some.")],
     out: Annotated[Path, typer.Option(help="Folder for the new artifact.")],
-    dataset: Annotated[
-        str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
-    ] = "folder",
+    dataset: Dataset = "folder",
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(help="More such images, without labels: a folder, as tag takes it."),
@@ -27,7 +32,7 @@ def adapt(
     most: Annotated[
         int, typer.Option(min=1, help="Of more --unlabelled images, this many drawn at random.")
     ] = MOST_UNLABELLED,
-    split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    split: Split = None,
     views: Annotated[
         int, typer.Option(min=0, help="Random crops and mirror images of each, learned from too.")
     ] = 3,

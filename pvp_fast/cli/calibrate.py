@@ -12,6 +12,8 @@ import typer
 
 from pvp_fast.cli.common import (
     MOST_UNLABELLED,
+    Dataset,
+    Split,
     backbone_of,
     drawn,
     gather_sentences,
@@ -58,10 +60,8 @@ def calibrate(
     images: Annotated[
         Path | None, typer.Option(help="Labelled images to calibrate on instead of sentences.")
     ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
-    ] = "folder",
-    split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    dataset: Dataset = "folder",
+    split: Split = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(help="Images without labels: a folder, as tag takes it. Repeatable."),

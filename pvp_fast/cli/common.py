@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
 from rich.console import Console
 
 from pvp_fast.errors import CorpusError
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 GRAMMAR_DEFAULT = 6000
 MOST_UNLABELLED = 2000  # images without labels that are looked at
+Dataset = Annotated[
+    str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
+]
+Split = Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")]
 
 
 def drawn(paths: Iterable[Path], most: int, seed: int) -> tuple[list[Path], int]:

@@ -12,6 +12,8 @@ from pvp_fast.cli.common import (
     GRAMMAR_DEFAULT,
     MODEL_HELP,
     MOST_UNLABELLED,
+    Dataset,
+    Split,
     drawn,
     gather_sentences,
     load_backbone,
@@ -82,10 +84,8 @@ def train(
     images: Annotated[
         Path | None, typer.Option(help="Labelled images to go on with, as adapt takes them.")
     ] = None,
-    dataset: Annotated[
-        str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
-    ] = "folder",
-    split: Annotated[str | None, typer.Option(help="Split of --images, as evaluate's.")] = None,
+    dataset: Dataset = "folder",
+    split: Split = None,
     unlabelled: Annotated[
         list[str] | None,
         typer.Option(help="With --images: more such, without labels, as adapt takes them."),

@@ -1,6 +1,7 @@
 """The service under more clients than it takes, one request in ten bad; killed and restarted.
 
-A short form of ``benchmarks/soak_serve.py``, whose clients these are: they check every answer.
+A short form of ``benchmarks/soak_serve.py``, whose clients these are: they check every answer; and
+of ``benchmarks/overload_serve.py``, whose client is wrk.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -30,20 +32,25 @@ CLIENTS, QUEUE = 64, 8
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def soak() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("soak_serve", FOLDER / "soak_serve.py")
+def script(name: str) -> ModuleType:
+    """A module of the benchmarks, which find each other on the path."""
+    spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     before = list(sys.path)
-    sys.modules["soak_serve"] = module  # a dataclass looks for its module there
+    sys.modules[name] = module  # a dataclass looks for its module there
     try:
         spec.loader.exec_module(module)
     finally:
         sys.path[:] = before
-        del sys.modules["soak_serve"]
+        del sys.modules[name]
     return module
+
+
+@pytest.fixture(scope="module")
+def soak() -> ModuleType:
+    return script("soak_serve")
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +81,21 @@ def test_a_bounded_queue_sheds_the_rest_and_loses_nothing(
     assert sum(float(number) for _, number in counted) == sum(load.counts.values())
     assert {status for status, _ in counted} == {"200", "400", "415", "503"}
     assert float(dict(counted)["503"]) == load.counts["503"]
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="needs wrk")
+def test_wrk_is_answered_200_or_503_and_the_queue_stays_bounded(
+    tagger: Tagger, asked: tuple[list[bytes], list[dict[str, float]]]
+) -> None:
+    overload = script("overload_serve").overload
+    with serving(tagger, queue=QUEUE, max_images=QUEUE) as server:
+        port = server.socket.getsockname()[1]
+        found = overload(os.getpid(), port, asked[0], CLIENTS, 1, QUEUE)
+        metrics = get(f"{server.url}/metrics").text
+    counted = dict(re.findall(r'pvp_fast_requests_total\{status="(\d+)"\} (\S+)', metrics))
+    # wrk drops what it waits for when its time is up.
+    assert 0 < found["tagged"] <= float(counted["200"]) <= found["tagged"] + CLIENTS
+    assert 0 < found["503"] <= float(counted["503"]) <= found["503"] + CLIENTS
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")

@@ -7,22 +7,20 @@ import contextlib
 import numpy as np
 from PIL import Image
 
-# A TIFF of 16-bit samples may hold a sensor's 10, 12 or 14 bits, and nothing in it says so; other
-# formats stretch to the full range by their own rules.
-_SENSOR_SCALES = (1023, 4095, 16383, 65535)
+from pvp_fast.pictures.deep import PLAIN, Samples, to_gray
 
 
 def to_rgb(
-    image: Image.Image, fill: tuple[int, int, int] | None, sensor_scale: bool = False
+    image: Image.Image, fill: tuple[int, int, int] | None, samples: Samples = PLAIN
 ) -> Image.Image:
     """A loaded image as RGB.
 
     Args:
         fill: what shows through transparent pixels; None takes the colours hidden there.
-        sensor_scale: deep gray that nothing over 10, 12 or 14 bits occurs in is of that depth.
+        samples: what the file says of deep gray.
     """
     if image.mode.startswith("I") or image.mode == "F":
-        return _from_deep(image, fill, sensor_scale)
+        return _from_deep(image, fill, samples)
     if fill is None or not _has_alpha(image):
         return image.convert("RGB")
     layer = image
@@ -48,23 +46,13 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _from_deep(
-    image: Image.Image, fill: tuple[int, int, int] | None, sensor_scale: bool
+    image: Image.Image, fill: tuple[int, int, int] | None, samples: Samples
 ) -> Image.Image:
-    """Integers of 16 and 32 bits and floats; Pillow would clip them at 255."""
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0)
-    largest = float(values.max(initial=0))
-    if image.mode == "F":
-        full = max(1.0, largest)
-    elif largest > 65535:
-        full = largest
-    elif sensor_scale:
-        full = float(next(scale for scale in _SENSOR_SCALES if largest <= scale))
-    else:
-        full = 65535.0
-    gray = (values / full * 255).round().clip(0, 255).astype(np.uint8)
-    found = Image.fromarray(gray).convert("RGB")
+    found = Image.fromarray(to_gray(image, samples)).convert("RGB")
     key = image.info.get("transparency")
     if fill is not None and isinstance(key, int):  # PNG: one gray value is transparent
         with contextlib.suppress(ValueError):
-            found.paste(fill, mask=Image.fromarray((values == key).astype(np.uint8) * 255))
+            found.paste(
+                fill, mask=Image.fromarray((np.asarray(image) == key).astype(np.uint8) * 255)
+            )
     return found

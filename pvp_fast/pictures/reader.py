@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import struct
@@ -15,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from pvp_fast.errors import ImageError
 from pvp_fast.pictures import heif, kinds, png, raw
+from pvp_fast.pictures.deep import from_sensor, samples_of, transparent_key
 from pvp_fast.pictures.flatten import to_rgb
 from pvp_fast.pictures.jpeg import reduction
 from pvp_fast.pictures.settings import PictureSettings, too_large
@@ -32,6 +32,13 @@ _DAMAGE = (
     IndexError,
     struct.error,
 )
+
+# What stands under the names of pictures, by its first bytes.
+_NO_PICTURES = {
+    b"\xff\x0a": "JPEG XL, which is not read",
+    b"\0\0\0\x0cJXL ": "JPEG XL, which is not read",
+    b"version https://git-lfs": "no image but a pointer to it: run git lfs pull",
+}
 
 
 def open_image(source: Any, settings: PictureSettings = DEFAULT) -> Image.Image:
@@ -152,12 +159,21 @@ def _read(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Imag
 def _open(stream: IO[bytes], head: bytes) -> Image.Image:
     """As Image.open, without its own limit of 179 megapixels, which no option can raise."""
     Image.init()
+    marked = ""
     for name in _formats(head):
         factory, accept = Image.OPEN[name]
         if accept is None or accept(head[:16]) is True:
             stream.seek(0)
-            with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):
+            try:
                 return factory(stream, "")
+            except (SyntaxError, IndexError, TypeError, struct.error) as error:
+                if accept is not None and not marked:
+                    marked = f"damaged, or a {name} of a kind that is not read: {error}"
+    if marked:
+        raise ImageError(marked)
+    for mark, reason in _NO_PICTURES.items():
+        if head.startswith(mark):
+            raise ImageError(reason)
     raise UnidentifiedImageError
 
 
@@ -192,14 +208,19 @@ def _rgb(
         _shrink(image, settings, name, stream)
     elif width * height > settings.max_pixels:
         raise too_large(width, height, settings, name)
-    kind = image.format
+    samples, key = samples_of(image), transparent_key(image)
     try:
         image.load()
     except _DAMAGE as error:
         raise ImageError(f"damaged: {error}", name) from error
+    if stream is not None and samples.colours:
+        image = from_sensor(image, stream)
+    if key is not None:
+        image = image.copy()  # its owner's stays as it is
+        image.info["transparency"] = key
     if settings.upright:
         image = upright(image)
-    found = to_rgb(image, settings.fill, sensor_scale=kind == "TIFF")
+    found = to_rgb(image, settings.fill, samples)
     found.info = {}  # or who opens it again would turn it again
     return found
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import struct
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image
 
 _ORIENTATION = 0x0112
-_IN_XMP = re.compile(rb'tiff:Orientation(?:="|>)([0-9])')
+_IN_XMP = re.compile(rb"""tiff:Orientation(?:\s*=\s*["']|>)\s*([0-9])""")
+_TOLD_BY_XMP = ("JPEG", "MPO", "PNG", "WEBP")  # the others are upright when they are loaded
 _EXIF, _XMP = b"Exif\x00\x00", b"http://ns.adobe.com/xap/1.0/\x00"
-_INTEGERS = {3: "H", 4: "I"}  # SHORT and LONG of a TIFF directory
+_INTEGERS = {3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I"}  # kinds of a TIFF directory
 
 
 class Turn(NamedTuple):
@@ -88,11 +89,19 @@ def upright(image: Image.Image) -> Image.Image:
     """The image as its metadata ask for it; unreadable metadata ask for nothing."""
     try:
         asked = image.getexif().get(ExifTags.Base.Orientation)
-        method = _METHODS.get(asked) if isinstance(asked, int) else None
     # A camera's private directories can be broken in any way; the pixels are not.
     except Exception:
-        method = None
+        asked = None
+    if asked is None and image.format in _TOLD_BY_XMP:
+        asked = _asked_by_xmp(image.info.get("xmp"))
+    method = _METHODS.get(asked) if isinstance(asked, int) else None
     return image if method is None else image.transpose(method)
+
+
+def _asked_by_xmp(packet: Any) -> int | None:
+    """Pillow finds it in one spelling alone."""
+    found = _IN_XMP.search(packet) if isinstance(packet, bytes) else None
+    return int(found.group(1)) if found is not None else None
 
 
 def turned(image: Image.Image, orientation: int) -> Image.Image:
@@ -121,8 +130,7 @@ def jpeg_turn(data: bytes) -> Turn:
             elif data.startswith(_XMP, at + 4):
                 xmp = data[at + 4 : at + 2 + length]
         at += 2 + length
-    found = None if xmp is None else _IN_XMP.search(xmp)
-    return AS_STORED if found is None else TURNS.get(int(found.group(1)), AS_STORED)
+    return TURNS.get(_asked_by_xmp(xmp) or 1, AS_STORED)
 
 
 def _exif_orientation(block: bytes) -> int | None:

@@ -7,6 +7,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
+from support.deep_files import png_of_one_colour, tiff
 from support.image_files import encoded, scene
 
 from pvp_fast.clip.preprocess import Preprocess
@@ -74,6 +75,22 @@ def test_a_colour_that_stands_for_transparent(mode: str) -> None:
     assert (np.asarray(open_image(with_key(mode))) == 255).all()
 
 
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_a_transparent_colour_of_any_depth(depth: int, bands: int) -> None:
+    if bands == 3 and depth < 8:
+        return  # no such PNG
+    colour = (
+        tuple(range(1, bands + 1)) if depth < 16 else tuple(range(1000, 1000 + 999 * bands, 999))
+    )
+    red = PictureSettings(background="#ff0000")
+    shown = np.asarray(open_image(png_of_one_colour(depth, colour, colour), red))
+    assert (shown == (255, 0, 0)).all()
+    other = tuple(sample ^ (1 << (depth - 1)) for sample in colour)
+    shown = np.asarray(open_image(png_of_one_colour(depth, colour, other), red))
+    assert not (shown == (255, 0, 0)).all(2).any()
+
+
 def test_half_transparent_is_half_background() -> None:
     veil = Image.new("RGBA", SIZE, (200, 100, 0, 128))
     assert np.abs(np.asarray(open_image(veil))[0, 0].astype(int) - (227, 177, 127)).max() <= 1
@@ -105,6 +122,40 @@ def deep(largest: int, kind: str) -> bytes:
 def test_a_sensors_scale_in_a_tiff(largest: int) -> None:
     shown = np.asarray(open_image(deep(largest, "TIFF")))[..., 0]
     assert np.abs(shown.ravel().astype(int) - np.linspace(0, 255, 64).round()).max() <= 1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("largest", [1023, 4095, 16383, 65535])
+@pytest.mark.parametrize("kind", ["<u2", ">u2"])
+def test_a_sensors_scale_in_colours(largest: int, kind: str, packed: bool) -> None:
+    ramp = np.linspace(0, largest, 192).round().reshape(8, 8, 3)
+    shown = np.asarray(open_image(tiff(ramp.astype(kind), packed=packed)))
+    assert np.abs(shown.ravel().astype(int) - np.linspace(0, 255, 192).round()).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "largest"),
+    [
+        ("<u2", 65535),
+        (">u2", 65535),
+        ("<i2", 32767),
+        ("<u4", 2**32 - 1),
+        ("<i4", 2**31 - 1),
+        ("<f4", 1),
+        ("<f4", 255),
+    ],
+)
+def test_grays_of_every_type(kind: str, largest: int) -> None:
+    ramp = np.linspace(0, largest, 64).reshape(8, 8).astype(kind)
+    shown = np.asarray(open_image(tiff(ramp)))[..., 0]
+    assert np.abs(shown.ravel().astype(int) - np.linspace(0, 255, 64).round()).max() <= 1
+
+
+@pytest.mark.parametrize(("kind", "largest"), [("<u1", 255), ("<u2", 65535), ("<u2", 4095)])
+def test_a_scan_whose_smallest_value_is_white(kind: str, largest: int) -> None:
+    ramp = np.linspace(0, largest, 64).reshape(8, 8).astype(kind)
+    shown = np.asarray(open_image(tiff(ramp, negative=True)))[..., 0]
+    assert np.abs(shown.ravel().astype(int) - np.linspace(255, 0, 64).round()).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["PNG", "PPM", "JPEG2000"])

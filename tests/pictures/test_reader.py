@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
+from support.deep_files import tiff
 
 from pvp_fast.errors import ImageError
 from pvp_fast.pictures import open_image
@@ -70,6 +71,12 @@ def bomb() -> bytes:
         (bomb(), "too large"),
         (encoded(picture(size=(200, 200)), "JPEG")[:3000], "damaged"),
         (encoded(picture(size=(200, 200)), "PNG")[:3000], "damaged"),
+        (b"\xff\xd8\xff", "damaged, or a JPEG"),
+        (b"\x89PNG\r\n\x1a\n", "damaged, or a PNG"),
+        (tiff(np.zeros((4, 4))), "damaged, or a TIFF of a kind that is not read"),
+        (b"\xff\x0a" + bytes(60), "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(60), "JPEG XL"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\nsize 9\n", "git lfs pull"),
     ],
 )
 def test_bad_data_has_a_reason(data: bytes, reason: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, features
+from PIL import Image, PngImagePlugin, features
 from support.image_files import encoded, exif_block, photo_turned, scene, stored
 
 from pvp_fast.clip.preprocess import Preprocess
@@ -88,6 +88,30 @@ def test_xmp_is_asked_where_exif_says_nothing(number: int) -> None:
     assert off(open_image(data), PICTURE) < 10
     both = encoded(photo, quality=95, subsampling=0, xmp=XMP % 3, exif=exif_block(number))
     assert jpeg_turn(both) == TURNS[number]  # EXIF comes first
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("spelling", [b"='6'", b' = "6"', b">6</tiff:Orientation", b"> 6 </t"])
+def test_xmp_in_every_spelling(kind: str, spelling: bytes) -> None:
+    packet = XMP[: XMP.index(b'="')] + spelling + b"/></rdf:RDF></x:xmpmeta>"
+    options = KINDS[kind] | {"xmp": packet}
+    if kind == "TIFF":  # has a field of its own, and is turned once
+        options["tiffinfo"] = {274: 6, 700: packet}
+    if kind == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("XML:com.adobe.xmp", packet.decode())
+    data = encoded(stored(PICTURE, 6), kind, **options)
+    assert off(open_image(data), PICTURE) < 10
+    if kind == "JPEG":
+        assert jpeg_turn(data) == TURNS[6]
+
+
+@pytest.mark.parametrize("kind", [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13])
+def test_a_number_of_another_type_is_heeded_or_not_by_both_roads(kind: int) -> None:
+    block = exif_block(6).replace(b"\x12\x01\x03\x00", b"\x12\x01" + bytes([kind, 0]))
+    data = encoded(PICTURE, quality=95, subsampling=0, exif=block)
+    square = jpeg_turn(data).array(np.asarray(PICTURE).transpose(2, 0, 1)).shape[1:]
+    assert open_image(data).size == square[::-1]
 
 
 @pytest.mark.parametrize("kind", [3, 4])

@@ -84,12 +84,14 @@ class _Taking:
         """Raises OSError or InputError where that cannot be."""
         from pvp_fast.files import atomic_write
         from pvp_fast.sinks import captions, inside, xmp
+        from pvp_fast.sinks.beside import refuse_read_only
 
         found = (*xmp.untag(image), *captions.untag(image, self.caption_ending))
         for path, _, new in found:
             if path in self._done:
                 continue
             self._done.add(path)
+            refuse_read_only(path)
             self.changed += 1
             if self.dry_run:
                 print(f"{path} ({'taken away' if new is None else 'changed'})")

@@ -96,6 +96,8 @@ class Beside(Sink):
 
     def _put(self, path: Path, data: bytes | None, old: bytes | None, lines: list[str]) -> None:
         """Put new bytes in place (None: take the file away), or say what would be done."""
+        if data != old and old is not None:
+            refuse_read_only(path)
         if self.dry_run:
             if self._say is not None and data != old:
                 what = "new" if old is None else "taken away" if data is None else "changed"
@@ -121,6 +123,13 @@ def read_old(path: Path) -> bytes | None:
         return path.read_bytes()
     except FileNotFoundError:
         return None
+
+
+def refuse_read_only(path: str | os.PathLike[str]) -> None:
+    """Raise PermissionError for a file that its owner has closed to writing: renaming another over
+    it would not ask."""
+    if not os.stat(path).st_mode & 0o222:
+        raise PermissionError(errno.EACCES, "it is read-only", os.fspath(path))
 
 
 def find(image: str, ending: str, style: str | None) -> tuple[Path, str | None]:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.beside import Beside
+from pvp_fast.sinks.beside import Beside, refuse_read_only
 from pvp_fast.sinks.ledger import Content, Ledger
 from pvp_fast.sinks.xmp_packet import (
     SUBJECT,
@@ -98,6 +98,7 @@ class InsideSink(Beside):
             lines += [f"- IPTC: {', '.join(gone)}"] * bool(gone)
             self._put(Path(image), change.packet, old or b"", lines)
         elif change.packet != old:
+            refuse_read_only(image)
             _put(image, change.packet, iptc, new, gone)
         return None
 
@@ -115,6 +116,7 @@ def untag(image: str, *, dry_run: bool = False) -> bool:
         return False
     new = take_back(old).packet
     if new != old and not dry_run:
+        refuse_read_only(image)
         _put(image, new, _read_iptc(image), [], _recorded_iptc(old))
     return new != old
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from xml.parsers import expat
-from xml.sax.saxutils import escape, quoteattr
+from xml.sax.saxutils import escape, quoteattr, unescape
 
 from pvp_fast.errors import InputError
 
@@ -184,6 +184,9 @@ def take_back(packet: bytes) -> Change:
             else:
                 for item in mine:
                     document.cut(item)
+                if mine:
+                    left = [" ".join(item.text.split()) for item in items if item not in mine]
+                    document.restore(element, record.get("was", ()), left)
             gone += [item.text for item in reversed(mine)]
         if gone:
             removed[each.name] = tuple(gone)
@@ -247,10 +250,13 @@ class _Document:
         self.encoding = _encoding(packet)
         try:
             # Positions are those of UTF-8; the way back gives the same bytes again.
-            self.data = packet.decode(self.encoding).encode()
+            text = packet.decode(self.encoding)
+            self.data = text.rstrip("\0").encode()
+            self.padding = "\0" * (len(text) - len(text.rstrip("\0")))  # as cameras leave it
         except (UnicodeError, LookupError) as error:
             raise XmpError(f"the sidecar is not {self.encoding} text: {error}") from error
         self.edits: list[tuple[int, int, bytes]] = []
+        self.rewritten: list[str] = []  # lists that were no element with items, as they were
         self.root = self._parse()
         self.rdf = self._find_rdf()
 
@@ -388,14 +394,34 @@ class _Document:
             before, at = b"", container.inside
         new = b"".join(before + _element(f"{prefix}li", text) for text in texts)
         if container.outside == container.inside and self.data[at - 2 : at] == b"/>":
+            self._rewrite(element)
             raw = self.data[container.start + 1 : container.inside - 2]
             close = raw.split()[0]
             self.edits.append((at - 2, at, b">" + new + b"</" + close + b">"))
         else:
             self.edits.append((at, at, new))
 
+    def _rewrite(self, element: _Node) -> None:
+        local = element.name.rpartition(" ")[2]
+        self.rewritten.append(f"{local} {self.data[element.start : element.end].decode()}")
+
+    def restore(self, element: _Node, was: Iterable[str], left: Sequence[str]) -> None:
+        """Put an element back as it was before it was rewritten, if it holds no more than then.
+
+        Args:
+            was: what :attr:`rewritten` held. left: texts of the items that are not ours.
+        """
+        space, _, local = element.name.rpartition(" ")
+        for name, _, text in (each.partition(" ") for each in was):
+            said = " ".join(re.sub(r"<[^>]*>", "", text).split())
+            prefixes = set(re.findall(r"</?([\w.-]+):", text))
+            known = all(element.spaces.get(prefix) in (space, RDF) for prefix in prefixes)
+            if name == local and known and left == [unescape(said)] * bool(said):
+                self.edits.append((element.start, element.end, text.encode()))
+
     def _make_list(self, element: _Node, texts: Sequence[str]) -> None:
         """Make a list of a property that is plain text, or empty."""
+        self._rewrite(element)
         prefix = self._prefix(element, RDF)
         declared = "" if prefix else f' xmlns:rdf="{RDF}"'
         prefix = prefix or "rdf:"
@@ -431,6 +457,8 @@ class _Document:
         lists += [(f"pvp:{e.local}", added[e.name]) for e in LISTS if e.name in added]
         if made:
             lists.append(("pvp:made", [e.local for e, _ in made]))
+        if self.rewritten:
+            lists.append(("pvp:was", self.rewritten))
         parts = [before, f"<rdf:Description{head} rdf:about={quoteattr(about)}>".encode()]
         for name, texts in lists:
             parts += [step, f"<{name}><rdf:Bag>".encode()]
@@ -483,7 +511,9 @@ class _Document:
             self._cut_attributes(description)
 
     def _is_cut(self, node: _Node) -> bool:
-        return any(start <= node.start and node.end <= end for start, end, _ in self.edits)
+        return any(
+            start <= node.start and node.end <= end and not new for start, end, new in self.edits
+        )
 
     def _cut_attributes(self, node: _Node) -> None:
         """Our fields that an editor has made attributes of, and the declarations it has moved."""
@@ -502,7 +532,7 @@ class _Document:
             parts += [self.data[at:start], new]
             at = end
         data = b"".join([*parts, self.data[at:]])
-        return data.decode().encode(self.encoding, "xmlcharrefreplace")
+        return (data.decode() + self.padding).encode(self.encoding, "xmlcharrefreplace")
 
 
 def _missing(each: KeywordList, there: Iterable[str], texts: Iterable[str]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pvp_fast.cli import run
 from pvp_fast.demo import demo_set
 from pvp_fast.errors import InputError
 from pvp_fast.sinks import open_sink
@@ -140,6 +141,70 @@ def test_keywords_as_an_attribute_and_without_any_description() -> None:
         '<x:xapmeta xmlns:x="adobe:ns:meta/">\n</x:xapmeta>',
     ):
         assert keywords(merged(root.encode(), ["dog"])) == ["dog"]
+
+
+ADOBE = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{RDF}">{{}}</rdf:RDF></x:xmpmeta>'
+LIST = (
+    f'<rdf:Description rdf:about="" xmlns:dc="{DC}"><dc:subject>{{}}</dc:subject></rdf:Description>'
+)
+DEFAULTS = (
+    f'<xmpmeta xmlns="adobe:ns:meta/"><RDF xmlns="{RDF}"><Description about=""><subject '
+    f'xmlns="{DC}"><Bag xmlns="{RDF}"><li>old</li></Bag></subject></Description></RDF></xmpmeta>'
+)
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        ADOBE.format(LIST.format("<rdf:Bag/>")),
+        ADOBE.format(LIST.format("<rdf:Bag />")),
+        ADOBE.format(LIST.format("\n  <rdf:Seq/>\n ")),
+        ADOBE.format(LIST.format("old &amp; good")),
+        ADOBE.format(LIST.format("old, dog; good")),
+        ADOBE.format(LIST.format("")),
+        ADOBE.format(f'<rdf:Description xmlns:dc="{DC}"><dc:subject/></rdf:Description>'),
+        ADOBE.format(LIST.format("<rdf:Bag><!-- none --></rdf:Bag>")),
+        ADOBE.format(LIST.format("<rdf:Bag><rdf:li><![CDATA[<old>]]></rdf:li></rdf:Bag>")),
+        ADOBE.format(LIST.format('<rdf:Bag><rdf:li xml:lang="de">old</rdf:li></rdf:Bag>')),
+        ADOBE.format(LIST.format("<rdf:Bag><rdf:li>o&#108;d</rdf:li></rdf:Bag>") * 2),
+        ADOBE.format(LIST.replace('about=""', "about='a>b'").format("<rdf:Bag/>")),
+        ADOBE.format(LIST.replace('about=""', 'about="<"'.replace("<", "&lt;")).format("x")),
+        ADOBE.replace("rdf:", "r:")
+        .replace("xmlns:rdf", "xmlns:r")
+        .format(LIST.replace("rdf:", "r:").format("<r:Bag><r:li>old</r:li></r:Bag>")),
+        DEFAULTS,
+        ADOBE.format('\r\n <rdf:Description\r\n  rdf:about=""\r\n  />\r\n'),
+        "\n\n" + ADOBE.format(""),
+        ADOBE.format("") + "\n" + " " * 2000 + "\n",
+        ADOBE.format(LIST.format("<rdf:Bag/>")) + "\0" * 40,
+        '<?xml version="1.0" encoding="UTF-16"?>' + ADOBE.format(LIST.format("<rdf:Bag/>")),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_every_spelling_comes_back_byte_for_byte(packet: str, encoding: str) -> None:
+    if "UTF-16" in packet and not encoding.startswith("utf-16"):
+        return  # says what it is not
+    if packet.startswith("\n") and encoding == "utf-16-be":
+        return  # nothing tells its encoding
+    data = packet.encode(encoding)
+    new = merged(data, ["dog", "cat"])
+    body = (
+        new.decode(encoding)
+        .rstrip("\0")
+        .lstrip()
+        .removeprefix('<?xml version="1.0" encoding="UTF-16"?>')
+    )
+    found = keywords(body.encode())
+    assert {"dog", "cat"} <= set(found)
+    assert merged(new, ["cat", "dog"]) is new
+    assert take_back(new).packet == data
+    assert take_back(merged(new, ["cow"], replace=True)).packet == data
+    # Another editor has added one of the user's: the list stays one.
+    user = new.decode(encoding).replace(
+        "<rdf:li>cat</rdf:li>", "<rdf:li>cat</rdf:li><rdf:li>me</rdf:li>", 1
+    )
+    if "<rdf:li>me" in user:
+        assert "me" in take_back(user.encode(encoding)).packet.decode(encoding)
 
 
 BOMB = '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;&a;&a;&a;&a;">]>'
@@ -270,6 +335,28 @@ def test_sidecars_beside_images(photo: Path) -> None:
     sidecar.symlink_to(photo)
     assert "symbolic link" in (put(photo, "dog") or "")
     assert photo.read_bytes() == before
+
+
+@pytest.mark.parametrize("format", ["xmp", "txt"])
+def test_what_its_owner_has_closed_to_writing_stays(photo: Path, format: str) -> None:
+    beside = Path(f"{photo}.xmp") if format == "xmp" else photo.with_suffix(".txt")
+    beside.write_bytes(FULL if format == "xmp" else b"cow, horse")
+    before = beside.read_bytes()
+    beside.chmod(0o444)
+    for options in ({}, {"dry_run": True}):
+        with open_sink(format, sys.stdout, V1, **options) as sink:
+            assert "read-only" in (sink.write(result(photo, "cat")) or "")
+    assert beside.read_bytes() == before
+    beside.chmod(0o644)
+    with open_sink(format, sys.stdout, V1) as sink:
+        assert sink.write(result(photo, "cat")) is None
+    beside.chmod(0o444)
+    tagged = beside.read_bytes()
+    assert run(["untag", str(photo)]) == 3
+    assert beside.read_bytes() == tagged
+    beside.chmod(0o644)
+    assert run(["untag", str(photo)]) == 0
+    assert beside.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["{stem}.xmp", "{name}.xmp", "{stem}.XMP", "{name}.Xmp"])

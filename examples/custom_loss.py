@@ -26,7 +26,7 @@ from pvp_fast import Backbone, Vocabulary, build_corpus
 from pvp_fast.demo import demo_set
 from pvp_fast.evaluation import encode_set, read_folder
 from pvp_fast.losses import CSRLabels, chunked_loss, ranking_loss, ranking_loss_ref
-from pvp_fast.losses.labels import Labels
+from pvp_fast.losses.problem import Labels
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.sentences import grammar_sentences

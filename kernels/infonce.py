@@ -32,7 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses.similarity import combine_online
+from pvp_fast.losses.problem import combine_online
 
 from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 

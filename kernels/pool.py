@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses.similarity import inverse_norms
+from pvp_fast.losses.problem import inverse_norms
 
 from .tile import FLOATS, INTERPRETED, MAX_PROGRAMS, dot_tile, wide_products
 

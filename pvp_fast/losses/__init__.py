@@ -14,7 +14,7 @@ from pvp_fast.losses.focal import (
     focal_loss_ref,
 )
 from pvp_fast.losses.hill import HillLoss, hill_loss, hill_loss_from_scores, hill_loss_ref
-from pvp_fast.losses.labels import CSRLabels
+from pvp_fast.losses.problem import CSRLabels
 from pvp_fast.losses.ranking import (
     RankingLoss,
     ranking_loss,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
-from pvp_fast.losses.labels import Labels
+from pvp_fast.losses.problem import Labels
 
 
 class ASLSettings(NamedTuple):
@@ -134,7 +134,7 @@ def asl_loss_from_scores(
 
     Args:
         scores: (B, C) logits; half precision is evaluated in float32.
-        y: labels as in :func:`pvp_fast.losses.labels.dense_labels`.
+        y: labels as in :func:`pvp_fast.losses.problem.dense_labels`.
         weight: (C,) per-category factor.
         detach_focal_weight: no gradient through the focal factors, as the original with
             ``disable_torch_grad_focal_loss``.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton
 from pvp_fast.errors import InputError
 from pvp_fast.losses import infonce
-from pvp_fast.losses.similarity import as_float, similarity
+from pvp_fast.losses.problem import as_float, similarity
 
 
 def clip_loss_from_scores(scores: Tensor, y: Tensor | None = None) -> Tensor:

@@ -11,17 +11,18 @@ from torch._compile import _disable_dynamo
 
 from pvp_fast.dispatch import fuses
 from pvp_fast.errors import InputError
-from pvp_fast.losses.fused import (
+from pvp_fast.losses.fused import entrywise, evaluate, reference, similarity_loss_backward
+from pvp_fast.losses.problem import (
+    Labels,
+    Loss,
+    Needs,
+    Problem,
+    as_float,
     check_inputs,
-    entrywise,
-    evaluate,
-    reference,
+    dense_labels,
+    reduction_factor,
     scalar,
-    similarity_loss_backward,
 )
-from pvp_fast.losses.labels import Labels, dense_labels
-from pvp_fast.losses.similarity import as_float, reduction_factor
-from pvp_fast.losses.tiles import Loss, Needs, Problem
 
 
 def chunked_loss(

@@ -15,17 +15,23 @@ from torch import Tensor
 
 from pvp_fast.dispatch import choose, fuses, why_not_triton
 from pvp_fast.errors import BackendError, InputError
-from pvp_fast.losses import native_steps
-from pvp_fast.losses.labels import (
+from pvp_fast.losses import native_steps, tiles
+from pvp_fast.losses.problem import (
     CSRLabels,
+    Gradients,
     Labels,
-    check_labels,
+    Loss,
+    Needs,
+    Problem,
+    as_float,
+    check_inputs,
     dense_labels,
     lists_as_checked,
+    reduce,
+    reduction_factor,
+    scalar,
+    similarity,
 )
-from pvp_fast.losses.similarity import as_float, reduce, reduction_factor, similarity
-from pvp_fast.losses.tiles import Gradients, Loss, Needs, Problem, run
-from pvp_fast.losses.torch_steps import torch_step
 
 REGIMES = ("auto", "small", "chunked", "recompute")
 # Scores of one tile: 1 MiB of float32 on a CPU, 24 MiB in a GPU's L2 (not yet measured).
@@ -135,15 +141,45 @@ def evaluate(problem: Problem, needs: Needs, engine: str, regime: str) -> Gradie
         if loss.by_row:
             tile = native_steps.rows_of_ranking(tile[0] * tile[1], tile[1]), tile[1]
         return native_steps.run(problem, needs, tile)
-    if engine == "triton":
-        from pvp_fast.losses import triton_steps
+    if engine == "triton" and regime == "small":
+        return small(problem, needs)
+    step = tiles.kernel_step(problem) if engine == "triton" else tiles.torch_step(problem)
+    return tiles.run(problem, needs, step, tile, keep=regime != "recompute")
 
-        if regime == "small":
-            return triton_steps.small(problem, needs)
-        step = triton_steps.kernel_step(problem)
+
+def small(problem: Problem, needs: Needs) -> Gradients:
+    """The regime of that name by Triton: all categories in one kernel, every gradient with it."""
+    from pvp_fast.kernels.entrywise_small import small_c_loss
+
+    y = problem.y
+    if isinstance(y, CSRLabels):
+        y.check(len(problem.w))
+        labels: Tensor | tuple[Tensor, Tensor] = (y.offsets.contiguous(), y.indices.contiguous())
     else:
-        step = torch_step(problem)
-    return run(problem, needs, step, tile, keep=regime != "recompute")
+        labels = y
+    found = small_c_loss(
+        problem.x.contiguous(),
+        problem.w.contiguous(),
+        labels,
+        problem.kind,
+        scale=problem.scale,
+        bias=torch.zeros_like(problem.scale) if problem.bias is None else problem.bias,
+        normalize=problem.normalize,
+        weight=problem.weight,
+        grads=any(needs),
+        grad_scale=problem.factor,
+        **problem.settings._asdict(),
+    )
+    new, factor = problem.x.new_empty, problem.factor
+    nothing = new((0, problem.x.shape[1]), dtype=torch.float32)
+    return Gradients(
+        found.loss.sum() * factor,
+        found.dx if needs.x else nothing,
+        found.dw if needs.w else nothing.clone(),
+        found.dscale.sum() * factor,
+        found.dbias.sum() * factor,
+        found.by_category * factor if needs.weight else new(0, dtype=torch.float32),
+    )
 
 
 @torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
@@ -307,31 +343,6 @@ def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
 
 similarity_loss.register_autograd(_backward, setup_context=_setup)
 similarity_loss_backward.register_autograd(_no_second)
-
-
-def scalar(name: str, value: float | Tensor, x: Tensor) -> Tensor:
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise InputError(f"{name} must be one value, not {tuple(value.shape)}")
-        return value.to(x.device, torch.float32).reshape(())
-    return torch.full((), value, dtype=torch.float32, device=x.device)
-
-
-def check_inputs(x: Tensor, w: Tensor, y: Labels, weight: Tensor | None) -> None:
-    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1]:
-        raise InputError(
-            f"x {tuple(x.shape)} and w {tuple(w.shape)} must be (B, D) and (C, D) of one width D"
-        )
-    if not (x.is_floating_point() and w.is_floating_point()):
-        raise InputError(f"x and w must be floating point, not {x.dtype} and {w.dtype}")
-    rows, n_categories = len(x), len(w)
-    check_labels(y, rows, n_categories)
-    found = y.indices.device if isinstance(y, CSRLabels) else y.device
-    for name, device in (("w", w.device), ("y", found)):
-        if device != x.device:
-            raise InputError(f"{name} is on {device}, x on {x.device}; move them to one device")
-    if weight is not None and weight.shape != (n_categories,):
-        raise InputError(f"weight must be ({n_categories},), not {tuple(weight.shape)}")
 
 
 def fused_loss(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvp_fast.losses.fused import entrywise, fused_loss, reference, register
-from pvp_fast.losses.labels import Labels
+from pvp_fast.losses.problem import Labels
 
 
 class HillSettings(NamedTuple):

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from pvp_fast.errors import BackendError
 from pvp_fast.losses import native_pairs
-from pvp_fast.losses.similarity import EPS, HALF, combine_online, inverse_norms
-from pvp_fast.losses.tiles import blocks as slices_of
+from pvp_fast.losses.problem import EPS, HALF, combine_online, inverse_norms
+from pvp_fast.losses.problem import blocks as slices_of
 
 # Rows and columns of a block: 4 MiB of float32 on a CPU, 16 MiB of a GPU's L2 cache.
 _SIDE = {"cpu": 1024}

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from pvp_fast import native
 from pvp_fast.losses.native_steps import Operand
-from pvp_fast.losses.similarity import add_product, multiplies
-from pvp_fast.losses.tiles import blocks
+from pvp_fast.losses.problem import add_product, blocks, multiplies
 
 _PANEL = 1 << 20  # scores of a panel: 4 MiB
 _ROWS = 128  # the fewest of a panel

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from pvp_fast import native
 from pvp_fast.losses.native_steps import Operand
-from pvp_fast.losses.similarity import add_product, multiplies
-from pvp_fast.losses.tiles import blocks
+from pvp_fast.losses.problem import add_product, blocks, multiplies
 
 # Products, or numbers of regions, that a chunk holds at once: 4 MiB of float32.
 _CHUNK = 1 << 20

@@ -13,9 +13,19 @@ import torch
 from torch import Tensor
 
 from pvp_fast import native
-from pvp_fast.losses.labels import CSRLabels, Labels, check_values
-from pvp_fast.losses.similarity import EPS, add_product, multiplies, product
-from pvp_fast.losses.tiles import Gradients, Needs, Problem, blocks
+from pvp_fast.losses.problem import (
+    EPS,
+    CSRLabels,
+    Gradients,
+    Labels,
+    Needs,
+    Problem,
+    add_product,
+    blocks,
+    check_values,
+    multiplies,
+    product,
+)
 
 _LEAST_EPS = 1.2e-38  # the extension's logarithm knows normal numbers only
 # Tiles of the ranking loss hold all categories: at most 64 MiB, a sixth of dw at D = 768.

@@ -22,15 +22,21 @@ from pvp_fast.errors import InputError
 from pvp_fast.losses.asl import asl_loss
 from pvp_fast.losses.bce import bce_loss
 from pvp_fast.losses.focal import focal_loss
-from pvp_fast.losses.labels import CSRLabels, Labels, unique_pairs
+from pvp_fast.losses.problem import CSRLabels, Labels, as_float, reduce
 from pvp_fast.losses.ranking import ranking_loss_from_scores
 from pvp_fast.losses.siglip import siglip_loss
-from pvp_fast.losses.similarity import as_float, reduce
 
 # Scores of one chunk of rows, in elements: what stays in a cache between two matrix products.
 CHUNK = 1 << 22
 
 Group = dist.ProcessGroup | None
+
+
+def _unique_pairs(y: CSRLabels) -> tuple[Tensor, Tensor]:
+    """Row and category of every label, ascending, each pair once."""
+    rows = torch.repeat_interleave(torch.arange(len(y), device=y.indices.device), y.offsets.diff())
+    pairs = torch.stack([rows, y.indices.long()], 1).unique(dim=0)
+    return pairs[:, 0], pairs[:, 1]
 
 
 def _sum(value: Tensor, group: Group) -> Tensor:
@@ -181,7 +187,7 @@ class ClassShards:
             raise InputError("y: the class-parallel ranking loss needs CSRLabels of all categories")
         if reduction not in ("mean", "batchmean", "sum"):
             raise InputError(f"reduction={reduction!r}: use 'sum', 'mean' or 'batchmean'")
-        rows, columns = unique_pairs(y)
+        rows, columns = _unique_pairs(y)
         x = self._shared(x)
         scale = self._shared(scale) if isinstance(scale, Tensor) else scale
         x, w = _prepare(x, w, normalize)

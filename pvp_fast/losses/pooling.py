@@ -19,8 +19,7 @@ from torch import Tensor
 from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_pool
-from pvp_fast.losses.similarity import inverse_norms, through_norm
-from pvp_fast.losses.tiles import blocks
+from pvp_fast.losses.problem import blocks, inverse_norms, through_norm
 
 # Cosines that a chunk holds at once: 1 MiB of float32 on a CPU, enough to fill a GPU.
 _CHUNK = {"cpu": 1 << 18}

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pvp_fast.errors import InputError
-from pvp_fast.losses.fused import Loss, fused_loss, reference, register
-from pvp_fast.losses.labels import Labels, dense_labels
-from pvp_fast.losses.similarity import as_float
+from pvp_fast.losses.fused import fused_loss, reference, register
+from pvp_fast.losses.problem import Labels, Loss, as_float, dense_labels
 
 
 class RankingSettings(NamedTuple):

@@ -3,93 +3,32 @@
 For each chunk of rows and each block of categories: one matrix product writes the tile of scores,
 the tile is overwritten by its gradient, and two products add it to dx and dw in float32. The scores
 never leave the cache; memory is O(B·D + C·D) beside one tile. What turns a tile into its gradient
-is plain PyTorch (:mod:`pvp_fast.losses.torch_steps`) or a Triton kernel, in the same loop.
+is plain PyTorch (:func:`torch_step`) or a Triton kernel (:func:`kernel_step`), in the same loop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pvp_fast.losses.labels import Labels
-from pvp_fast.losses.similarity import (
+from pvp_fast.losses.problem import (
+    CSRLabels,
+    Gradients,
+    Needs,
+    Problem,
     add_product,
+    blocks,
+    check_values,
     inverse_norms,
+    label_block,
     multiplies,
     product,
     through_norm,
 )
-
-
-class Needs(NamedTuple):
-    """Which gradients are asked for."""
-
-    x: bool
-    w: bool
-    scale: bool
-    bias: bool
-    weight: bool
-
-
-class Gradients(NamedTuple):
-    """The loss and its gradients, float32; what is not needed is empty."""
-
-    loss: Tensor
-    dx: Tensor
-    dw: Tensor
-    dscale: Tensor
-    dbias: Tensor
-    dweight: Tensor
-
-
-@dataclass(frozen=True)
-class Loss:
-    """What the engines know of a loss.
-
-    Attributes:
-        name: by which the engines "native" and "triton" know it, if they do.
-        settings: its NamedTuple of numbers; every field has a default.
-        of_scores: its definition: settings, scores (B, C), labels, weight (C,) and reduction to a
-            scalar. Differentiable.
-        by_row: whether its rows are no sum over categories, so that blocks hold all categories.
-        closed_form: None where autograd of ``of_scores`` is as fast. Settings, scores (R, C) to
-            overwrite by ∂Σ weight · loss/∂scores, labels of that block, weight, and whether that
-            gradient is wanted, to Σ over rows of the loss before its weight, (C,); or None, before
-            anything is overwritten, where it does not apply.
-    """
-
-    name: str
-    settings: type
-    of_scores: Callable[[Any, Tensor, Labels, Tensor | None, str], Tensor]
-    by_row: bool = False
-    closed_form: Callable[[Any, Tensor, Tensor, Tensor | None, bool], Tensor | None] | None = None
-
-
-@dataclass(frozen=True)
-class Problem:
-    """factor · Σ loss of the scores scale · ⟨x̂, ŵ⟩ + bias.
-
-    x and w have one dtype; scalars are 0-d float32.
-    """
-
-    loss: Loss
-    settings: Any  # a loss.settings
-    x: Tensor
-    w: Tensor
-    y: Labels
-    scale: Tensor
-    bias: Tensor | None
-    weight: Tensor | None
-    normalize: bool
-    factor: float = 1.0
-
-    @property
-    def kind(self) -> str:
-        return self.loss.name
 
 
 class Tile(NamedTuple):
@@ -118,9 +57,105 @@ class Sums:
 Step = Callable[[Tile, Sums], None]
 
 
-def blocks(count: int, size: int) -> Iterator[slice]:
-    for first in range(0, count, size):
-        yield slice(first, min(first + size, count))
+@contextmanager
+def _autograd() -> Iterator[None]:
+    """Autograd inside an operator, where PyTorch switches it off by more than the grad mode.
+
+    The guard has no public name. torch.func.vjp has, but it takes 0.2 ms longer a tile and no
+    torch.autograd.Function without ``setup_context``, of which a loss may be made.
+    """
+    key = torch._C.DispatchKey.AutogradFunctionality
+    with torch._C._SetExcludeDispatchKeyGuard(key, False), torch.enable_grad():
+        yield
+
+
+def torch_step(problem: Problem) -> Step:
+    """The step of any loss in plain PyTorch.
+
+    A closed form of its gradient is given the tile to overwrite; without one, the definition is
+    evaluated on the tile and autograd goes back to the scores, no further.
+    """
+    loss, settings = problem.loss, problem.settings
+    check_values(problem.y, len(problem.w))
+
+    def step(tile: Tile, sums: Sums) -> None:
+        s, y = tile.scores, label_block(problem.y, tile.rows, tile.cols)
+        weight = None if problem.weight is None else problem.weight.detach()[tile.cols]
+        by_category = None
+        if loss.closed_form is not None:
+            by_category = loss.closed_form(settings, s, y, weight, sums.grad)
+        if by_category is not None:
+            sums.loss += by_category.sum() if weight is None else torch.dot(by_category, weight)
+        elif not sums.grad:
+            sums.loss += loss.of_scores(settings, s, y, weight, "sum")
+        else:
+            with _autograd():
+                leaves = [s.detach().requires_grad_()]
+                if weight is not None and sums.needs.weight:
+                    leaves.append(weight.requires_grad_())
+                value = loss.of_scores(settings, leaves[0], y, weight, "sum")
+                gradient, *rest = torch.autograd.grad(value, leaves)
+            sums.loss += value.detach()
+            s.copy_(gradient)
+            by_category = rest[0] if rest else None
+        if sums.needs.weight and by_category is not None:
+            sums.by_category[tile.cols] += by_category
+        if sums.needs.bias:
+            sums.dbias += s.sum()
+
+    return step
+
+
+def _once(y: CSRLabels, n_categories: int) -> CSRLabels:
+    """Each category once a row; what is repeated or does not exist becomes n_categories.
+
+    No host synchronisation. The ranking kernel would count a repeated positive twice.
+    """
+    rows = torch.arange(len(y), device=y.indices.device)
+    row = torch.repeat_interleave(rows, y.offsets.diff(), output_size=len(y.indices))
+    col = y.indices.long()
+    col = torch.where(col < 0, n_categories, col.clamp(max=n_categories))
+    key, _ = (row * (n_categories + 1) + col).sort()
+    col = key % (n_categories + 1)
+    repeated = torch.zeros_like(key, dtype=torch.bool)
+    repeated[1:] = key[1:] == key[:-1]
+    return CSRLabels(y.offsets, col.masked_fill(repeated, n_categories))
+
+
+def kernel_step(problem: Problem) -> Step:
+    """The step by Triton: one launch a tile; one more where the weights learn."""
+    from pvp_fast.kernels import entrywise, ranking
+
+    y, kind, options = problem.y, problem.kind, problem.settings._asdict()
+    if isinstance(y, CSRLabels):
+        if y.indices.device.type == "cpu":
+            y.check(len(problem.w))
+        if kind == "ranking":
+            y = _once(y, len(problem.w))
+        y = CSRLabels(y.offsets.contiguous(), y.indices.contiguous())
+
+    def labels_of(tile: Tile) -> Tensor | tuple[Tensor, Tensor]:
+        if isinstance(y, CSRLabels):
+            offsets = y.offsets[tile.rows.start : tile.rows.stop + 1]
+            first = tile.cols.start
+            return offsets, y.indices - first if first else y.indices
+        return y[tile.rows, tile.cols]
+
+    def step(tile: Tile, sums: Sums) -> None:
+        s, labels = tile.scores, labels_of(tile)
+        weight = None if problem.weight is None else problem.weight[tile.cols].contiguous()
+        if kind == "ranking":
+            if sums.needs.weight:
+                sums.by_category[tile.cols] += ranking.ranking_category_sums(s, labels, **options)
+            sums.loss += ranking.ranking_loss_(s, labels, weight=weight, **options).sum()
+            return
+        if sums.needs.weight:
+            sums.by_category[tile.cols] += entrywise.category_sums(s, labels, kind, **options)
+        sums.loss += entrywise.elementwise_loss_(s, labels, kind, weight=weight, **options).sum()
+        if sums.needs.bias:
+            sums.dbias += s.sum()
+
+    return step
 
 
 class _Operand:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
-from pvp_fast.losses.labels import CSRLabels
+from pvp_fast.losses.problem import CSRLabels
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.gap import CLEAN, Draw, Perturbation, Whole, blurred
 

@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+from support.followed import files_of_asl_loss
 
 ROOT = Path(__file__).resolve().parent.parent
 HOUSE, TESTS = ROOT / "pvp_fast", ROOT / "tests"
@@ -70,6 +71,20 @@ def test_no_door_leads_from_one_room_to_the_other(room: str, closed: str, but: s
 
 def test_the_root_holds_few_files() -> None:
     assert len([p for p in HOUSE.iterdir() if p.is_file() and p.suffix != ".so"]) <= 12
+
+
+# What any engine of a loss is reached through, and what it is given.
+LOSS = {"losses/asl", "losses/fused", "losses/problem", "dispatch"}
+
+
+def test_asl_loss_is_followed_through_few_files() -> None:
+    """By Triton: fused_interpreter.py. C++ has what all of it stands on in the folder above."""
+    assert files_of_asl_loss("torch") == LOSS | {"losses/tiles"}
+    native = files_of_asl_loss("native")
+    assert native == LOSS | {"losses/native_steps", "native"}
+    compiled = {p.name for p in (ROOT / "csrc/loss").iterdir() if not p.name.startswith("softmax")}
+    assert compiled == {"bindings.cpp", "loss.h", "rows.cpp"}
+    assert len(native) + len(compiled) <= 9
 
 
 def test_no_test_imports_another() -> None:

@@ -164,9 +164,9 @@ void loss(py::handle products, const std::string& kind, const py::dict& settings
   if (ranks && (first != 0 || tile.columns >= (int64_t{1} << 31))) {
     throw std::invalid_argument("ranking takes all categories at once: first = 0, fewer than 2^31");
   }
-  const isa most = most_isa();
+  const loss_functions& by = *best(kLosses, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  loss_cpu(tile, set, threads, most, of_rows);
+  by.loss(tile, set, threads, of_rows);
 }
 
 void project(py::handle gradients, py::handle t, py::handle inverse_norm, double factor, int threads) {
@@ -185,9 +185,9 @@ void project(py::handle gradients, py::handle t, py::handle inverse_norm, double
                        : t_.contiguous<const float>({task.rows, task.width});
   task.inverse_norm = inverse.contiguous<const float>({task.rows});
   task.factor = static_cast<float>(factor);
-  const isa most = most_isa();
+  const loss_functions& by = *best(kLosses, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  project_cpu(task, threads, most);
+  by.project(task, threads);
 }
 
 }  // namespace

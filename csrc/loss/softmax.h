@@ -1,207 +1,79 @@
-// Softmaxes of products: InfoNCE's over rows and columns, pooling's over the regions of an image.
-//
-// Included as loss/rows.h is, under the same rules.
+// Softmaxes of products on a CPU: InfoNCE's over rows and columns, pooling's over the regions of an
+// image. The contract; products stand for cosines as in loss/loss.h.
 #pragma once
 
-#include "loss/rows.h"
+#include <cstdint>
+
+#include "cpu.h"
 
 namespace pvp_fast {
-namespace {
 
-constexpr float kLeast = -3.0e38f;  // maxima start here: a score of -inf less this is -inf, not NaN
-
-// One strip of a panel: the softmax of its rows, what its targets aim at, and the part that it has of
-// every column's softmax.
-void strip_sums(const pairs_panel& panel, int64_t strip, const pairs_sums& to, float* part_top,
-                float* part_total) {
-  const int64_t start = strip * kStrip;
-  const int rows = static_cast<int>(panel.rows - start < kStrip ? panel.rows - start : kStrip);
-  double aimed[kStrip], total_of[kStrip];
-  float top_of[kStrip];
-  for (int i = 0; i < rows; ++i) {
-    aimed[i] = total_of[i] = 0;
-    top_of[i] = kLeast;
-  }
-  for (int64_t column = 0; column < panel.columns; column += kBlock) {
-    const int n = static_cast<int>(panel.columns - column < kBlock ? panel.columns - column : kBlock);
-    float s[kStrip][kBlock], *top = part_top + column, *total = part_total + column;
-    for (int c = 0; c < n; ++c) top[c] = kLeast;
-    for (int i = 0; i < rows; ++i) {
-      const float* products = panel.products + (start + i) * panel.columns + column;
-      const float x_inverse = panel.x_inverse_norm ? panel.x_inverse_norm[start + i] : 1.0f;
-      for (int c = 0; c < n; ++c) {
-        const float w_inverse = panel.w_inverse_norm ? panel.w_inverse_norm[column + c] : 1.0f;
-        s[i][c] = panel.scale * (products[c] * x_inverse * w_inverse);
-        top[c] = max_of(top[c], s[i][c]);
-      }
-      if (panel.targets) {
-        const float* y = panel.targets + (start + i) * panel.columns + column;
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int c = 0; c < n; ++c) {
-          sum += y[c] * (panel.row_share[start + i] + panel.column_share[column + c]) * s[i][c];
-        }
-        aimed[i] += sum;
-      } else if (panel.first + start + i >= column && panel.first + start + i < column + n) {
-        aimed[i] = 2.0f * s[i][panel.first + start + i - column];
-      }
-    }
-    for (int c = 0; c < n; ++c) total[c] = 0;
-    for (int i = 0; i < rows; ++i) {
-      float most = top_of[i], sum = 0;
-#pragma omp simd reduction(max : most)
-      for (int c = 0; c < n; ++c) most = s[i][c] > most ? s[i][c] : most;
-#pragma omp simd reduction(+ : sum)
-      for (int c = 0; c < n; ++c) {
-        total[c] += exp_negative(s[i][c] - top[c]);
-        sum += exp_negative(s[i][c] - most);
-      }
-      total_of[i] = total_of[i] * exp_negative(top_of[i] - most) + sum;
-      top_of[i] = most;
-    }
-  }
-  for (int i = 0; i < rows; ++i) {
-    to.row_top[start + i] = top_of[i];
-    to.row_total[start + i] = static_cast<float>(total_of[i]);
-    to.aimed[start + i] = static_cast<float>(aimed[i]);
-  }
-}
-
-// The parts of a block of columns are added to what its softmax has so far, strip after strip.
-void column_sums(const pairs_panel& panel, int64_t column, const pairs_sums& to, const float* parts) {
-  const int64_t strips = (panel.rows + kStrip - 1) / kStrip;
-  const int n = static_cast<int>(panel.columns - column < kBlock ? panel.columns - column : kBlock);
-  float *top = to.column_top + column, *total = to.column_total + column;
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    const float* part_top = parts + 2 * strip * panel.columns + column;
-    const float* part_total = part_top + panel.columns;
-    for (int c = 0; c < n; ++c) {
-      const float most = max_of(top[c], part_top[c]);
-      total[c] = total[c] * exp_negative(top[c] - most) + part_total[c] * exp_negative(part_top[c] - most);
-      top[c] = most;
-    }
-  }
-}
-
-double pairs_row(const pairs_panel& panel, int64_t row, const pairs_softmax& by, float* gradients) {
-  const float x_inverse = panel.x_inverse_norm ? panel.x_inverse_norm[row] : 1.0f;
-  const float row_top = by.row_top[row], row_inverse = by.row_inverse[row];
-  const float through = panel.scale * x_inverse;
-  double dscale = 0;
-  for (int64_t column = 0; column < panel.columns; column += kBlock) {
-    const int n = static_cast<int>(panel.columns - column < kBlock ? panel.columns - column : kBlock);
-    const float* products = panel.products + row * panel.columns + column;
-    const float *column_top = by.column_top + column, *column_inverse = by.column_inverse + column;
-    float cosines[kBlock], g[kBlock], w_inverse[kBlock];
-    for (int c = 0; c < n; ++c) {
-      w_inverse[c] = panel.w_inverse_norm ? panel.w_inverse_norm[column + c] : 1.0f;
-      cosines[c] = products[c] * x_inverse * w_inverse[c];
-      const float s = panel.scale * cosines[c];
-      g[c] = exp_negative(s - row_top) * row_inverse +
-             exp_negative(s - column_top[c]) * column_inverse[c];
-    }
-    if (panel.targets) {
-      const float* y = panel.targets + row * panel.columns + column;
-      for (int c = 0; c < n; ++c) g[c] -= y[c] * (panel.row_share[row] + panel.column_share[column + c]);
-    } else if (panel.first + row >= column && panel.first + row < column + n) {
-      g[panel.first + row - column] -= 2.0f;
-    }
-    float along = 0;
-    float* to = gradients + row * panel.columns + column;
-#pragma omp simd reduction(+ : along)
-    for (int c = 0; c < n; ++c) {
-      along += g[c] * cosines[c];
-      to[c] = g[c] * through * w_inverse[c];
-    }
-    dscale += along;
-  }
-  return dscale;
-}
-
-// Cosines of one region and a block of categories. Blocks are filled up to whole vectors, so that a
-// few categories need no remainder of a loop.
-struct pool_columns {
-  int64_t first;
-  int n, wide;
-  float w_inverse[kBlock];
-
-  pool_columns(const pool_task& task, int64_t block) : first(block * kBlock) {
-    n = static_cast<int>(task.columns - first < kBlock ? task.columns - first : kBlock);
-    wide = (n + 15) / 16 * 16;
-    for (int c = 0; c < wide; ++c) {
-      w_inverse[c] = c >= n ? 0.0f : task.w_inverse_norm ? task.w_inverse_norm[first + c] : 1.0f;
-    }
-  }
-  void cosines(const pool_task& task, int64_t region, float* a) const {
-    const float inverse = task.z_inverse_norm ? task.z_inverse_norm[region] : 1.0f;
-    for (int c = n; c < wide; ++c) a[c] = 0;
-    std::memcpy(a, task.products + region * task.columns + first, sizeof(float) * static_cast<size_t>(n));
-    for (int c = 0; c < wide; ++c) a[c] = a[c] * inverse * w_inverse[c];
-  }
+// InfoNCE: some rows of the products (N, N) of pairs, every column of them. Row i is row
+// first + i of all.
+struct pairs_panel {
+  const float* products;  // [rows][columns]
+  int64_t rows, columns, first;
+  const float* x_inverse_norm;  // [rows], or null: 1
+  const float* w_inverse_norm;  // [columns], or null: 1
+  float scale;
+  const float* targets;       // [rows][columns], or null: 1 at row i's own column first + i alone
+  const float* row_share;     // [rows]: y stands for y * (row_share + column_share)
+  const float* column_share;  // [columns]
 };
 
-void pool_block(const pool_task& task, int64_t image, int64_t block) {
-  const pool_columns columns(task, block);
-  const int wide = columns.wide;
-  const int64_t begin = task.offsets[image], end = task.offsets[image + 1];
-  float a[kBlock], top[kBlock], total[kBlock], mixed[kBlock];
-  for (int c = 0; c < wide; ++c) {
-    top[c] = kLeast;
-    total[c] = mixed[c] = 0;
-  }
-  for (int64_t region = begin; region < end; ++region) {
-    columns.cosines(task, region, a);
-    for (int c = 0; c < wide; ++c) top[c] = max_of(top[c], task.temperature * a[c]);
-  }
-  for (int64_t region = begin; region < end; ++region) {
-    columns.cosines(task, region, a);
-    for (int c = 0; c < wide; ++c) {
-      const float e = exp_negative(task.temperature * a[c] - top[c]);
-      total[c] += e;
-      mixed[c] += e * a[c];
-    }
-  }
-  const int64_t to = image * task.stride + columns.first;
-  for (int c = 0; c < columns.n; ++c) {
-    const float inverse = begin < end ? 1.0f / total[c] : 0.0f;
-    task.pooled[to + c] = mixed[c] * inverse;
-    task.top[to + c] = begin < end ? top[c] : 0.0f;
-    task.inverse_total[to + c] = inverse;
-  }
-}
+// Softmaxes as their maximum and their sum of exponentials less the maximum.
+struct pairs_sums {
+  float *row_top, *row_total;        // [rows]
+  float *column_top, *column_total;  // [columns], added to: those of no rows are -inf and 0
+  float* aimed;                      // [rows]: the sum of target * score
+};
 
-double pool_gradient_block(const pool_task& task, int64_t image, int64_t block, const float* g,
-                           float* gradients) {
-  const pool_columns columns(task, block);
-  const int wide = columns.wide;
-  const int64_t from = image * task.stride + columns.first;
-  float a[kBlock], share[kBlock] = {}, top[kBlock] = {}, pooled[kBlock] = {};
-  for (int c = 0; c < columns.n; ++c) {
-    share[c] = g[from + c] * task.inverse_total[from + c];
-    top[c] = task.top[from + c];
-    pooled[c] = task.pooled[from + c];
-  }
-  double dtemperature = 0;
-  for (int64_t region = task.offsets[image]; region < task.offsets[image + 1]; ++region) {
-    columns.cosines(task, region, a);
-    const float inverse = task.z_inverse_norm ? task.z_inverse_norm[region] : 1.0f;
-    float along = 0;
-#pragma omp simd reduction(+ : along)
-    for (int c = 0; c < wide; ++c) {
-      const float part = exp_negative(task.temperature * a[c] - top[c]) * share[c];
-      const float apart = a[c] - pooled[c], lean = part * apart;
-      along += lean * apart;
-      a[c] = (part + task.temperature * lean) * inverse * columns.w_inverse[c];
-    }
-    dtemperature += along;
-    std::memcpy(gradients + region * task.columns + columns.first, a,
-                sizeof(float) * static_cast<size_t>(columns.n));
-  }
-  return dtemperature;
-}
+// The softmaxes of all rows and columns, sums inverted.
+struct pairs_softmax {
+  const float *row_top, *row_inverse, *column_top, *column_inverse;
+};
 
-constexpr row_functions kFunctions{row_loss,    row_project, strip_sums,         column_sums,
-                                   pairs_row,   pool_block,  pool_gradient_block};
+// Spatial softmax pooling: image i has the regions (rows) offsets[i] to offsets[i + 1], each with a
+// product for every category; weights are the softmax over them of temperature * cosine.
+struct pool_task {
+  const float* products;  // [regions][columns]
+  int64_t columns, images;
+  const int64_t* offsets;  // [images + 1]
+  const float* z_inverse_norm;  // [regions], or null: 1
+  const float* w_inverse_norm;  // [columns], or null: 1
+  float temperature;
+  float *pooled, *top, *inverse_total;  // [images][stride]; 0 of an image without regions
+  int64_t stride;
+};
 
-}  // namespace
+// By one instruction set; `threads` share the rows, and any number of them gives the same bits.
+struct softmax_functions {
+  // Throws std::bad_alloc, of an eighth of the products.
+  void (*pairs)(const pairs_panel& panel, int threads, const pairs_sums& to);
+  // gradients [rows][columns], which may be the products: of 2N times the loss by the products. Returns
+  // that by the scale.
+  double (*pairs_gradient)(const pairs_panel& panel, const pairs_softmax& by, int threads,
+                           float* gradients);
+  void (*pool)(const pool_task& task, int threads);
+  // gradients [regions][columns], which may be the products, where pooled has the gradient g, and all
+  // of the task is there; g is [images][stride]. Returns that of the temperature.
+  double (*pool_gradient)(const pool_task& task, const float* g, int threads, float* gradients);
+};
+namespace portable { extern const softmax_functions kSoftmax; }
+#if defined(PVP_FAST_X86)
+namespace avx2 { extern const softmax_functions kSoftmax; }
+namespace avx512 { extern const softmax_functions kSoftmax; }
+#endif
+
+constexpr const softmax_functions* kSoftmaxes[kIsas] = {
+    &portable::kSoftmax,
+#if defined(PVP_FAST_X86)
+    &avx2::kSoftmax, nullptr, &avx512::kSoftmax, nullptr, nullptr,
+#elif defined(PVP_FAST_ARM)
+    // Every 64-bit Arm processor has NEON, so the compiler made the portable rows for it; nothing in
+    // them is a dot product.
+    nullptr, nullptr, nullptr, nullptr,
+#endif
+};
+
 }  // namespace pvp_fast

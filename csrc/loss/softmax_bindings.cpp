@@ -4,7 +4,7 @@
 #include <cstdint>
 
 #include "buffers.h"
-#include "loss/loss.h"
+#include "loss/softmax.h"
 
 namespace py = pybind11;
 
@@ -54,9 +54,9 @@ void infonce(py::handle products, double scale, int64_t first, int threads, py::
                       column_top_.contiguous<float>({panel.columns}),
                       column_total_.contiguous<float>({panel.columns}),
                       aimed_.contiguous<float>({panel.rows})};
-  const isa most = most_isa();
+  const softmax_functions& by = *best(kSoftmaxes, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  pairs_sums_cpu(panel, threads, most, to);
+  by.pairs(panel, threads, to);
 }
 
 double infonce_gradient(py::handle products, double scale, int64_t first, int threads, py::handle row_top,
@@ -68,14 +68,14 @@ double infonce_gradient(py::handle products, double scale, int64_t first, int th
       column_top_(column_top, "column_top"), column_inverse_(column_inverse, "column_inverse"),
       gradients_(gradients, "gradients");
   const pairs_panel panel = arrays.panel(scale, first, threads);
-  const pairs_softmax by{row_top_.contiguous<const float>({panel.rows}),
-                         row_inverse_.contiguous<const float>({panel.rows}),
-                         column_top_.contiguous<const float>({panel.columns}),
-                         column_inverse_.contiguous<const float>({panel.columns})};
+  const pairs_softmax softmax{row_top_.contiguous<const float>({panel.rows}),
+                              row_inverse_.contiguous<const float>({panel.rows}),
+                              column_top_.contiguous<const float>({panel.columns}),
+                              column_inverse_.contiguous<const float>({panel.columns})};
   float* to = gradients_.contiguous<float>({panel.rows, panel.columns});
-  const isa most = most_isa();
+  const softmax_functions& by = *best(kSoftmaxes, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  return pairs_gradient_cpu(panel, by, threads, most, to);
+  return by.pairs_gradient(panel, softmax, threads, to);
 }
 
 // The arrays of pooling, kept while they are used.
@@ -128,9 +128,9 @@ void pool(py::handle products, py::handle offsets, double temperature, int threa
           py::handle top, py::handle inverse_total, py::handle z_inverse_norm, py::handle w_inverse_norm) {
   const pool_arrays arrays(products, offsets, pooled, top, inverse_total, z_inverse_norm, w_inverse_norm);
   const pool_task task = arrays.task(temperature, threads);
-  const isa most = most_isa();
+  const softmax_functions& by = *best(kSoftmaxes, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  pool_cpu(task, threads, most);
+  by.pool(task, threads);
 }
 
 double pool_gradient(py::handle products, py::handle offsets, double temperature, int threads,
@@ -141,9 +141,9 @@ double pool_gradient(py::handle products, py::handle offsets, double temperature
   const pool_task task = arrays.task(temperature, threads);
   const float* from = arrays.of_images<const float>(g_);
   float* to = gradients_.contiguous<float>({arrays.products.size(0), task.columns});
-  const isa most = most_isa();
+  const softmax_functions& by = *best(kSoftmaxes, most_isa()).use;
   const py::gil_scoped_release unlocked;
-  return pool_gradient_cpu(task, from, threads, most, to);
+  return by.pool_gradient(task, from, threads, to);
 }
 
 }  // namespace
@@ -154,21 +154,21 @@ void bind_softmax(py::module_& m) {
         arg("row_top"), arg("row_total"), arg("column_top"), arg("column_total"), arg("aimed"),
         arg("x_inverse_norm") = py::none(), arg("w_inverse_norm") = py::none(),
         arg("targets") = py::none(), arg("row_share") = py::none(), arg("column_share") = py::none(),
-        "Softmaxes of rows and columns of pairs' products. Contract: loss/loss.h.");
+        "Softmaxes of rows and columns of pairs' products. Contract: loss/softmax.h.");
   m.def("infonce_gradient", &infonce_gradient, py::kw_only(), arg("products"), arg("scale"),
         arg("first"), arg("threads"), arg("row_top"), arg("row_inverse"), arg("column_top"),
         arg("column_inverse"), arg("gradients"), arg("x_inverse_norm") = py::none(),
         arg("w_inverse_norm") = py::none(), arg("targets") = py::none(), arg("row_share") = py::none(),
         arg("column_share") = py::none(),
-        "Gradients of pairs' products; returns that of the scale. Contract: loss/loss.h.");
+        "Gradients of pairs' products; returns that of the scale. Contract: loss/softmax.h.");
   m.def("pool", &pool, py::kw_only(), arg("products"), arg("offsets"), arg("temperature"),
         arg("threads"), arg("pooled"), arg("top"), arg("inverse_total"), arg("z_inverse_norm") = py::none(),
         arg("w_inverse_norm") = py::none(),
-        "Pool products over regions, with their softmax. Contract: loss/loss.h.");
+        "Pool products over regions, with their softmax. Contract: loss/softmax.h.");
   m.def("pool_gradient", &pool_gradient, py::kw_only(), arg("products"), arg("offsets"),
         arg("temperature"), arg("threads"), arg("pooled"), arg("top"), arg("inverse_total"), arg("g"), arg("gradients"),
         arg("z_inverse_norm") = py::none(), arg("w_inverse_norm") = py::none(),
-        "Gradients of pooled products; returns that of the temperature. Contract: loss/loss.h.");
+        "Gradients of pooled products; returns that of the temperature. Contract: loss/softmax.h.");
 }
 
 }  // namespace pvp_fast

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "vector.h"
+
 #if defined(__clang__)
 #define PVP_FAST_UNROLL _Pragma("unroll")
 #elif defined(__GNUC__)
@@ -103,12 +105,6 @@ uint32_t tile_neonbf16(const tile_args& tile);
 #endif
 
 namespace {
-
-inline float as_float(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
 
 // The value to compare and to store: exact for float32 and bfloat16.
 struct exact_finish {

@@ -126,15 +126,9 @@ struct chosen_path {
   rescore_function rescore;
 };
 
-uint32_t bits_of(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
 // Rounded to nearest even; a NaN stays one.
 uint32_t to_bfloat16(float value) {
-  const uint32_t bits = bits_of(value);
+  const uint32_t bits = as_bits(value);
   if (std::isnan(value)) return (bits >> 16) | 0x40;
   return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
@@ -148,7 +142,7 @@ void pack_rows(const matrix& x, scalar type, bool wide, int64_t begin, int64_t e
     const float* from = x.data + begin * x.row_stride + d * x.column_stride;
     for (int64_t r = 0; r < rows; ++r, from += x.row_stride) {
       if (type == scalar::float32) {
-        to[r] = bits_of(*from);
+        to[r] = as_bits(*from);
         continue;
       }
       const uint32_t odd = d + 1 < x.columns ? to_bfloat16(from[x.column_stride]) << 16 : 0;

@@ -8,6 +8,7 @@ import torch
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1", allow_module_level=True)
 
+from support.followed import files_of_asl_loss
 from support.fused_cases import KINDS, LABELS, check, leaves, make_labels
 
 from pvp_fast import losses
@@ -52,3 +53,17 @@ def test_vocabularies_beyond_the_small_kernel_say_so() -> None:
         losses.asl_loss(
             torch.ones(1, 2), torch.ones(65, 2), torch.ones(1, 65), backend="triton", regime="small"
         )
+
+
+@pytest.mark.parametrize(
+    ("regime", "categories", "through"),
+    [
+        ("chunked", 300, {"losses/tiles", "kernels/entrywise"}),
+        ("small", 30, {"kernels/entrywise", "kernels/entrywise_small"}),
+    ],
+)
+def test_asl_loss_is_followed_through_six_files(
+    regime: str, categories: int, through: set[str]
+) -> None:
+    shared = {"losses/asl", "losses/fused", "losses/problem", "dispatch"}
+    assert files_of_asl_loss("triton", regime, categories) == shared | through

@@ -112,7 +112,7 @@ void check(const loss_settings& set, int64_t rows, int64_t columns, given labels
     tile.label_stride = columns;
   }
   std::vector<loss_sums> sums(static_cast<size_t>(rows));
-  loss_cpu(tile, set, 2, most_isa(), sums.data());
+  best(kLosses, most_isa()).use->loss(tile, set, 2, sums.data());
   for (size_t b = 0; b < sums.size(); ++b) {
     std::vector<real> cosines, scores;
     for (size_t c = 0; c < n; ++c) {
@@ -145,7 +145,8 @@ void check_projection(int64_t rows, int64_t width) {
     for (int64_t d = 0; d < width; ++d) square += real{t[static_cast<size_t>(b * width + d)]} * t[static_cast<size_t>(b * width + d)];
     inverse_norm.push_back(static_cast<float>(1 / std::sqrt(square)));
   }
-  project_cpu({g.data(), false, t.data(), false, inverse_norm.data(), rows, width, 0.5f}, 2, most_isa());
+  best(kLosses, most_isa())
+      .use->project({g.data(), false, t.data(), false, inverse_norm.data(), rows, width, 0.5f}, 2);
   for (int64_t b = 0; b < rows; ++b) {
     const size_t first = static_cast<size_t>(b * width), last = first + static_cast<size_t>(width);
     real along = 0;

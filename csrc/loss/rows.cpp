@@ -1,66 +1,19 @@
-// Rows of a tile, in plain loops that the compiler turns into vectors.
+// Rows of a tile of products to their loss and its gradient, in plain loops that the compiler turns into vectors.
 //
-// Included by one source file per instruction set, each built with its own compiler flags: internal
-// linkage, and nothing from the standard library but builtins (see topk/tile.h).
-#pragma once
-
-#include <cstdint>
-#include <cstring>
-
+// Built once an instruction set, which PVP_FAST_SET names, each with its own compiler flags (see
+// vector.h).
 #include "loss/loss.h"
+
+#include "vector.h"
+
+#if !defined(PVP_FAST_SET)
+#define PVP_FAST_SET portable
+#endif
 
 namespace pvp_fast {
 namespace {
 
-inline float from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-inline uint32_t to_bits(float value) {
-  uint32_t bits;
-  std::memcpy(&bits, &value, sizeof bits);
-  return bits;
-}
-
-// e^x for x <= 0, to 1e-7 relative; 0 below -87. 2^n by exponent bits, the rest by Taylor's series,
-// whose next term is 5e-9 for |r| <= ln(2) / 2.
-inline float exp_negative(float x) {
-  constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  const float kept = x < -87.0f ? -87.0f : x;
-  const float shifted = kept * 1.44269504f + kRound;
-  const float n = shifted - kRound;
-  const float r = (kept - n * 0.693359375f) + n * 2.12194440e-4f;  // ln(2), its head exact
-  float sum = 1.0f / 5040.0f;
-  sum = sum * r + 1.0f / 720.0f;
-  sum = sum * r + 1.0f / 120.0f;
-  sum = sum * r + 1.0f / 24.0f;
-  sum = sum * r + 1.0f / 6.0f;
-  sum = sum * r + 0.5f;
-  sum = sum * r + 1.0f;
-  sum = sum * r + 1.0f;
-  const float power = from_bits((to_bits(shifted) << 23) + 0x3f800000u);
-  return x < -87.0f ? 0.0f : sum * power;
-}
-
-// ln v for normal v > 0: v = 2^e m, m in [sqrt(1/2), sqrt(2)); ln m = 2 atanh((m - 1) / (m + 1)).
-inline float log_positive(float v) {
-  const uint32_t bits = to_bits(v);
-  const int32_t e = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
-  const float m = from_bits(bits - (static_cast<uint32_t>(e) << 23));
-  const float z = (m - 1.0f) / (m + 1.0f);
-  const float t = z * z;
-  float sum = 2.0f / 9.0f;
-  sum = sum * t + 2.0f / 7.0f;
-  sum = sum * t + 2.0f / 5.0f;
-  sum = sum * t + 2.0f / 3.0f;
-  const float whole = static_cast<float>(e);
-  return whole * 0.693359375f + (2.0f * z + (sum * t * z - whole * 2.12194440e-4f));
-}
-
-inline float max_of(float a, float b) { return a > b ? a : b; }
-inline float min_of(float a, float b) { return a < b ? a : b; }
+constexpr int kBlock = 256;  // entries at a time: the scratch of a block stays in the first cache
 
 // sigmoid(s) and sigmoid(-s), neither by subtraction from 1.
 struct sigmoids {
@@ -327,8 +280,7 @@ void hinge(const float* s, float scale, const float* weight, float below, float*
   }
 }
 
-loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t row,
-                      uint32_t* scratch) {
+loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t row, uint32_t* words) {
   const int64_t n = tile.columns;
   float* s = tile.products + row * n;
   const float x_inverse = tile.x_inverse_norm ? tile.x_inverse_norm[row] : 1.0f;
@@ -339,8 +291,8 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
     s[c] *= x_inverse * (tile.w_inverse_norm ? tile.w_inverse_norm[c] : 1.0f);
     nan += 0.0f * s[c];  // NaN stays NaN
   }
-  ranked found{0, reinterpret_cast<int32_t*>(scratch), reinterpret_cast<float*>(scratch + n),
-               reinterpret_cast<float*>(scratch + 2 * n)};
+  ranked found{0, reinterpret_cast<int32_t*>(words), reinterpret_cast<float*>(words + n),
+               reinterpret_cast<float*>(words + 2 * n)};
   for (int64_t c = 0; c < n; ++c) found.active[c] = 0;
   take_ranked(tile, row, s, found);
   loss_sums sums{nan, 0, 0};
@@ -370,8 +322,8 @@ loss_sums ranking_row(const loss_tile& tile, const loss_settings& set, int64_t r
   return sums;
 }
 
-loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row, uint32_t* scratch) {
-  if (set.kind == loss_kind::ranking) return ranking_row(tile, set, row, scratch);
+loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row, uint32_t* words) {
+  if (set.kind == loss_kind::ranking) return ranking_row(tile, set, row, words);
   const int64_t* list = tile.offsets ? tile.indices + tile.offsets[row] : nullptr;
   const int64_t* list_end = tile.offsets ? tile.indices + tile.offsets[row + 1] : nullptr;
   loss_sums sums{0, 0, 0};
@@ -381,12 +333,20 @@ loss_sums row_loss(const loss_tile& tile, const loss_settings& set, int64_t row,
   return sums;
 }
 
+void loss(const loss_tile& tile, const loss_settings& set, int threads, loss_sums* sums) {
+  const int64_t words = set.kind == loss_kind::ranking ? 3 * tile.columns : 0;
+  const scratch<uint32_t> ranking(words * threads);
+  for_rows(tile.rows, tile.columns, threads, [&](int64_t b, int thread) {
+    sums[b] = row_loss(tile, set, b, ranking.values + thread * words);
+  });
+}
+
 inline float load(const float* from) { return *from; }
-inline float load(const uint16_t* from) { return from_bits(static_cast<uint32_t>(*from) << 16); }
+inline float load(const uint16_t* from) { return as_float(static_cast<uint32_t>(*from) << 16); }
 inline void store(float* to, float value) { *to = value; }
 
 inline void store(uint16_t* to, float value) {  // to the nearest bfloat16, ties to even
-  const uint32_t bits = to_bits(value);
+  const uint32_t bits = as_bits(value);
   const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   *to = static_cast<uint16_t>(value == value ? rounded : 0x7fc0u);
 }
@@ -414,5 +374,12 @@ void row_project(const projection& task, int64_t row) {
   }
 }
 
+void project(const projection& task, int threads) {
+  for_rows(task.rows, task.width, threads, [&](int64_t b, int) { row_project(task, b); });
+}
+
 }  // namespace
+
+const loss_functions PVP_FAST_SET::kLoss{loss, project};
+
 }  // namespace pvp_fast

@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
     esac
     shift
 done
-exec PYTHON -P -c 'from pvp_fast.cli import main; main()' "${words[@]}"
+exec PYTHON -c 'from pvp_fast.cli import main; main()' "${words[@]}"
 """
 
 

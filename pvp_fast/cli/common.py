@@ -114,17 +114,10 @@ def load_backbone(
     pretrained: str | None,
     device: str,
     like: str | None = None,
-    *,
-    gradients: bool = False,
 ) -> Backbone:
-    """The model, on ``device`` ("auto" takes CUDA where there is one).
-
-    With ``gradients`` the precision "auto" is float32 on a CPU: there torch 2.14 runs attention in
-    bfloat16 fast only without them (ViT-B/32 on AMX, forward and backward: 5.0 images/s both ways).
-    """
+    """The model, on ``device`` ("auto" takes CUDA where there is one)."""
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.clip.light import import_open_clip_for
-    from pvp_fast.clip.usual import usual_precision
 
     if name == "auto" and pretrained is None and like is None:
         from pvp_fast.clip.auto import resolve
@@ -133,11 +126,7 @@ def load_backbone(
         progress_console().print(chosen.note, markup=False, soft_wrap=True)
         name, pretrained = chosen.name, chosen.pretrained
     import_open_clip_for(name)
-    place = pick_device(device)
-    precision = usual_precision()
-    if gradients and precision == "auto" and place == "cpu":
-        precision = "float32"
-    return Backbone.load(name, pretrained, device=place, like=like, precision=precision)
+    return Backbone.load(name, pretrained, device=pick_device(device), like=like)
 
 
 def backbone_of(artifact: Artifact, device: str) -> Backbone:

@@ -131,7 +131,7 @@ def train(
             for line in corpus.summary():
                 console.print(line, markup=False)
         with ranks.in_turn():  # the weights are downloaded once
-            backbone = load_backbone(model, pretrained, place, like, gradients=True)
+            backbone = load_backbone(model, pretrained, place, like)
         if not quiet and model != "pocket":
             console.print(f"pictures and activation: {backbone.settings.source}", markup=False)
         if ranks.first and not (out / "config.json").exists():  # a run goes on as it was planned

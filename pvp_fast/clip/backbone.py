@@ -12,7 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pvp_fast.clip.frozen import for_inputs
 from pvp_fast.clip.logit_record import LogitRecord, logit_record
+from pvp_fast.clip.patches import only, patch_count
 from pvp_fast.clip.precision import DTYPES, cast, resolve
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.clip.regions import region_features, region_support
@@ -68,6 +70,7 @@ class Backbone(nn.Module):
         """
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        for_inputs(model)
         clip = self._clip
         self.name = name
         self.pretrained = pretrained
@@ -339,10 +342,27 @@ class Backbone(nn.Module):
 
     # --- images -------------------------------------------------------------------------------
 
-    def encode_image(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised pixels -> (B, D) unit rows, differentiable in the pixels."""
+    @property
+    def patches(self) -> int:
+        """Patches of an image, of which :meth:`encode_image` may be given some; 0: all or none."""
+        return patch_count(self._clip.visual)
+
+    def encode_image(
+        self, pixels: torch.Tensor, *, patches: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(B, 3, H, W) normalised pixels -> (B, D) unit rows, differentiable in the pixels.
+
+        Args:
+            patches: (k,) int64, the only ones of the ``self.patches`` that are looked at.
+
+        Raises:
+            BackboneError: patches were given to a tower that cannot leave any out.
+        """
         self._check_pixels(pixels)
-        return _unit(self._image(pixels))
+        if patches is None:
+            return _unit(self._image(pixels))
+        with only(self._clip.visual, patches):
+            return _unit(self._image(pixels))
 
     def encode_regions(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised pixels -> (B, L, D) unit rows, one a patch (see ``regions``).

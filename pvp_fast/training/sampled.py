@@ -35,6 +35,7 @@ from pvp_fast.training.text import TextPromptConfig, inner_map
 from pvp_fast.training.visual import (
     Translation,
     VisualPromptConfig,
+    drawn_patches,
     encoded,
     pooled_loss,
     pooled_map,
@@ -135,24 +136,31 @@ class SampledVisualPrompts:
             self.table.fill(first)
         self.optimizer = RowOptimizer(self.table, config.loop, train.device)
         pair = self.table.values(torch.tensor([0, min(1, train.categories - 1)]))
-        self._each = activation_bytes(self._images, pair.to(train.device))
+        some = drawn_patches(backbone, config.patches, torch.Generator())
+        self._each = activation_bytes(
+            lambda images: self._images(images, some), pair.to(train.device)
+        )
         self.module = _Bank(self.vectors())
         backbone.checkpoint_activations(config.checkpoint_activations)
 
     def __len__(self) -> int:
         return len(self.train)
 
-    def _images(self, pixels: Tensor) -> Tensor:
-        return encoded(self.backbone, pixels)
+    def _images(self, pixels: Tensor, patches: Tensor | None = None) -> Tensor:
+        return encoded(self.backbone, pixels, patches)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config, size = self.config, self.config.loop.batch_size
         step = _Step(self.train, self.known, self.width, batch, size, generator)
         move = Translation.drawn(config.shift, generator)
+        some = drawn_patches(self.backbone, config.patches, generator)
         pixels = self.optimizer.take(step.fresh)
+
+        def encode(part: Tensor) -> Tensor:
+            return self._images(move(part), some)
+
         fresh = Ranks().encode(
-            lambda own: bounded(lambda part: self._images(move(part)), self._each, pixels[own]),
-            torch.arange(len(step.fresh)),
+            lambda own: bounded(encode, self._each, pixels[own]), torch.arange(len(step.fresh))
         )
         vectors = step.vectors(self.module.bank, fresh)
         term = pooled_loss(config, step.x, vectors, step.y)

@@ -29,6 +29,8 @@ class VisualPromptConfig:
     hinge's margin of 1 is in scaled units, so a small scale asks for a wide angular margin.
     ``both_ways`` ranks the sentences of a category too, not only the categories of a sentence.
     ``shift`` pixels of random translation keep the prompts from relying on exact positions.
+    ``patches`` is the share of its patches that a vision transformer looks at in a step, others
+    each time; a tower without patches always sees the whole.
     """
 
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400, lr=0.1, batch_size=512))
@@ -39,9 +41,12 @@ class VisualPromptConfig:
     shift: int = 4
     checkpoint_activations: bool = False
     both_ways: bool = True
+    patches: float = 1.0
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
+        if not 0 < self.patches <= 1:
+            raise InputError(f"VisualPromptConfig: patches={self.patches}: give a share, above 0")
         if self.prompts_per_category > 1 and self.loss != "ranking":
             raise InputError(
                 f"VisualPromptConfig: prompts_per_category={self.prompts_per_category} pools "
@@ -84,10 +89,11 @@ class VisualPromptStage:
         part = self.train.draw(batch, generator, self.config.loop.batch_size)
         x, y = part.x, part.dense(self.train.categories)
         move = Translation.drawn(self.config.shift, generator)
+        some = drawn_patches(self.backbone, self.config.patches, generator)
         pixels = self.module.prompts.pixels
 
         def encode(own: Tensor) -> Tensor:
-            return encoded(self.backbone, move(pixels[own.to(pixels.device)]))
+            return encoded(self.backbone, move(pixels[own.to(pixels.device)]), some)
 
         vectors = Ranks().encode(encode, torch.arange(self.train.categories))
         term = pooled_loss(self.config, x, vectors, y)
@@ -144,9 +150,18 @@ class Translation(NamedTuple):
         return moved.reshape(pixels.shape)
 
 
-def encoded(backbone: Backbone, pixels: Tensor) -> Tensor:
+def drawn_patches(backbone: Backbone, share: float, generator: torch.Generator) -> Tensor | None:
+    """The patches (k,) of a step, the same of every image; None for all of them."""
+    count = backbone.patches if share < 1 else 0
+    if not count:
+        return None
+    return torch.randperm(count, generator=generator)[: max(1, round(share * count))].sort().values
+
+
+def encoded(backbone: Backbone, pixels: Tensor, patches: Tensor | None = None) -> Tensor:
     """Unit rows (n, P, D) of images (n, P, 3, H, W)."""
-    return backbone.encode_image(pixels.flatten(0, 1)).view(*pixels.shape[:2], -1)
+    features = backbone.encode_image(pixels.flatten(0, 1), patches=patches)
+    return features.view(*pixels.shape[:2], -1)
 
 
 def pooled_loss(config: VisualPromptConfig, x: Tensor, vectors: Tensor, y: Tensor) -> Tensor:

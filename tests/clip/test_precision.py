@@ -11,7 +11,6 @@ import torch
 from torch.nn import functional as F
 
 from pvp_fast.cli.app import run
-from pvp_fast.cli.common import load_backbone
 from pvp_fast.clip import precision, usual
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
@@ -90,25 +89,6 @@ def test_auto_is_float32_for_a_small_model_and_wherever_halves_are_no_faster(
         monkeypatch.setattr(precision, "bfloat16_gain", lambda gain=gain: gain)
         assert precision.resolve("auto", model) == chosen
     assert precision.resolve("auto", copy.deepcopy(model).double()) == "float32"
-
-
-@pytest.mark.parametrize(
-    ("said", "gradients", "chosen"),
-    [
-        ("auto", False, "bfloat16"),
-        ("auto", True, "float32"),
-        ("bfloat16", True, "bfloat16"),
-        ("float32", False, "float32"),
-    ],
-)
-def test_auto_learns_in_float32_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, said: str, gradients: bool, chosen: str
-) -> None:
-    monkeypatch.setattr(precision, "_SMALL", 1)
-    monkeypatch.setattr(precision, "_has_bfloat16", lambda: True)
-    monkeypatch.setattr(precision, "bfloat16_gain", lambda: 4.0)
-    usual.set_precision(said)
-    assert load_backbone("pocket", None, "cpu", gradients=gradients).precision == chosen
 
 
 def test_the_measured_gain_is_one_number_and_leaves_threads_alone() -> None:

@@ -22,7 +22,7 @@ from pvp_fast.pictures.turn import AS_STORED, jpeg_turn, turned, upright
 
 DEFAULT = PictureSettings()
 # Pillow's decoders raise many kinds of error for damaged bodies.
-_DAMAGE = (
+DAMAGE = (
     OSError,
     ValueError,
     SyntaxError,
@@ -85,6 +85,23 @@ def open_image(source: Any, settings: PictureSettings = DEFAULT) -> Image.Image:
     raise ImageError(f"{type(source).__name__} is no image: give a path, bytes, PIL, array, tensor")
 
 
+def open_header(stream: IO[bytes]) -> Image.Image:
+    """An image for its metadata; no pixel is read, and so no size is too large.
+
+    Raises:
+        ImageError, or one of ``DAMAGE``: it cannot be read.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # on odd metadata: of no use to anybody here
+        stream.seek(0)
+        head = stream.read(64)
+        if heif.is_heif(head):
+            if not heif.can_read():
+                raise ImageError(f"HEIC needs pillow-heif: {heif.HINT}")
+            return heif.open_heif(stream)
+        return _open(stream, head)
+
+
 def looks_like_picture(head: bytes) -> bool:
     """Whether a file that starts with these (64) bytes is a picture, by its mark."""
     if heif.is_heif(head):
@@ -131,13 +148,7 @@ def _read(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Imag
             ending = os.path.splitext(name)[1].lower()
             if ending in kinds.RAW or raw.is_raw(head):
                 return _from_raw(stream, settings, name)
-            if heif.is_heif(head):
-                if not heif.can_read():
-                    raise ImageError(f"HEIC needs pillow-heif: {heif.HINT}", name)
-                image = heif.open_heif(stream)
-            else:
-                image = _open(stream, head)
-            with image:
+            with open_header(stream) as image:
                 if image.format == "TIFF":
                     found = raw.pages(stream)
                     if any(page.is_sensor for page in found):
@@ -152,7 +163,7 @@ def _read(stream: IO[bytes], settings: PictureSettings, name: str) -> Image.Imag
     except UnidentifiedImageError:
         known = ", ".join(kinds.formats())
         raise ImageError(f"not an image of a known kind ({known})", name) from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(f"damaged: {error}", name) from error
 
 
@@ -211,7 +222,7 @@ def _rgb(
     samples, key = samples_of(image), transparent_key(image)
     try:
         image.load()
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise ImageError(f"damaged: {error}", name) from error
     if stream is not None and samples.colours:
         image = from_sensor(image, stream)

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from pvp_fast.errors import InputError
 from pvp_fast.sinks.beside import Beside, find, read_old
+from pvp_fast.sinks.embedded import keywords_inside
 from pvp_fast.sinks.ledger import Ledger
-from pvp_fast.sinks.xmp_packet import XmpError, merge, read_record, take_back
+from pvp_fast.sinks.xmp_packet import XmpError, has_keywords, merge, read_record, take_back
 
 STYLES = ("full", "stem")
 
@@ -19,7 +20,8 @@ class XmpSink(Beside):
 
     The sidecar is the one that is there, ``photo.jpg.xmp`` or ``photo.xmp`` with an ending in any
     case, else a new one. An image without tags, or one that cannot be read, leaves its sidecar as
-    it is.
+    it is. Keywords inside the image, which those of a sidecar hide, are repeated in it where it has
+    none of others.
 
     Args:
         artifact, ledger, options: see :class:`~pvp_fast.sinks.beside.Beside`.
@@ -58,7 +60,8 @@ class XmpSink(Beside):
             self.notes.append(note)
         old = read_old(path)
         try:
-            change = merge(old, names, replace=self.replace, **fields)
+            inside = {} if has_keywords(old) else keywords_inside(image)
+            change = merge(old, names, replace=self.replace, first=inside, **fields)
         except XmpError as error:
             return f"{path.name}: {error}"
         lines = [f"+ {n}: {', '.join(found)}" for n, found in change.added.items()]

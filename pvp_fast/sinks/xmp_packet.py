@@ -37,16 +37,25 @@ MAX_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class KeywordList:
-    """A property that holds keywords: ``level`` separates the levels of a path in it, if any."""
+    """A property that holds keywords: ``level`` separates the levels of a path in it, if any.
+
+    ``kind`` is what it is in RDF; digiKam does not read its own list from another.
+    """
 
     name: str
     space: str
     level: str = ""
+    kind: str = "Bag"
 
     @property
     def local(self) -> str:
         """The name without its prefix."""
         return self.name.partition(":")[2]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Its full names: some programs leave the slash at the end of the address away."""
+        return f"{self.space} {self.local}", f"{self.space.rstrip('/')} {self.local}"
 
     def text(self, keyword: str) -> str:
         """A keyword as this list holds it: on the first level, whatever marks are in it."""
@@ -62,7 +71,7 @@ class KeywordList:
 
 SUBJECT = KeywordList("dc:subject", DC)
 LISTS = (
-    KeywordList("digiKam:TagsList", "http://www.digikam.org/ns/1.0/", "/"),
+    KeywordList("digiKam:TagsList", "http://www.digikam.org/ns/1.0/", "/", "Seq"),
     KeywordList("MicrosoftPhoto:LastKeywordXMP", "http://ns.microsoft.com/photo/1.0/", "/"),
     KeywordList("lr:hierarchicalSubject", "http://ns.adobe.com/lightroom/1.0/", "|"),
     KeywordList("mediapro:CatalogSets", "http://ns.iview-multimedia.com/mediapro/1.0/", "|"),
@@ -103,6 +112,7 @@ def merge(
     artifact: str,
     *,
     replace: bool = False,
+    first: Mapping[str, Sequence[str]] | None = None,
     **fields: str,
 ) -> Change:
     """The packet with the keywords in it.
@@ -115,6 +125,8 @@ def merge(
         keywords: names to add, in this order.
         artifact: version to record.
         replace: take out what was added before; otherwise that stays, and stays recorded.
+        first: texts that stand before the keywords, by the name of the list, which is made for
+            them.
         fields: more to record, by name.
 
     Raises:
@@ -136,16 +148,17 @@ def merge(
         there = [item.text for element in elements for item in document.items(element)]
         there += [each_.text for each_ in elements if not each_.children and each_.text.strip()]
         attribute = document.attribute(each)
-        if not there and attribute is None and each is not SUBJECT:
+        others = tuple((first or {}).get(each.name, ()))
+        if not there and not others and attribute is None and each is not SUBJECT:
             continue
-        kept = () if replace else removed.get(each.name, ())
+        kept = (*others, *(() if replace else removed.get(each.name, ())))
         present = there if attribute is None else [*there, attribute]
         missing = _missing(each, present, (*kept, *map(each.text, names)))
         if not missing:
             continue
         added[each.name] = missing
         if elements:
-            document.append(elements[0], missing)
+            document.append(elements[0], missing, each.kind)
         else:
             before = () if attribute is None else (document.take_attribute(each),)
             made.append((each, (*before, *missing)))
@@ -211,6 +224,25 @@ def has_keywords(packet: bytes | None) -> bool:
         or any(element.text.strip() for element in document.properties(each))
         for each in LISTS
     )
+
+
+def read_keywords(packet: bytes) -> dict[str, tuple[str, ...]]:
+    """The keywords in a packet, by the name of the list that holds them; filled ones alone.
+
+    Raises:
+        XmpError: as :func:`merge`.
+    """
+    document = _Document(packet)
+    found = {}
+    for each in LISTS:
+        elements = document.properties(each)
+        items = [item.text for element in elements for item in document.items(element)]
+        plain = [e.text.strip() for e in elements if not e.children]
+        attribute = document.attribute(each)
+        texts = tuple(filter(None, map(_printable, (*items, *plain, attribute or ""))))
+        if texts:
+            found[each.name] = texts
+    return found
 
 
 def read_record(packet: bytes) -> dict[str, tuple[str, ...]]:
@@ -331,13 +363,12 @@ class _Document:
 
     def properties(self, each: KeywordList) -> list[_Node]:
         """The elements of a list."""
-        name = f"{each.space} {each.local}"
-        return [c for d in self.descriptions for c in d.children if c.name == name]
+        return [c for d in self.descriptions for c in d.children if c.name in each.names]
 
     def attribute(self, each: KeywordList) -> str | None:
         """A list's value where it is written as an attribute, which can hold no list."""
-        name = f"{each.space} {each.local}"
-        return next((d.attributes[name] for d in self.descriptions if name in d.attributes), None)
+        pairs = (pair for d in self.descriptions for pair in d.attributes.items())
+        return next((value for name, value in pairs if name in each.names), None)
 
     def take_attribute(self, each: KeywordList) -> str:
         """Take that attribute out; its value."""
@@ -345,7 +376,7 @@ class _Document:
         for node in self.descriptions:
             for found in _ATTRIBUTE.finditer(self.data, node.start, node.inside):
                 prefix, _, local = found.group(1).decode().partition(":")
-                if local == each.local and node.spaces.get(prefix) == each.space:
+                if f"{node.spaces.get(prefix)} {local}" in each.names:
                     self.edits.append((found.start(), found.end(), b""))
         return value or ""
 
@@ -376,14 +407,18 @@ class _Document:
 
     # --- edits --------------------------------------------------------------------------------
 
-    def append(self, element: _Node, texts: Sequence[str]) -> None:
-        """Add items to a list, indented as its last one is."""
+    def append(self, element: _Node, texts: Sequence[str], kind: str) -> None:
+        """Add items to a list, indented as its last one is.
+
+        Args:
+            kind: what the list becomes where it is none yet.
+        """
         containers = [c for c in element.children if c.name in _CONTAINERS]
         if not containers:
             if element.children or any(k.startswith(f"{RDF} ") for k in element.attributes):
                 name = element.name.rpartition(" ")[2]
                 raise XmpError(f"{name} of the sidecar is no list of keywords")
-            self._make_list(element, texts)
+            self._make_list(element, texts, kind)
             return
         container = containers[0]
         items = [c for c in container.children if c.name == _ITEM]
@@ -419,7 +454,7 @@ class _Document:
             if name == local and known and left == [unescape(said)] * bool(said):
                 self.edits.append((element.start, element.end, text.encode()))
 
-    def _make_list(self, element: _Node, texts: Sequence[str]) -> None:
+    def _make_list(self, element: _Node, texts: Sequence[str], kind: str) -> None:
         """Make a list of a property that is plain text, or empty."""
         self._rewrite(element)
         prefix = self._prefix(element, RDF)
@@ -427,7 +462,7 @@ class _Document:
         prefix = prefix or "rdf:"
         old = [element.text.strip()] if element.text.strip() else []
         items = b"".join(_element(f"{prefix}li", text) for text in (*old, *texts))
-        body = f"<{prefix}Bag{declared}>".encode() + items + f"</{prefix}Bag>".encode()
+        body = f"<{prefix}{kind}{declared}>".encode() + items + f"</{prefix}{kind}>".encode()
         if element.inside == element.outside and self.data[element.inside - 2] == ord("/"):
             close = self.data[element.start + 1 : element.inside - 2].split()[0]
             at = element.inside
@@ -453,17 +488,17 @@ class _Document:
         about = next((d.attributes[_ABOUT] for d in others if _ABOUT in d.attributes), "")
         spaces = {"rdf": RDF, "pvp": OURS} | {e.name.partition(":")[0]: e.space for e, _ in made}
         head = "".join(f' xmlns:{p}="{uri}"' for p, uri in spaces.items())
-        lists: list[tuple[str, Sequence[str]]] = [(e.name, texts) for e, texts in made]
-        lists += [(f"pvp:{e.local}", added[e.name]) for e in LISTS if e.name in added]
+        lists: list[tuple[str, str, Sequence[str]]] = [(e.name, e.kind, found) for e, found in made]
+        lists += [(f"pvp:{e.local}", "Bag", added[e.name]) for e in LISTS if e.name in added]
         if made:
-            lists.append(("pvp:made", [e.local for e, _ in made]))
+            lists.append(("pvp:made", "Bag", [e.local for e, _ in made]))
         if self.rewritten:
-            lists.append(("pvp:was", self.rewritten))
+            lists.append(("pvp:was", "Bag", self.rewritten))
         parts = [before, f"<rdf:Description{head} rdf:about={quoteattr(about)}>".encode()]
-        for name, texts in lists:
-            parts += [step, f"<{name}><rdf:Bag>".encode()]
+        for name, kind, texts in lists:
+            parts += [step, f"<{name}><rdf:{kind}>".encode()]
             parts += [_element("rdf:li", text) for text in texts]
-            parts.append(f"</rdf:Bag></{name}>".encode())
+            parts.append(f"</rdf:{kind}></{name}>".encode())
         for name, text in said.items():
             parts += [step, _element(f"pvp:{name}", text)]
         parts += [inner, b"</rdf:Description>"]

@@ -119,7 +119,10 @@ def _go(
         import ray
 
         hook = {"worker_process_setup_hook": _use_tiny_clip}
-        ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env=hook)
+        # Not one that somebody else has started on this machine.
+        ray.init(
+            "local", num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env=hook
+        )
     done = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:

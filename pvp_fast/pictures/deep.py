@@ -5,7 +5,7 @@ Pillow keeps the high byte of colours and leaves gray as it is, on the scale of 
 
 from __future__ import annotations
 
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
@@ -52,8 +52,12 @@ def samples_of(image: Image.Image) -> Samples:
 
 def _form(image: Image.Image) -> str:
     """How the samples lie in the file, as Pillow calls it."""
-    form = image.tile[0].args if image.tile else ""
-    return str(form[0] if isinstance(form, tuple) else form)
+    return str(_arguments(image.tile[0].args)[0]) if image.tile else ""
+
+
+def _arguments(given: Any) -> tuple[Any, ...]:
+    """Of Pillow's decoder: the form of the samples comes first, or alone."""
+    return given if isinstance(given, tuple) else (given,)
 
 
 def transparent_key(image: Image.Image) -> int | tuple[int, ...] | None:
@@ -100,15 +104,16 @@ def from_sensor(image: Image.Image, stream: IO[bytes]) -> Image.Image:
     Args:
         image: loaded, read from ``stream``.
     """
-    if max(high for _, high in image.getextrema()) > _SENSOR_SCALES[-2] >> 8:
+    high = np.asarray(image)
+    if high.max() > _SENSOR_SCALES[-2] >> 8:
         return image
     stream.seek(0)
     low = TiffImagePlugin.TiffImageFile(stream, "")
     low.seek(image.tell())
     form = _BYTES_EXCHANGED[_form(low)]
-    low.tile = [tile._replace(args=(form, *tile.args[1:])) for tile in low.tile]
+    low.tile = [tile._replace(args=(form, *_arguments(tile.args)[1:])) for tile in low.tile]
     low.load()
-    values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(low)
+    values = high.astype(np.uint16) << 8 | np.asarray(low)
     full = _sensor_scale(float(values.max()))
     return Image.fromarray((values * (255 / full)).round().astype(np.uint8))
 

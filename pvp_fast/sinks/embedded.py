@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from PIL import Image, IptcImagePlugin
+from PIL.ImageFile import ImageFile
 
 from pvp_fast.errors import ImageError
 from pvp_fast.pictures.reader import DAMAGE, open_header
@@ -46,7 +47,7 @@ def _from_xmp(packet: object) -> dict[str, tuple[str, ...]]:
 
 
 def _from_iptc(image: Image.Image) -> tuple[str, ...]:
-    records = IptcImagePlugin.getiptcinfo(image) or {}
+    records = IptcImagePlugin.getiptcinfo(image) or {} if isinstance(image, ImageFile) else {}
     charset = "utf-8" if records.get(_IPTC_CHARSET) == _UTF8 else "cp1252"
     texts = records.get(_IPTC_KEYWORDS, [])
     every: Iterable[bytes] = texts if isinstance(texts, list) else [texts]

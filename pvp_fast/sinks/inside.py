@@ -86,7 +86,7 @@ class InsideSink(Beside):
             if users:
                 fields = {**fields, "iptc": json.dumps(added)}
             first = [] if has_keywords(old) else users
-            change = merge(old, [*first, *names], replace=self.replace, **fields)
+            change = merge(old, [*first, *names], replace=self.replace, first=None, **fields)
         except XmpError as error:
             return f"{os.path.basename(image)}: {error}"
         new = [text for text in added if text not in before] if users else []

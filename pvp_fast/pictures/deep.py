@@ -9,6 +9,7 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import Image, TiffImagePlugin
+from PIL.ImageFile import ImageFile
 
 # A TIFF of 16-bit samples may hold a sensor's 10, 12 or 14 bits, and nothing in it says so; other
 # formats stretch to the full range by their own rules.
@@ -52,7 +53,8 @@ def samples_of(image: Image.Image) -> Samples:
 
 def _form(image: Image.Image) -> str:
     """How the samples lie in the file, as Pillow calls it."""
-    return str(_arguments(image.tile[0].args)[0]) if image.tile else ""
+    tiles = image.tile if isinstance(image, ImageFile) else []
+    return str(_arguments(tiles[0].args)[0]) if tiles else ""
 
 
 def _arguments(given: Any) -> tuple[Any, ...]:

@@ -8,7 +8,9 @@ Compressed shards have no positions: they are read from front to back, each imag
 
 from __future__ import annotations
 
+import bz2
 import glob
+import gzip
 import json
 import lzma
 import os
@@ -17,10 +19,10 @@ import re
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import IO, Any
 
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders.passed import HIDDEN, SCATTERED, PassedOver
@@ -35,7 +37,13 @@ _MAX_SHARDS = 1_000_000
 
 
 _COMPRESSED = {b"\x1f\x8b": "gz", b"BZ": "bz2", b"\xfd7": "xz"}
-_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+_OPEN: dict[str, Callable[[str], Any]] = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
+_NO_SHARDS = {
+    b"\x28\xb5\x2f\xfd": "compressed by zstd, which is not read; unpack it to a .tar",
+    b"PK\x03\x04": "a ZIP archive, which is not read; unpack it",
+}
+_SHARDS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_MAX_BETWEEN = 1 << 20  # zero bytes between two archives in one file
 _MAX_HELD = 1 << 28  # bytes of one group of a compressed shard
 _MAX_MEMBER = 1 << 30  # bytes of a member that is held in memory
 
@@ -200,8 +208,8 @@ class _Reader:
         broken = None
         group: _Group | None = None
         for member in self._members():
-            if not member.name:
-                broken = member.place
+            if isinstance(member, ImageError):
+                broken = member
                 break
             if self._is_beside_the_point(member):
                 continue
@@ -268,36 +276,46 @@ class _Reader:
         ending = os.path.splitext(member.name)[1].lower()
         return ending in _PICTURES or not ending  # without one, its first bytes were looked at
 
-    def _members(self) -> Iterator[_Member]:
-        """Every file in order; one without a name where the shard breaks off, with the reason."""
+    def _members(self) -> Iterator[_Member | ImageError]:
+        """Every file in order; where the shard breaks off, the reason."""
         path = self._path
-        mode: Any = f"r|{self._kind}" if self._kind else "r:"
         try:
-            with tarfile.open(path, mode) as tar:
-                while (entry := tar.next()) is not None:
-                    if entry.isreg() or entry.islnk() or entry.issym():
-                        found = self._member(tar, entry)
-                        if found is not None:
-                            if not isinstance(found.place, ImageError):
-                                self._remember(found)
-                            yield found
-                    # tarfile remembers every member it has seen
-                    tar.members.clear()  # type: ignore[attr-defined]
-                if self._kind:
-                    return
-                # tarfile takes a damaged header, or the end of a file cut between two members,
-                # for the end of the archive.
-                with open(path, "rb") as stream:
-                    stream.seek(tar.offset)
+            with _opened(path) as stream:
+                reason = _NO_SHARDS.get(stream.read(4))
+                at = None if reason else 0
+                while at is not None:
+                    end = yield from self._archive(stream, at)
+                    stream.seek(end)
                     mark = stream.read(_BLOCK)
-            if mark != bytes(_BLOCK):
-                yield _Member("", ImageError(_broken(mark, tar.offset), path))
+                    # tarfile takes a damaged header, or the end of a file cut between two members,
+                    # for the end of the archive.
+                    reason = _broken(mark, end) if mark != bytes(_BLOCK) else None
+                    at = None if reason else _another(stream)
+            if reason:
+                yield ImageError(reason, path)
         except FileNotFoundError:
-            yield _Member("", ImageError("no such file", path))
+            yield ImageError("no such file", path)
         except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError) as error:
-            yield _Member("", ImageError(f"damaged shard: {error}", path))
+            yield ImageError(f"damaged shard: {error}", path)
         except OSError as error:
-            yield _Member("", ImageError(f"cannot be read: {error.strerror or error}", path))
+            # Compressed files that are damaged have no number of the system.
+            what = "cannot be read" if error.errno else "damaged shard"
+            yield ImageError(f"{what}: {error.strerror or error}", path)
+
+    def _archive(self, stream: IO[bytes], at: int) -> Generator[_Member, None, int]:
+        """The files of the archive that starts at a byte; where it ends."""
+        stream.seek(at)
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            while (entry := tar.next()) is not None:
+                if entry.isreg() or entry.islnk() or entry.issym():
+                    found = self._member(tar, entry)
+                    if found is not None:
+                        if not isinstance(found.place, ImageError):
+                            self._remember(found)
+                        yield found
+                # tarfile remembers every member it has seen
+                tar.members.clear()  # type: ignore[attr-defined]
+            return tar.offset
 
     def _member(self, tar: tarfile.TarFile, entry: tarfile.TarInfo) -> _Member | None:
         name = entry.name.removeprefix("./")
@@ -335,6 +353,27 @@ class _Reader:
         self._images.setdefault(member.name, member.name if self._kind else member.place)
 
 
+def _opened(path: str) -> IO[bytes]:
+    """A shard's bytes, unpacked, also where several packed ones stand one after the other."""
+    opened: IO[bytes] = _OPEN.get(compression(path), partial(open, mode="rb"))(path)
+    return opened
+
+
+def _another(stream: IO[bytes]) -> int | None:
+    """Where behind an end mark another archive starts, as cat puts it there; None if none does."""
+    at = stream.tell()
+    try:
+        ahead = stream.read(_MAX_BETWEEN)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError):  # what follows is no part of it
+        return None
+    start = (len(ahead) - len(ahead.lstrip(b"\0"))) // _BLOCK * _BLOCK
+    try:
+        tarfile.TarInfo.frombuf(ahead[start : start + _BLOCK], "utf-8", "surrogateescape")
+    except tarfile.HeaderError:
+        return None
+    return at + start
+
+
 def _broken(mark: bytes, offset: int) -> str:
     if len(mark) < _BLOCK:
         return f"truncated shard: it ends at byte {offset + len(mark)} without an end mark"
@@ -356,9 +395,8 @@ def _slice(path: str, offset: int, size: int) -> bytes:
 
 def _again(path: str, name: str) -> bytes:
     """A member of a compressed shard, read once more from the front: what a link leads to."""
-    mode: Any = f"r|{compression(path)}"
     try:
-        with tarfile.open(path, mode) as tar:
+        with _opened(path) as packed, tarfile.open(fileobj=packed, mode="r:") as tar:
             for entry in tar:
                 if entry.isreg() and entry.name.removeprefix("./") == name:
                     stream = tar.extractfile(entry)

@@ -6,6 +6,7 @@ counts. Tar shards are in ``shards``, folders and globs in ``walk``.
 
 from __future__ import annotations
 
+import codecs
 import os
 import random
 import sys
@@ -33,6 +34,8 @@ from pvp_fast.loaders.walk import Found, Search, finds, matches, walk
 from pvp_fast.pictures.kinds import LOOKS_LIKE
 
 _LISTS = (".txt", ".lst")
+_MAX_LISTS = 50  # that stand in each other
+_HEAD = 1 << 16  # bytes of a list that tell how it is written
 STDIN = "-"
 
 
@@ -94,10 +97,12 @@ class FileSource:
             shuffle.shuffle(found)
         nothing = True
         for path, trouble in found:
-            nothing = False
             if trouble is None and is_shard(path):
-                yield from read_shard(path, passed, shuffle)
+                for sample in read_shard(path, passed, shuffle):
+                    nothing = False
+                    yield sample
             else:
+                nothing = False
                 yield Sample(path, trouble or path)
         if nothing:
             beside = f"; passed over: {passed}" if passed else ""
@@ -114,25 +119,35 @@ class FileSource:
             else:
                 yield from self._pattern(name, passed)
 
-    def _named(self, path: str, passed: PassedOver) -> Iterator[Found]:
-        """A name as it stands."""
+    def _named(
+        self, path: str, passed: PassedOver, within: tuple[str, ...] = ()
+    ) -> Iterator[Found]:
+        """A name as it stands; ``within`` are the lists that lead to it."""
         if os.path.isdir(path):
             yield from walk(path, self._search, passed)
         elif path.lower().endswith(_LISTS) and os.path.isfile(path):
-            yield from self._list(path, passed)
+            yield from self._list(path, passed, within)
         else:
             yield path, None
 
-    def _list(self, path: str, passed: PassedOver) -> Iterator[Found]:
-        lines = list(_lines(path))
+    def _list(self, path: str, passed: PassedOver, within: tuple[str, ...]) -> Iterator[Found]:
+        place = os.path.realpath(path)
+        if place in within or len(within) >= _MAX_LISTS:
+            yield (
+                path,
+                ImageError("a list that leads back to itself, or over 50 in each other", path),
+            )
+            return
         root = Path(path).parent
+        lines = list(_lines(path, root))
         if len(self._names) > 1 and not any(_names_a_picture(root, line) for line in lines[:20]):
             # Beside images of the same name lie captions: a shell's * gives them too.
             yield path, ImageError("neither an image nor a list of images", path)
             return
         for line in lines:
             try:
-                yield from self._named(os.fspath(safe_join(root, line, links=True)), passed)
+                name = os.fspath(safe_join(root, line, links=True))
+                yield from self._named(name, passed, (*within, place))
             except (InputError, ValueError) as error:
                 yield line, ImageError(str(error), line)
 
@@ -150,10 +165,7 @@ class FileSource:
 
     def _lines_of_stdin(self) -> tuple[str, ...]:
         if self._stdin is None:
-            data = sys.stdin.buffer.read()
-            mark = b"\0" if b"\0" in data else b"\n"
-            names = (os.fsdecode(line.removesuffix(b"\r")) for line in data.split(mark))
-            self._stdin = tuple(name for name in names if name.strip())
+            self._stdin = tuple(_names(sys.stdin.buffer.read()))
         return self._stdin
 
 
@@ -176,12 +188,34 @@ def _missing(name: str) -> str:
     return "no such file, folder or glob match"
 
 
-def _lines(path: str | os.PathLike[str]) -> Iterator[str]:
+def _names(data: bytes) -> Iterator[str]:
+    """The names in a list: one a line, or with zero bytes between; UTF-16 where a mark says so."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):  # as PowerShell writes them
+        data = data.decode("utf-16", "replace").encode()
+    mark = b"\0" if b"\0" in data else b"\n"
+    for line in data.removeprefix(codecs.BOM_UTF8).split(mark):
+        name = os.fsdecode(line.removesuffix(b"\r"))
+        if name.strip():
+            yield name
+
+
+def _lines(path: str | os.PathLike[str], root: Path) -> Iterator[str]:
+    """The names in a list file, without its comments."""
     try:
-        with open(path, encoding="utf-8-sig", errors="surrogateescape") as stream:
-            for line in stream:
-                if line.strip() and not line.startswith("#"):
-                    yield line.strip()
+        with open(path, "rb") as stream:
+            head = stream.read(_HEAD)
+            stream.seek(0)
+            whole = b"\0" in head or head.startswith(codecs.BOM_UTF16_LE)
+            for data in [stream.read()] if whole else stream:
+                for line in _names(data):
+                    name = line
+                    # Names may start with # and end in spaces, too.
+                    odd = line[0] in "# \t" or line[-1] in " \t"
+                    if odd and not os.path.lexists(os.path.join(root, line)):
+                        name = line.strip()
+                        if name.startswith("#"):
+                            continue
+                    yield name
     except OSError as error:
         raise InputError(f"source: the list {path} cannot be read: {error.strerror}") from error
 
@@ -192,7 +226,9 @@ def _names_a_picture(root: Path, line: str) -> bool:
 
 
 class ListSource:
-    """The paths in a text file, one a line; blank lines and lines that start with # are skipped.
+    """The paths in a text file, one a line or with zero bytes between.
+
+    Blank lines are skipped, and those that start with # unless there is a file of that name.
 
     Args:
         path: the list, UTF-8.
@@ -210,7 +246,7 @@ class ListSource:
             raise InputError(f"source: the list {self.path} is no file")
 
     def samples(self, shuffle: random.Random | None) -> Iterator[Sample]:
-        lines: Iterable[str] = _lines(self.path)
+        lines: Iterable[str] = _lines(self.path, self.root)
         if shuffle is not None:
             lines = list(lines)
             shuffle.shuffle(lines)
@@ -222,7 +258,7 @@ class ListSource:
                 yield Sample(line, ImageError(str(error)))
 
     def count(self) -> int:
-        return sum(1 for _ in _lines(self.path))
+        return sum(1 for _ in _lines(self.path, self.root))
 
 
 class ItemSource:

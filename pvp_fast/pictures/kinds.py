@@ -1,4 +1,5 @@
-"""File endings: which are pictures that can be read here, and which only look like pictures."""
+"""File endings: which are pictures that can be read here, and which only look like pictures or may
+hold some."""
 
 from __future__ import annotations
 
@@ -37,7 +38,7 @@ _OTHERS = frozenset(
     {
         ".ai", ".bpg", ".cur", ".dds", ".djvu", ".eps", ".exr", ".flif", ".hdp", ".hdr",
         ".icns", ".ico", ".jxl", ".jxr", ".kra", ".psb", ".svg", ".svgz", ".wdp", ".wmf",
-        ".emf", ".xbm", ".xcf", ".xpm",
+        ".emf", ".xbm", ".xcf", ".xpm", ".zip", ".rar", ".7z",
     }
 )
 # fmt: on

@@ -37,6 +37,7 @@ DAMAGE = (
 _NO_PICTURES = {
     b"\xff\x0a": "JPEG XL, which is not read",
     b"\0\0\0\x0cJXL ": "JPEG XL, which is not read",
+    b"PK\x03\x04": "a ZIP archive, which is not read: unpack it",
     b"version https://git-lfs": "no image but a pointer to it: run git lfs pull",
 }
 

@@ -3,11 +3,15 @@ lie."""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
+import shutil
+import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -202,6 +206,85 @@ def test_the_ending_does_not_matter_where_the_content_speaks(tmp_path: Path) -> 
     put(tmp_path / "really-gz.tar", [("1.jpg", PHOTO)], "w:gz")
     put(tmp_path / "really-plain.tar.gz", [("2.jpg", PHOTO)])
     assert read(tmp_path)[0] == ["really-gz.tar/1", "really-plain.tar.gz/2"]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
+@pytest.mark.parametrize("whole", [False, True])
+def test_archives_one_after_the_other_in_one_file(
+    tmp_path: Path, pack: Callable[[bytes], bytes], whole: bool, backend: str
+) -> None:
+    """As cat makes them, of packed ones or before they are packed; --append is one archive."""
+    both = [
+        put(tmp_path / f"{n}.tar", [(f"{n}.jpg", PHOTO), (f"{n}.txt", b"x")]).read_bytes()
+        for n in "ab"
+    ]
+    path = tmp_path / "both.tar"
+    path.write_bytes(pack(b"".join(both)) if whole else b"".join(map(pack, both)))
+    keys, failures, metadata = read(path, backend=backend)
+    assert (keys, failures) == (["a", "b"], {})
+    assert metadata["b"]["txt"] == "x"
+    path.write_bytes(pack(both[0]) + pack(b"notes behind the end" * 99))
+    assert read(path)[:2] == (["a"], {})
+
+
+def test_a_shard_packed_in_pieces(tmp_path: Path) -> None:
+    """As bgzip and pigz -i write them: many gzip members, one archive."""
+    data = put(tmp_path / "s.tar", [(f"{n}.jpg", PHOTO) for n in range(9)]).read_bytes()
+    pieces = [gzip.compress(data[at : at + 700]) for at in range(0, len(data), 700)]
+    (tmp_path / "s.tar").write_bytes(b"".join(pieces))
+    assert read(tmp_path / "s.tar")[:2] == ([str(n) for n in range(9)], {})
+
+
+@pytest.mark.parametrize("options", ["v7", "oldgnu", "gnu", "ustar", "posix"])
+@pytest.mark.skipif(shutil.which("tar") is None, reason="needs tar")
+def test_what_tar_writes(tmp_path: Path, options: str) -> None:
+    (tmp_path / "p").mkdir()
+    for name in ("a.jpg", "ü b.jpg", "n" * 60 + ".jpg"):
+        (tmp_path / "p" / name).write_bytes(PHOTO)
+    with open(tmp_path / "p" / "sparse.jpg", "wb") as hole:
+        hole.truncate(1 << 20)
+    line = ["tar", f"--format={options}", "--sort=name", "-cf", "s.tar", "p"]
+    assert subprocess.run(line, cwd=tmp_path, check=False).returncode == 0
+    keys, failures, _ = read(tmp_path / "s.tar")
+    assert keys == ["p/a", "p/" + "n" * 60, "p/ü b"]
+    assert list(failures) == ["p/sparse"]
+    if options in ("gnu", "posix"):
+        subprocess.run([*line[:2], "--sparse", *line[2:]], cwd=tmp_path, check=True)
+        keys, failures, _ = read(tmp_path / "s.tar")
+        assert keys == ["p/a", "p/" + "n" * 60, "p/ü b"]
+        assert "sparse" in failures["p/sparse"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\x28\xb5\x2f\xfd" + bytes(60), "zstd"),
+        (b"PK\x03\x04" + bytes(60), "ZIP"),
+        (b"", "empty file"),
+        (b"\x1f\x8b" + bytes(60), "damaged shard"),
+        (b"BZh9" + bytes(60), "damaged shard"),
+        (b"\xfd7zXZ\0" + bytes(60), "damaged shard"),
+    ],
+)
+def test_what_is_no_shard_that_is_read_is_one_failure(
+    tmp_path: Path, data: bytes, reason: str
+) -> None:
+    for name in ("a.tar", "b.tar.zst", "c.TZST"):
+        (tmp_path / name).write_bytes(data)
+        failures = read(tmp_path / name)[1]
+        assert list(failures) == ["."]
+        assert reason in failures["."]
+
+
+def test_a_shard_with_nothing_in_it(tmp_path: Path) -> None:
+    empty = put(tmp_path / "empty.tar", [])
+    with pytest.raises(InputError, match="no image"):
+        read(empty)
+    full = put(tmp_path / "full.tar", [("", PHOTO), ("/etc/a.jpg", PHOTO), ("../b.jpg", PHOTO)])
+    with ImageStream([str(empty), str(full)], SMALL) as stream:
+        assert sum(len(batch.keys) for batch in stream) == 3
+    assert not stream.failures
 
 
 @pytest.mark.parametrize("cut", [40, 400, -600])

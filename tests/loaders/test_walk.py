@@ -255,6 +255,87 @@ def test_lists_stdin_shards_and_mixtures(tmp_path: Path, monkeypatch: pytest.Mon
         list(FileSource(["-"]).samples(None))
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a.jpg\r\n b.jpg \r\n# c.jpg\r\n\r\n#d.jpg\r\nü.jpg\r\n".encode("utf-8-sig"),
+        "a.jpg\n b.jpg \n# c.jpg\n#d.jpg\nü.jpg".encode("utf-16"),
+        "\ufeffa.jpg\n b.jpg \n#d.jpg\nü.jpg\n".encode("utf-16-be"),
+        "a.jpg\0 b.jpg \0#d.jpg\0ü.jpg\0".encode(),
+        "./a.jpg\n./ b.jpg \n./#d.jpg\nü.jpg".encode(),
+        "  a.jpg\t\n b.jpg \n#d.jpg\nü.jpg".encode(),
+    ],
+)
+def test_a_list_however_it_is_written(tmp_path: Path, written: bytes) -> None:
+    names = ["a.jpg", " b.jpg ", "#d.jpg", "ü.jpg"]
+    put(tmp_path, *names)
+    (tmp_path / "list.txt").write_bytes(written)
+    assert listed(FileSource([tmp_path / "list.txt"]), tmp_path) == names
+    assert [s.key for s in ListSource(tmp_path / "list.txt").samples(None)] == [
+        os.path.join(tmp_path, name) for name in names
+    ]
+    assert ListSource(tmp_path / "list.txt").count() == 4
+
+
+def test_lists_that_lead_back_to_themselves_end(tmp_path: Path) -> None:
+    put(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "one.txt").write_text("a.jpg\ntwo.txt\n")
+    (tmp_path / "two.txt").write_text("b.jpg\none.txt\n")
+    (tmp_path / "self.lst").write_text("self.lst\na.jpg\n")
+    assert listed(FileSource([tmp_path / "one.txt"]), tmp_path) == ["a.jpg", "b.jpg", "! one.txt"]
+    assert listed(FileSource([tmp_path / "self.lst"]), tmp_path) == ["! self.lst", "a.jpg"]
+
+
+def test_names_that_are_odd_and_folders_that_are_deep(tmp_path: Path) -> None:
+    names = [
+        "trailing .jpg",
+        "dot..jpg",
+        "new\nline.jpg",
+        "\u202egpj.jpg",
+        "a\u0301.jpg",
+        "\x1b[31m.jpg",
+    ]
+    names += [
+        "á.jpg",
+        "#x.jpg",
+        "-r.jpg",
+        "~.jpg",
+        "con.jpg",
+        "{1..3}.jpg",
+        "{a,b}.jpg",
+        "http:.jpg",
+    ]
+    put(tmp_path, *names)
+    assert sorted(listed(FileSource([tmp_path]), tmp_path)) == sorted(names)
+    for name in names:
+        assert listed(FileSource([tmp_path / name]), tmp_path) == [name]
+    here = os.getcwd()
+    try:
+        os.chdir(tmp_path)
+        for _ in range(40):  # together longer than any path may be
+            os.mkdir("x" * 120)
+            os.chdir("x" * 120)
+        Path("deep.jpg").write_bytes(PHOTO)
+    finally:
+        os.chdir(here)
+    found = list(FileSource([tmp_path]).samples(None))
+    assert sum(isinstance(sample.image, ImageError) for sample in found) == 1
+    assert len(found) == len(names) + 1
+    shutil.rmtree(tmp_path, ignore_errors=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "truncate"), reason="needs sparse files")
+def test_sparse_files_of_a_tebibyte_are_read_or_refused(tmp_path: Path) -> None:
+    put(tmp_path, "photo.jpg", "nothing.png", "a.webp")
+    (tmp_path / "nothing.png").write_bytes(b"")
+    for name in ("photo.jpg", "nothing.png"):
+        os.truncate(tmp_path / name, 1 << 40)
+    os.truncate(tmp_path / "a.webp", 200)
+    with ImageStream(tmp_path, Preprocess(8)) as stream:
+        assert [Path(key).name for batch in stream for key in batch.keys] == ["photo.jpg"]
+    assert sorted(Path(f.key).name for f in stream.failures) == ["a.webp", "nothing.png"]
+
+
 def test_links_in_a_list_are_its_owners(tmp_path: Path) -> None:
     put(tmp_path, "store/blob")
     (tmp_path / "in").mkdir()

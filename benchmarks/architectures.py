@@ -1,13 +1,14 @@
 """Every architecture of the installed open_clip, untrained: what works on it here.
 
 ``python -m benchmarks.architectures`` builds one architecture after another, each in a process of
-its own (so that memory is its own), with random weights and a batch of two, and keeps in
-``results/architectures.json`` whether both encoders equal open_clip's, whether prompts can be
-learned and regions exist (and why not), where the picture's settings come from, parameters, and
-the seconds of a CPU thread. No network: tokenizers that a hub would give are replaced by one with
-the same markers, vocabulary and length, and Hugging Face configurations by the published numbers.
-Models whose weights pass ``--gigabytes`` are named and left out. What is there already is kept:
-the script goes on where it stopped.
+its own (so that memory is its own), with random weights and a batch of two images (one where the
+tower is large), and keeps in ``results/architectures.json`` whether both encoders equal
+open_clip's, whether prompts can be learned and regions exist (and why not), where the picture's
+settings come from, parameters, and the seconds of a CPU thread. No network: tokenizers that a hub
+would give are replaced by one with the same markers, vocabulary and length, and Hugging Face
+configurations by the published numbers. Where the weights pass ``--gigabytes``, like blocks of a
+tower share theirs in memory: every operation is there, at its size. What is there already is
+kept: the script goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from pvp_fast.clip.undrawn import undrawn
 from pvp_fast.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results" / "architectures.json"
+LARGE = 300_000_000  # weights of an image tower that is given one image instead of two
 WORDS = ["a dog", "two cats on a long bench", "", "teddy bear"]
 
 # Of the published configurations, what decides shapes: class, markers (start, end, padding).
@@ -157,17 +160,46 @@ def untrained() -> Iterator[None]:
         timm.layers.weight_init._trunc_normal_ = truncated
 
 
+def share(model: nn.Module) -> None:
+    """The blocks of each tower that are alike get the memory of the first of them.
+
+    Memory that was never written costs nothing, so this comes before weights are drawn.
+    """
+    for module in model.modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue  # an attention's projections are alike as well
+        first: dict[Any, nn.Module] = {}
+        for child in module.children():
+            shapes = tuple((name, value.shape) for name, value in child.named_parameters())
+            if not shapes:
+                continue
+            owner = first.setdefault((type(child), shapes), child)
+            for mine, theirs in zip(child.parameters(), owner.parameters(), strict=True):
+                mine.data = theirs.data
+
+
 @torch.no_grad()
 def draw(model: nn.Module) -> None:
-    """Every weight anew: matrices by their inputs, scales near 1, biases and tokens small."""
-    torch.manual_seed(0)
+    """Every weight anew: matrices by their inputs, scales near 1, biases and tokens small.
+
+    They are cut from one row of draws whose length is prime, so that no two rows are equal.
+    """
+    drawn = torch.randn(1_000_003, generator=torch.Generator().manual_seed(0))
+    done: set[int] = set()
     for name, value in model.named_parameters():
+        if value.data_ptr() in done:  # of another block
+            continue
+        done.add(value.data_ptr())
         if name.endswith(("logit_scale", "logit_bias")):
             value.fill_(2.0)
-        elif value.ndim > 1:
-            value.normal_(0, min(value[0].numel() ** -0.5, 0.2))
-        else:
-            value.normal_(1.0 if name.endswith(("weight", "gamma")) else 0.0, 0.1)
+            continue
+        mean, spread = 0.0, 0.1
+        if value.ndim > 1:
+            spread = min(value[0].numel() ** -0.5, 0.2)
+        elif name.endswith(("weight", "gamma")):
+            mean = 1.0
+        for part in value.view(-1).split(len(drawn)):
+            torch.mul(drawn[: len(part)], spread, out=part).add_(mean)
 
 
 def timed(run: Any) -> tuple[Any, float]:
@@ -193,21 +225,28 @@ def gigabytes(name: str) -> float:
     return sum(p.numel() for p in model.parameters()) * 4 / 1e9
 
 
-def examine(name: str) -> dict[str, Any]:
-    """One architecture, in this process."""
+def examine(name: str, *, shared: bool = False) -> dict[str, Any]:
+    """One architecture, in this process.
+
+    Args:
+        shared: like blocks have one memory.
+    """
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.clip.regions import region_support
     from pvp_fast.errors import PvpFastError
     from pvp_fast.modules.prompts import TextPrompts
 
-    with untrained():
+    with untrained(), undrawn():  # transformers draws by a way of its own
         backbone = Backbone.load(name, "random")
     model: Any = backbone.model
+    if shared:
+        share(model)
     draw(model)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(2, 3, *backbone.image_size, generator=generator)
-    ids = backbone.tokenize(WORDS)
     towers = [p.numel() for p in model.visual.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    count = 2 if sum(towers) < LARGE else 1
+    pixels = torch.randn(count, 3, *backbone.image_size, generator=generator)
+    ids = backbone.tokenize(WORDS)
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
         "image_parameters": sum(towers),
@@ -215,6 +254,8 @@ def examine(name: str) -> dict[str, Any]:
         "context_length": backbone.context_length,
         "picture": backbone.settings.source,
     }
+    if shared:
+        row["shared_blocks"] = True
     with torch.no_grad():
         own = model.encode_image(pixels, normalize=True)
         images, spent = timed(lambda: backbone.encode_image(pixels))
@@ -249,11 +290,11 @@ def examine(name: str) -> dict[str, Any]:
     return row
 
 
-def in_a_process(name: str) -> dict[str, Any]:
+def in_a_process(name: str, shared: bool) -> dict[str, Any]:
     """``examine`` in a fork, whose memory ends with it and which a lack of it kills alone."""
     forks = multiprocessing.get_context("fork")
     receiver, sender = forks.Pipe(duplex=False)
-    child = forks.Process(target=_answer, args=(name, sender))
+    child = forks.Process(target=_answer, args=(name, shared, sender))
     child.start()
     sender.close()
     try:
@@ -264,9 +305,9 @@ def in_a_process(name: str) -> dict[str, Any]:
     return row or {"failed": f"the process ended with {child.exitcode}"}
 
 
-def _answer(name: str, sender: Any) -> None:
+def _answer(name: str, shared: bool, sender: Any) -> None:
     try:
-        sender.send(examine(name))
+        sender.send(examine(name, shared=shared))
     except Exception as caught:  # the row of one architecture, not the end of the run
         traceback.print_exc()
         sender.send({"failed": f"{type(caught).__name__}: {caught}"})
@@ -276,7 +317,9 @@ def main() -> int:
     import open_clip
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    parser.add_argument("--gigabytes", type=float, default=6.0, help="weights larger are left out")
+    parser.add_argument(
+        "--gigabytes", type=float, default=5.0, help="of weights; a larger model's are shared"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--only", nargs="*", help="architectures; all by default")
     given = parser.parse_args()
@@ -290,14 +333,13 @@ def main() -> int:
     rows = json.loads(given.out.read_text())["architectures"] if given.out.is_file() else {}
     without_a_hub()
     logging.getLogger().setLevel(logging.ERROR)
-    wanted = given.only or [name for name in open_clip.list_models() if name not in rows]
+    wanted = given.only or [
+        name for name in open_clip.list_models() if "parameters" not in rows.get(name, {})
+    ]
     torch.set_num_threads(1)
     sizes = {name: gigabytes(name) for name in wanted}
     for name in sorted(wanted, key=sizes.__getitem__):  # a run that is cut off has seen the most
-        if sizes[name] > given.gigabytes:
-            rows[name] = {"left_out": f"{sizes[name]:.1f} GB of weights"}
-        else:
-            rows[name] = in_a_process(name)
+        rows[name] = in_a_process(name, sizes[name] > given.gigabytes)
         print(name, rows[name], flush=True)
         data = {
             "versions": versions,

@@ -296,8 +296,8 @@ def architectures(results: Path) -> str:
     data = read("architectures.json", results)
     rows = data["architectures"]
     seen = {name: row for name, row in rows.items() if "image_error" in row}
-    large = [f"{name} ({row['left_out']})" for name, row in rows.items() if "left_out" in row]
-    failed = [name for name, row in rows.items() if "failed" in row]
+    shared = [name for name, row in seen.items() if "shared_blocks" in row]
+    failed = [f"{name} ({row['failed']})" for name, row in rows.items() if "failed" in row]
     errors = [row[key] for row in seen.values() for key in ("image_error", "text_error")]
     prompts = sum("no_prompts" not in row for row in seen.values())
     regions = sum("no_regions" not in row for row in seen.values())
@@ -307,8 +307,11 @@ def architectures(results: Path) -> str:
         f"equal open_clip's, by at most {max(errors):.0e} in a unit row; prompts are learned on "
         f"{prompts}, regions exist on {regions}."
     )
-    if large:
-        text += f" Too large for the machine of this run: {', '.join(large)}."
+    if shared:
+        text += (
+            " With one memory for the weights of like blocks, since all of them at once would "
+            f"have been too much for the machine of this run: {', '.join(shared)}."
+        )
     if failed:
         text += f" Not built: {', '.join(failed)}."
     lines = [

@@ -39,6 +39,11 @@ def test_a_row_says_what_works(script: ModuleType, monkeypatch: pytest.MonkeyPat
     assert "no_regions" not in row
     assert row["parameters"] > 49408 * 32
     assert torch.equal(torch.nn.init.zeros_(torch.ones(2)), torch.zeros(2))  # put back
+    slim = script.examine("tiny", shared=True)
+    assert slim.pop("shared_blocks")
+    assert slim["parameters"] == row["parameters"]
+    assert slim["regions"] == 4
+    assert max(slim[key] for key in ("image_error", "text_error", "prompt_error")) < 1e-6
 
     monkeypatch.setitem(factory._MODEL_CONFIGS, "tiny", {**config, "text_cfg": {
         **text, "pool_type": "none", "proj_type": "none"}})  # fmt: skip
@@ -55,3 +60,18 @@ def test_stand_in_tokenizers_have_the_hubs_markers(script: ModuleType) -> None:
     )
     assert siglip(["", "dog"])[:, 1:].tolist() == [[1] * 5] * 2
     assert siglip(["one two three four five six seven"])[0, -1] == 1
+
+
+def test_like_blocks_share_their_memory_and_nothing_else_does(script: ModuleType) -> None:
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    model = torch.nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    script.share(model)
+    script.draw(model)
+    weights = dict(model.named_parameters())
+    first, last = (weights[f"layers.{n}.linear1.weight"] for n in (0, 2))
+    assert first.data_ptr() == last.data_ptr()
+    assert not torch.equal(weights["layers.0.norm1.weight"], weights["layers.0.norm1.bias"])
+    assert (
+        weights["layers.0.norm1.weight"].data_ptr() != weights["layers.0.norm2.weight"].data_ptr()
+    )
+    assert len({row.sum().item() for row in first}) == len(first)

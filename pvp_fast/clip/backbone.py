@@ -82,15 +82,16 @@ class Backbone(nn.Module):
             preprocess.interpolation,
             preprocess.resize_mode,
             source="the given preprocess",
+            fill=preprocess.fill,
         )
         self._tokenizer = tokenizer
         clean = getattr(tokenizer, "clean_fn", None)
         self._joins_words = clean is not None and clean("a-b") == "ab"
         self.image_size: tuple[int, int] = _pair(getattr(clip.visual, "image_size", None))
-        if self.image_size != (preprocess.size, preprocess.size):
+        if self.image_size != preprocess.sides:
             raise BackboneError(
-                f"the image tower reads {self.image_size} pixels, preprocess makes "
-                f"{preprocess.size} x {preprocess.size}: they must be the same square"
+                f"the image tower reads {self.image_size} pixels (height, width), preprocess makes "
+                f"{preprocess.sides}: they must be the same"
             )
         self.context_length = _context_length(clip, tokenizer)
         self.logit_record: LogitRecord = logit_record(model)
@@ -198,6 +199,8 @@ class Backbone(nn.Module):
         digest = hashlib.sha256()
         p = self.preprocess
         parts = [f"{self.image_size}|{self.context_length}|{p.mean}|{p.std}|{p.interpolation}"]
+        if p.fill:
+            parts.append(f"fill {p.fill}")
         parts.append(f"{p.resize_mode}|{self._text.pool if self._text else ''}")
         for name, module in self.model.named_modules():
             heads = getattr(module, "num_heads", "")

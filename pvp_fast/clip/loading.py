@@ -54,7 +54,7 @@ def load_pocket(pretrained: str | None) -> ClipParts:
         model, config = load_model()
         tokenizer = config["tokenizer"] if callable(config.get("tokenizer")) else _simple(model)
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
-    size = _side(config["image_size"])
+    size = int(config["image_size"])
     interpolation = config.get("interpolation", "bicubic")
     return ClipParts(model, tokenizer, Preprocess(size, mean, std, interpolation))  # type: ignore[arg-type]
 
@@ -84,9 +84,9 @@ def load_open_clip(
         model = _model(name, pretrained, hosted, settings, online)
     picture: Any = model.visual.preprocess_cfg
     found = settings or WeightSettings.from_dict(picture, f"the configuration of {name}")
-    size = _side(picture["size"])
-    preprocess = Preprocess(size, found.mean, found.std, found.interpolation, found.resize_mode)
-    return ClipParts(model, tokenizer, preprocess, found)
+    size = picture["size"]
+    said = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    return ClipParts(model, tokenizer, found.preprocess(_size(name, model.visual, said)), found)
 
 
 def load_folder(
@@ -265,13 +265,24 @@ def _offer_twin(plain: str, tags: list[str]) -> None:
         )
 
 
-def _side(size: Any) -> int:
-    if isinstance(size, int):
-        return size
-    height, width = int(size[0]), int(size[1])
-    if height != width:
-        raise BackboneError(f"image size {height} x {width}: only square inputs are supported")
-    return height
+def _size(name: str, visual: Any, said: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) that an image tower reads; a timm trunk keeps what it was built for.
+
+    open_clip tells timm no size: ViTamin-XL-384 is configured for 256 pixels, which its positions
+    do not fit.
+    """
+    trunk = getattr(visual, "trunk", None)
+    built = getattr(getattr(trunk, "patch_embed", None), "img_size", None)
+    if built is None or getattr(trunk, "dynamic_img_size", False) or tuple(built) == said:
+        return said
+    size = (int(built[0]), int(built[1]))
+    warnings.warn(
+        f"{name}: the configuration says {said} pixels (height, width), the image tower's "
+        f"positions are those of {size}, which it is given",
+        stacklevel=4,
+    )
+    visual.image_size = size
+    return size
 
 
 def _simple(model: Any) -> Callable[..., torch.Tensor]:

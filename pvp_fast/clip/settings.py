@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pvp_fast.clip.preprocess import CLIP_MEAN, CLIP_STD
+from pvp_fast.clip.preprocess import CLIP_MEAN, CLIP_STD, RESIZE_MODES, Preprocess
 from pvp_fast.errors import BackboneError
 
 OPEN_CLIP_FILE = "open_clip_config.json"
@@ -30,7 +30,7 @@ class WeightSettings:
 
     Attributes:
         mean, std: per channel, in [0, 1] units. interpolation: "bicubic" or "bilinear".
-        resize_mode: "shortest" or "squash".
+        resize_mode: "shortest", "longest" or "squash". fill: grey of the bars that "longest" adds.
         quick_gelu: whether the weights were trained with QuickGELU; None where nothing says it.
         source: where this is from, for people.
     """
@@ -41,6 +41,7 @@ class WeightSettings:
     resize_mode: str = "shortest"
     quick_gelu: bool | None = None
     source: str = "open_clip's default"
+    fill: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for an artifact; ``like=`` takes them back."""
@@ -69,25 +70,32 @@ class WeightSettings:
                 str(given.get("resize_mode", "shortest")),
                 given.get("quick_gelu"),
                 source,
+                int(given.get("fill", given.get("fill_color", 0))),
             )
         except (TypeError, ValueError) as error:
-            raise BackboneError(f"{source}: mean and std must be three numbers each") from error
+            raise BackboneError(
+                f"{source}: mean and std must be three numbers each, and a fill one"
+            ) from error
         if found.interpolation not in ("bicubic", "bilinear"):
             raise BackboneError(
                 f"{source}: interpolation {found.interpolation!r} is not supported; "
                 "bicubic and bilinear are"
             )
-        if found.resize_mode not in ("shortest", "squash"):
+        if found.resize_mode not in RESIZE_MODES:
             raise BackboneError(
                 f"{source}: resize mode {found.resize_mode!r} is not supported; "
-                "shortest and squash are"
+                f"{', '.join(RESIZE_MODES)} are"
             )
         return found
 
     @property
     def picture(self) -> tuple[Any, ...]:
         """What has to agree for two weights to read the same picture."""
-        return self.mean, self.std, self.interpolation, self.resize_mode
+        return self.mean, self.std, self.interpolation, self.resize_mode, self.fill
+
+    def preprocess(self, size: int | tuple[int, int]) -> Preprocess:
+        """The picture they expect, for an input of this size."""
+        return Preprocess(size, *self.picture)
 
 
 def settings_of_tag(name: str, tag: str) -> WeightSettings:

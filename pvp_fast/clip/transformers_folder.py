@@ -106,13 +106,7 @@ def load_transformers(
     if pad is None:
         raise BackboneError(f"name={name!r}: its tokenizer has no padding token")
     model = TransformersCLIP(inner, int(pad), -1 if end is None else int(end), context)
-    preprocess = Preprocess(
-        model.visual.image_size,
-        settings.mean,
-        settings.std,
-        settings.interpolation,
-        settings.resize_mode,
-    )
+    preprocess = settings.preprocess(model.visual.image_size)
     return model, FolderTokenizer(tokenizer, context), preprocess, settings
 
 

@@ -61,7 +61,10 @@ class DaliLoader:
             )
         self._settings, self._batch_size = settings, batch_size
         square = settings.square
-        self._shortcut = square.fast and square.preprocess.resize_mode == "shortest"
+        shape = square.preprocess
+        self._shortcut = (
+            square.fast and shape.resize_mode == "shortest" and isinstance(shape.size, int)
+        )
         self._pipeline: Any = self._build()
         try:  # or a graph that cannot run here would pass for one bad image after another
             self._run([(_probe(), 0)])
@@ -90,8 +93,12 @@ class DaliLoader:
             metadata = metadata_of(listed.sample)
             if isinstance(found, Jpeg):
                 upright = found.turn.size(found.width, found.height)
-                plan = settings.square.preprocess.plan(*upright)
-                if found.by == 1 and (plan.trim is None or settings.square.augment is not None):
+                preprocess = settings.square.preprocess
+                plan = preprocess.plan(*upright)
+                plain = plan.trim is None and min(plan.left, plan.top) >= 0
+                # Turned on its side afterwards, its rows would not be the other images'.
+                fits = isinstance(preprocess.size, int) or not found.turn.exchange
+                if found.by == 1 and fits and (plain or settings.square.augment is not None):
                     check_body(found)
                     return found, metadata
             return settings.square(found, settings.chance(listed.index)), metadata
@@ -114,13 +121,13 @@ class DaliLoader:
             for row, found in enumerate(prepared)
             if not isinstance(found, str) and not isinstance(found[0], Jpeg)
         }
-        size = settings.square.preprocess.size
-        pixels = torch.empty(len(window), 3, size, size, device=settings.device)
+        sides = settings.square.preprocess.sides
+        pixels = torch.empty(len(window), 3, *sides, device=settings.device)
         self._decode(jpegs, pixels, squares, outcomes)
         if squares:
             host = torch.from_numpy(np.stack([np.ascontiguousarray(s) for s in squares.values()]))
             rows = torch.tensor(list(squares), device=settings.device)
-            buffer = empty_pixels(0, size, settings.device)
+            buffer = empty_pixels(0, sides, settings.device)
             if buffer.dtype == torch.uint8 and buffer.is_pinned():
                 host = host.pin_memory()
             pixels[rows] = to_device(host, settings)
@@ -188,8 +195,8 @@ class DaliLoader:
         else:
             from nvidia.dali.plugin.pytorch import feed_ndarray
 
-            size = square.preprocess.size
-            pixels = torch.empty(len(jpegs), 3, size, size, device=self._settings.device)
+            sides = square.preprocess.sides
+            pixels = torch.empty(len(jpegs), 3, *sides, device=self._settings.device)
             stream = torch.cuda.current_stream(self._settings.device)
             feed_ndarray(made.as_tensor(), pixels, cuda_stream=stream)
         if all(turn == AS_STORED for turn in turns):
@@ -211,8 +218,8 @@ class DaliLoader:
             place = (*ends, np.array(flip, np.int32))
             return place, turn.mirrored() if view.flip and not flip else turn
         plan = settings.square.preprocess.plan(width, height)
-        size = settings.square.preprocess.size
-        square = (plan.left, plan.top, plan.left + size, plan.top + size)
+        rows, columns = settings.square.preprocess.sides
+        square = (plan.left, plan.top, plan.left + columns, plan.top + rows)
         left, top, _, _ = turn.box(square, *plan.resized)
         resized = turn.size(*plan.resized)
         place = (
@@ -234,7 +241,7 @@ class DaliLoader:
             ) from error
         settings = self._settings
         square, preprocess = settings.square, settings.square.preprocess
-        size, cuda = preprocess.size, settings.device.type == "cuda"
+        sides, cuda = preprocess.sides, settings.device.type == "cuda"
         device_id = (settings.device.index or 0) if cuda else None
         kind = {"bicubic": types.INTERP_CUBIC, "bilinear": types.INTERP_LINEAR}
         options = {
@@ -264,10 +271,10 @@ class DaliLoader:
                     end = fn.external_source(name="end", dtype=types.FLOAT, ndim=1)
                     mirror = fn.external_source(name="flip", dtype=types.INT32, ndim=0)
                     images = fn.resize(
-                        images, size=[size, size], roi_start=start, roi_end=end, **options
+                        images, size=list(sides), roi_start=start, roi_end=end, **options
                     )
                 elif self._shortcut:
-                    images = fn.resize(images, resize_shorter=size, **options)
+                    images = fn.resize(images, resize_shorter=sides[0], **options)
                 else:
                     narrow = fn.external_source(name="narrow", dtype=types.FLOAT, ndim=1)
                     wanted = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)
@@ -276,10 +283,10 @@ class DaliLoader:
                     # the overshoot of the first pass, which shows at hard edges.
                     for side in (narrow, wanted):
                         images = fn.resize(images, size=side, **options)
-                    images = fn.slice(images, start=corner, shape=[size, size], axes=(0, 1))
+                    images = fn.slice(images, start=corner, shape=list(sides), axes=(0, 1))
                 images = fn.crop_mirror_normalize(
                     images,
-                    crop=(size, size),
+                    crop=sides,
                     mirror=mirror,
                     dtype=types.FLOAT,
                     output_layout="CHW",

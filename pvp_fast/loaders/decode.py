@@ -161,6 +161,8 @@ def _is_padding(data: bytes, warning: str) -> bool:
 class Square:
     """Pixels (H, W, 3) uint8 of any size -> (3, S, S) uint8, as ``preprocess`` would crop them.
 
+    S, S is the input's height and width where it is no square.
+
     Args:
         preprocess: the geometry.
         augment: random crops and flips instead.
@@ -171,7 +173,8 @@ class Square:
         self, preprocess: Preprocess, augment: Augment | None = None, fast: bool = False
     ) -> None:
         self.preprocess, self.augment, self.fast = preprocess, augment, fast
-        self._size = preprocess.size
+        rows, columns = preprocess.sides
+        self._size = columns, rows
 
     def __call__(self, found: Jpeg | np.ndarray, chance: random.Random | None = None) -> np.ndarray:
         """(3, S, S) uint8, contiguous.
@@ -198,18 +201,23 @@ class Square:
             left, top, right, bottom = turn.box(plan.trim, width, height)
             found = found[top:bottom, left:right]
         resized = turn.array(self._resize(found, turn.size(*plan.resized)))
-        size = self._size
-        return resized[:, plan.top : plan.top + size, plan.left : plan.left + size]
+        columns, rows = self._size
+        if plan.left < 0 or plan.top < 0:
+            whole = np.full((3, rows, columns), self.preprocess.fill, np.uint8)
+            _, height, width = resized.shape
+            whole[:, -plan.top : height - plan.top, -plan.left : width - plan.left] = resized
+            return whole
+        return resized[:, plan.top : plan.top + rows, plan.left : plan.left + columns]
 
     def _view(self, pixels: np.ndarray, view: View, turn: Turn) -> np.ndarray:
         width, height = turn.size(pixels.shape[1], pixels.shape[0])
         left, top, right, bottom = turn.box(view.box, width, height)
-        square = self._resize(pixels[top:bottom, left:right], (self._size, self._size))
+        square = self._resize(pixels[top:bottom, left:right], turn.size(*self._size))
         return (turn.mirrored() if view.flip else turn).array(square)
 
     def _least(self, jpeg: Jpeg) -> tuple[int, int]:
         if self.augment is not None or self.preprocess.resize_mode == "squash":
-            return self._size, self._size
+            return jpeg.turn.size(*self._size)
         upright = jpeg.turn.size(jpeg.width, jpeg.height)
         return jpeg.turn.size(*self.preprocess.plan(*upright).resized)
 

@@ -52,11 +52,11 @@ def metadata_of(sample: Sample) -> Mapping[str, Any]:
     return found() if callable(found) else found
 
 
-def empty_pixels(count: int, size: int, device: torch.device) -> Tensor:
+def empty_pixels(count: int, sides: tuple[int, int], device: torch.device) -> Tensor:
     """A buffer of ``count`` squares: float32, or pinned uint8 to be normalised on a CUDA device."""
     if device.type == "cpu":
-        return torch.empty(count, 3, size, size)
-    return torch.empty(count, 3, size, size, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        return torch.empty(count, 3, *sides)
+    return torch.empty(count, 3, *sides, dtype=torch.uint8, pin_memory=device.type == "cuda")
 
 
 class TorchLoader:
@@ -69,8 +69,8 @@ class TorchLoader:
 
     def start(self, window: Sequence[Listed]) -> _Window:
         settings = self._settings
-        size = settings.square.preprocess.size
-        pixels = empty_pixels(len(window), size, settings.device)
+        sides = settings.square.preprocess.sides
+        pixels = empty_pixels(len(window), sides, settings.device)
         rows = pixels.numpy()
         work = [
             self._pool.submit(self._load, listed, rows[row]) for row, listed in enumerate(window)

@@ -78,7 +78,7 @@ def metadata(tagger: Tagger) -> dict[str, Any]:
         "labels": list(tagger.artifact.vocabulary.names),
         "thresholds": tagger.artifact.head.thresholds.tolist(),
         "preprocess": asdict(tagger.backbone.preprocess),
-        "input": "pixels: (B, 3, size, size) float32, RGB in [0, 1], minus mean, over std",
+        "input": "pixels: (B, 3, height, width) float32, RGB in [0, 1], minus mean, over std",
         "output": "probabilities: (B, labels) float32",
     }
 
@@ -100,8 +100,7 @@ def export(tagger: Tagger, path: str | os.PathLike[str]) -> None:
     if target.suffix not in FORMATS:
         raise InputError(f"path {str(path)!r} ends in {target.suffix!r}; use .pt2 or .onnx")
     module = TaggerModule(tagger)
-    size = tagger.backbone.preprocess.size
-    example = torch.zeros(2, 3, size, size)
+    example = torch.zeros(2, 3, *tagger.backbone.image_size)
     text = json.dumps(metadata(tagger), ensure_ascii=False)
     if target.suffix == ".pt2":
         with atomic_write(target) as stream:

@@ -150,7 +150,7 @@ def save_tokenizer(kind: str, folder: Path) -> None:
 
 
 def timm_tower(
-    kind: str, pool: str, proj: str | None = None, *, size: int = 32, **options: Any
+    kind: str, pool: str, proj: str | None = None, *, size: Any = 32, **options: Any
 ) -> Backbone:
     """A tiny timm tower through open_clip's own ``TimmModel``, 16 wide."""
     from open_clip.timm_model import TimmModel

@@ -122,6 +122,8 @@ class StandIn:
 
 def without_a_hub() -> None:
     """open_clip finds tokenizers and configurations here, and none are asked of a network."""
+    # The repository is on a script's path, where our kernels hide a package that transformers asks.
+    sys.path[:] = [p for p in sys.path if not (Path(p) / "kernels" / "entrywise.py").exists()]
     import open_clip
     import transformers
     from open_clip import hf_model
@@ -352,6 +354,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    # A script's folder is on its path first, where our modules could hide a library's.
-    sys.path[:] = [p for p in sys.path if not (Path(p) / "kernels" / "entrywise.py").exists()]
     raise SystemExit(main())

@@ -83,9 +83,9 @@ class Convolutions(nn.Module):
 
 
 @register_model
-def pocket_vit(pretrained: bool = False, **_: Any) -> VisionTransformer:
+def pocket_vit(pretrained: bool = False, **_: Any) -> Any:
     """Under this name timm, and so open_clip, makes the trunk; there is one shape of it."""
-    trunk = VisionTransformer(
+    trunk: Any = VisionTransformer(
         img_size=IMAGE_SIZE,
         patch_size=1,
         embed_dim=WIDTH,

@@ -275,6 +275,66 @@ def draw_ladder(data: Data) -> Any:
     return figure
 
 
+# method in the results: label, colour, marker, dashes
+FEW = {
+    "text only": ("text only", GREY, "", "--"),
+    "adapt, unlabelled too": ("adapt, images without labels too", BLUE, "o", "-"),
+    "adapt": ("adapt", GREEN, "s", "-"),
+    "linear probe": ("linear probe", ORANGE, "^", "--"),
+    "Tip-Adapter": ("Tip-Adapter", PINK, "v", "--"),
+    "CoOp": ("CoOp", RED, "X", ":"),
+}
+FEW_STYLES = {"twemoji": "Twemoji", "fxemoji": "FxEmoji"}
+
+
+def _few_lines(results: Path, name: str, number: re.Pattern[str]) -> Data:
+    """style -> method -> [number in the case's name, mean, deviation]; what was measured."""
+    found = read(results, name)["map"]
+    lines: Data = {}
+    for style in FEW_STYLES.keys() & found.keys():
+        for case, row in found[style].items():
+            if match := number.search(case):
+                for method in FEW:
+                    cell = [float(match[1]), mean(row[method]), stdev(row[method])]
+                    lines.setdefault(style, {}).setdefault(method, []).append(cell)
+    return {style: lines[style] for style in FEW_STYLES if style in lines}
+
+
+def few_data(results: Path) -> Data:
+    return _few_lines(results, "pocket_few.json", re.compile(r"^(\d+) a category$"))
+
+
+def known_data(results: Path) -> Data:
+    return _few_lines(results, "pocket_few_known.json", re.compile(r"(\d+) % known$"))
+
+
+def _draw_few(data: Data, xlabel: str) -> Any:
+    figure, axes = subplots(1, len(data), size=(9.4, 3.6), sharey=True, squeeze=False)
+    for axis, (style, lines) in zip(axes[0], data.items(), strict=True):
+        for method, (label, colour, marker, dashes) in FEW.items():
+            x, y, spread = zip(*lines[method], strict=True)
+            width = 2.0 if dashes == "-" else 1.2
+            axis.errorbar(x, y, yerr=spread, ls=dashes, color=colour, marker=marker, lw=width,
+                          capsize=2, label=label)  # fmt: skip
+        axis.set(title=f"{FEW_STYLES[style]}, never seen", xlabel=xlabel, xticks=x)
+    axes[0, 0].set_ylabel("mAP, %")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
+    return figure
+
+
+def draw_few(data: Data) -> Any:
+    figure = _draw_few(data, "labelled images a category")
+    for axis in figure.axes:
+        ticks = axis.get_xticks()
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
+    return figure
+
+
+def draw_known(data: Data) -> Any:
+    return _draw_few(data, "labels known, %, of 4 images a category")
+
+
 CALIBRATION = {
     "sentences, out of fold": ("sentences", "the same sentences, out of fold", BLUE, "o"),
     "sentences -> new sentences": ("sentences", "new sentences", SKY, "s"),
@@ -358,6 +418,8 @@ PLOTS = {
     "losses": Plot(("bench_losses.json",), losses_data, draw_losses),
     "memory": Plot(("scaling.json",), memory_data, draw_memory),
     "ladder": Plot(("pocket_ladder.json",), ladder_data, draw_ladder),
+    "few": Plot(("pocket_few.json",), few_data, draw_few),
+    "known": Plot(("pocket_few_known.json",), known_data, draw_known),
     "calibration": Plot(("pocket_calibration.json",), calibration_data, draw_calibration),
     "training": Plot(("bench_training.json",), training_data, draw_training),
 }

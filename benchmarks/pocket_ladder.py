@@ -26,6 +26,7 @@ from pvp_fast import Backbone, Vocabulary, build_corpus, train
 from pvp_fast.cli.train import make_config
 from pvp_fast.evaluation.ladder import Features, ladder
 from pvp_fast.metrics import mean_average_precision
+from pvp_fast.modules.tiles import image_regions
 from pvp_fast.sentences import grammar_sentences
 from pvp_fast.training import TrainConfig
 
@@ -133,12 +134,14 @@ def main() -> None:
             near = {
                 artifact.version: torch.cat(
                     [
-                        artifact.head.local_cosines(backbone.encode_regions(part))
+                        artifact.head.local_cosines(
+                            image_regions(backbone, part, artifact.head.local.tile)
+                        )
                         for part in pixels.split(100)
                     ]
                 )
                 for artifact in artifacts
-                if artifact.has_local
+                if artifact.head.local is not None
             }
         # 0 would mean "difficult" in signed labels: absent is −1.
         signs = labels.to(torch.int8) * 2 - 1

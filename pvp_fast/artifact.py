@@ -38,6 +38,7 @@ MANIFEST = "artifact.json"
 _BANKS = ("original", "text", "visual")
 _ADAPTER = "adapter."
 _LOCAL = {"vectors": "local", "weight": "local_weight", "temperature": "local_temperature"}
+_TILE = "local_tile"
 
 # What a manifest of the wrong shape or depth, absurd values in it, or a bad file can raise.
 _UNREADABLE = (
@@ -327,6 +328,8 @@ def _head_tensors(head: Head) -> dict[str, Tensor]:
     named |= {"platt": head.platt, "thresholds": head.thresholds}
     if head.local is not None:
         named |= {name: getattr(head.local, part) for part, name in _LOCAL.items()}
+        if head.local.tile:
+            named[_TILE] = torch.tensor([head.local.tile], dtype=torch.float64)
     return _plain(named)
 
 
@@ -347,7 +350,9 @@ def _head(tensors: Mapping[str, Tensor]) -> Head:
     state = {k.removeprefix(_ADAPTER): v for k, v in tensors.items() if k.startswith(_ADAPTER)}
     local = None
     if any(name in tensors for name in _LOCAL.values()):
-        local = LocalBranch(**{part: _get(tensors, name) for part, name in _LOCAL.items()})
+        tile = float(tensors[_TILE]) if _TILE in tensors else 0.0  # patches, as it used to be
+        parts = {part: _get(tensors, name) for part, name in _LOCAL.items()}
+        local = LocalBranch(**parts, tile=tile)
     adapter = DualAdapter.from_state(banks[0], banks[1], banks[2], state).eval()
     return Head(adapter, _get(tensors, "platt"), _get(tensors, "thresholds"), local)
 

@@ -37,6 +37,10 @@ def embed(
     regions: Annotated[
         bool, typer.Option("--regions", help="Also region features, for a local branch.")
     ] = False,
+    tile: Annotated[
+        float | None,
+        typer.Option(help="Side of the regions, a share of the image's (0.75); 0: patches."),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at once.")] = 64,
     shard_rows: Annotated[int, typer.Option(min=1, help="Images of a file.")] = 16_384,
@@ -68,6 +72,7 @@ def embed(
       pvp-fast embed 'shards/train-{000..099}.tar' --out embeddings/
     """
     from pvp_fast.loaders.sources import passed_over
+    from pvp_fast.modules.tiles import TILE
     from pvp_fast.tagging.embeddings import embed_images
 
     source = named_source(images, hidden, exclude, follow, shard)
@@ -78,6 +83,7 @@ def embed(
             source,
             out,
             regions=regions,
+            tile=TILE if tile is None else tile,
             batch_size=batch_size,
             shard_rows=shard_rows,
             progress=advance_to,

@@ -20,6 +20,7 @@ from pvp_fast.evaluation.datasets import EvalSet
 from pvp_fast.loaders import Augment, Batch, ImageStream, ItemSource
 from pvp_fast.loaders.work import work_through
 from pvp_fast.metrics import average_precision, check_scores, f1_at_threshold, f1_at_topk
+from pvp_fast.modules.tiles import image_regions
 from pvp_fast.pictures import PictureSettings
 
 
@@ -65,6 +66,7 @@ def encode_set(
     """
     parts: list[Tensor] = []
     heads = {a.version: a.head.to(backbone.device) for a in artifacts if a.has_local}
+    tiles = {version: head.local.tile for version, head in heads.items() if head.local}
     near: dict[str, list[Tensor]] = {version: [] for version in heads}
     kept: list[int] = []
     items = [(os.fspath(path), path) for path in dataset.paths]
@@ -83,8 +85,9 @@ def encode_set(
         z = backbone.encode_image(batch.pixels).cpu()
         if not heads:
             return z, {}
-        regions = backbone.encode_regions(batch.pixels)
-        return z, {v: head.local_cosines(regions).cpu() for v, head in heads.items()}
+        kinds = set(tiles.values())
+        regions = {tile: image_regions(backbone, batch.pixels, tile) for tile in kinds}
+        return z, {v: h.local_cosines(regions[tiles[v]]).cpu() for v, h in heads.items()}
 
     with stream:
         for done in work_through(stream, encode, backbone.device):

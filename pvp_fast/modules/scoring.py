@@ -19,9 +19,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.modules.adapters import DualAdapter
+from pvp_fast.modules.tiles import check_tile, image_regions
 
 LOCAL_TILE = 128
 
@@ -69,6 +71,7 @@ class LocalBranch:
         vectors: g' (C, D), unit rows.
         weight: μ (C,), the local score's weight in the final one, 0 to 1.
         temperature: (1,) of the spatial softmax, above 0.
+        tile: what it takes for regions (:func:`pvp_fast.modules.tiles.image_regions`).
 
     Raises:
         InputError: another shape or value.
@@ -77,6 +80,7 @@ class LocalBranch:
     vectors: Tensor
     weight: Tensor
     temperature: Tensor
+    tile: float = 0.0
 
     def __post_init__(self) -> None:
         count = len(self.vectors)
@@ -88,6 +92,7 @@ class LocalBranch:
             raise InputError("local weight has values outside 0 to 1")
         if not bool(((self.temperature > 0) & self.temperature.isfinite()).all()):
             raise InputError("local temperature is not a number above 0")
+        check_tile("local branch", self.tile)
 
     def cosines(self, regions: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, C) of region or token features (B, L, D); mask (B, L) is False on padding."""
@@ -95,12 +100,14 @@ class LocalBranch:
 
     def take(self, rows: Tensor) -> LocalBranch:
         """The branch of some categories."""
-        return LocalBranch(self.vectors[rows], self.weight[rows], self.temperature)
+        return dataclasses.replace(self, vectors=self.vectors[rows], weight=self.weight[rows])
 
     def extended(self, vectors: Tensor, weight: Tensor) -> LocalBranch:
         """With further categories, (n, D) and (n,), behind the present ones."""
-        return LocalBranch(
-            torch.cat([self.vectors, vectors]), torch.cat([self.weight, weight]), self.temperature
+        return dataclasses.replace(
+            self,
+            vectors=torch.cat([self.vectors, vectors]),
+            weight=torch.cat([self.weight, weight]),
         )
 
 
@@ -170,8 +177,10 @@ class Head:
         """A copy on a device; this one stays where it is."""
         local = self.local
         if local is not None:
-            parts = (local.vectors, local.weight, local.temperature)
-            local = LocalBranch(*(_copy(part, device) for part in parts))
+            vectors, weight, heat = (
+                _copy(part, device) for part in (local.vectors, local.weight, local.temperature)
+            )
+            local = LocalBranch(vectors, weight, heat, local.tile)
         adapter = copy.deepcopy(self.adapter).to(device).eval()
         return Head(adapter, _copy(self.platt, device), _copy(self.thresholds, device), local)
 
@@ -184,6 +193,11 @@ class Head:
     def global_cosines(self, z: Tensor) -> Tensor:
         """Mixed cosines (B, C) of whole images or sentences (B, D): the dual adapter alone."""
         return self.queries(z) @ self._vectors.T
+
+    @torch.no_grad()
+    def regions(self, backbone: Backbone, pixels: Tensor) -> Tensor | None:
+        """(B, L, D) of normalised pixels (B, 3, H, W), None where there is no local branch."""
+        return None if self.local is None else image_regions(backbone, pixels, self.local.tile)
 
     @torch.no_grad()
     def local_cosines(self, regions: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -239,7 +253,7 @@ class Head:
             given = None if regions is None else tuple(regions.shape)
             raise InputError(
                 f"regions: {given} for {batch} images; this artifact has a local branch, "
-                "give backbone.encode_regions(pixels) of the same images"
+                "give head.regions(backbone, pixels) of the same images"
             )
         return regions
 

@@ -25,13 +25,13 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.loaders import Batch, Failure, ImageStream, ItemSource
 from pvp_fast.loaders.samples import Sample, Source
 from pvp_fast.loaders.sources import open_source
 from pvp_fast.loaders.work import work_through
+from pvp_fast.modules.tiles import TILE, check_tile, image_regions, require
 from pvp_fast.pictures import PictureSettings
 from pvp_fast.sinks.ledger import Content, content_of, is_lasting, place
 
@@ -65,6 +65,7 @@ class EmbeddingStore:
         complete: whether every image of the source is in it.
         pictures: how the images were opened.
         has_regions: whether region features are there for the local branch.
+        tile: what they are of, see :func:`pvp_fast.modules.tiles.image_regions`.
         failures: the images that could not be read.
 
     Raises:
@@ -80,6 +81,7 @@ class EmbeddingStore:
             self.backbone: dict[str, Any] = dict(manifest["backbone"])
             self.complete = bool(manifest["complete"])
             self.has_regions = bool(manifest["regions"])
+            self.tile = float(manifest.get("tile", 0.0))  # patches, as it used to be
             self.pictures = PictureSettings.from_dict(manifest.get("pictures", {}))
             self._rows = [int(rows) for rows in manifest["rows"]]
             self._dropped = {(int(shard), int(row)) for shard, row in manifest["dropped"]}
@@ -181,6 +183,7 @@ def embed_images(
     out: str | os.PathLike[str],
     *,
     regions: bool = False,
+    tile: float = TILE,
     batch_size: int = 64,
     shard_rows: int = 16_384,
     progress: Callable[[int], None] | None = None,
@@ -202,6 +205,7 @@ def embed_images(
             items again when resumed.
         out: the folder.
         regions: also keep region features (L times the space) for artifacts with a local branch.
+        tile: which, see :func:`pvp_fast.modules.tiles.image_regions`; that of the artifact.
         batch_size: images encoded at once.
         shard_rows: images of a shard; what a killed run repeats at most.
         progress: called with the number of images listed so far.
@@ -222,7 +226,8 @@ def embed_images(
     if not 0 <= rank < world:
         raise InputError(f"rank is {rank} of world={world}; give 0 to {world - 1}")
     if regions:
-        require_regions(backbone.model, "regions=True")
+        check_tile("regions", tile)
+        require(backbone, tile, "regions=True with tile=0")
     folder = Path(out)
     identity = {
         "version": _VERSION,
@@ -232,6 +237,7 @@ def embed_images(
             "fingerprint": backbone.fingerprint,
         },
         "regions": regions,
+        "tile": tile if regions else 0.0,
         "pictures": (pictures or PictureSettings()).to_dict(),
         "split": [rank, world],
     }
@@ -249,7 +255,7 @@ def embed_images(
         def encode(batch: Batch) -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
                 z = backbone.encode_image(batch.pixels)
-                return z, backbone.encode_regions(batch.pixels) if regions else None
+                return z, image_regions(backbone, batch.pixels, tile) if regions else None
 
         for done in work_through(stream, encode, backbone.device):
             for failure in done.failures:
@@ -462,6 +468,11 @@ def _check_same(folder: Path, manifest: dict[str, Any], identity: dict[str, Any]
     if manifest.get("regions") != identity["regions"]:
         raise ArtifactError(
             f"{folder} was begun with regions={manifest.get('regions')}; give another folder"
+        )
+    if manifest.get("tile", 0.0) != identity["tile"]:
+        raise ArtifactError(
+            f"{folder} was begun with tile={manifest.get('tile', 0.0)}; give the same, or another "
+            "folder"
         )
     if manifest.get("split") != identity["split"]:
         raise InputError(

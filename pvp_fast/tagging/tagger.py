@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import ArtifactError, ImageError, InputError
 from pvp_fast.loaders import Batch, Failure, ImageStream, ItemSource
 from pvp_fast.loaders.work import work_through
+from pvp_fast.modules.tiles import require
 from pvp_fast.pictures.settings import pictures_of
 from pvp_fast.topk.index import TagIndex
 from pvp_fast.vocabulary.categories import Category, Vocabulary
@@ -73,8 +73,8 @@ class Tagger:
 
     def __init__(self, artifact: Artifact, backbone: Backbone) -> None:
         artifact.check_backbone(backbone.fingerprint)
-        if artifact.has_local:
-            require_regions(backbone.model, "the artifact has a local branch")
+        if (local := artifact.head.local) is not None:
+            require(backbone, local.tile, "the artifact has a local branch")
         self.artifact, self.backbone = artifact, backbone
         self.pictures = pictures_of(artifact.config)
         self._head = artifact.head.to(backbone.device)
@@ -305,8 +305,7 @@ class Tagger:
         Returns:
             Image features (B, D), and region features (B, L, D) where there is a local branch.
         """
-        z = self.backbone.encode_image(pixels)
-        return z, self.backbone.encode_regions(pixels) if self.artifact.has_local else None
+        return self.backbone.encode_image(pixels), self._head.regions(self.backbone, pixels)
 
     @torch.no_grad()
     def tag_features(
@@ -320,8 +319,7 @@ class Tagger:
         """Tags from image features (B, D), unit rows, of the same backbone.
 
         Args:
-            regions: (B, L, D) from ``backbone.encode_regions``, for an artifact with a local
-                branch.
+            regions: (B, L, D) from ``head.regions``, for an artifact with a local branch.
 
         Raises:
             InputError: no regions though there is a local branch, or of another batch.
@@ -399,11 +397,19 @@ def _in_order(
 
 
 def require_region_features(store: EmbeddingStore, artifact: Artifact) -> None:
-    """Raise ArtifactError if the artifact has a local branch and the embeddings no regions."""
-    if artifact.has_local and not store.has_regions:
+    """Raise ArtifactError if the embeddings lack the regions of the artifact's local branch."""
+    local = artifact.head.local
+    if local is None:
+        return
+    if not store.has_regions:
         raise ArtifactError(
             f"{store.folder} has no region features, which this artifact's local branch needs; "
-            "embed with --regions"
+            f"embed with --regions --tile {local.tile:g}"
+        )
+    if abs(store.tile - local.tile) > 1e-6:
+        raise ArtifactError(
+            f"{store.folder} has regions of tile {store.tile:g}, this artifact's local branch "
+            f"needs {local.tile:g}; embed with --regions --tile {local.tile:g}"
         )
 
 

@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast import losses
 from pvp_fast.errors import InputError
 from pvp_fast.losses.problem import CSRLabels
 from pvp_fast.training.distributed import Ranks
-from pvp_fast.training.gap import CLEAN, Draw, Perturbation, Whole, blurred
+from pvp_fast.training.gap import CLEAN, Draw, Perturbation, Whole, blurred, unit_
 
 # name -> (loss of scores, labels as the loss takes them)
 _LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -188,14 +187,17 @@ class Sentences:
         return self._drawn(rows, Whole.of(len(rows), batch_size), generator)
 
     def _drawn(self, rows: Tensor, whole: Whole, generator: torch.Generator) -> Labelled:
-        x, row, category = self.rows(rows)
         draw = Draw.of(rows, whole, len(self), self.gap, generator)
         mixed = (draw.partners >= 0).nonzero()[:, 0]
-        if len(mixed):
-            other, more, further = self.rows(draw.partners[mixed])
+        # One look-up for the sentences and their partners.
+        found, row, category = self.rows(torch.cat([rows, draw.partners[mixed]]))
+        x, other = found.split([len(rows), len(mixed)])
+        row = torch.cat([torch.arange(len(rows)), mixed])[row]
+        if len(mixed) == len(rows):
+            x = unit_(x.add_(other))
+        elif len(mixed):
             where = mixed.to(x.device)
-            x[where] = F.normalize(x[where] + other, dim=-1)
-            row, category = torch.cat([row, mixed[more]]), torch.cat([category, further])
+            x[where] = unit_(x[where].add_(other))
         if self.gap.sigma:
             x = blurred(x, draw.noise(x.shape[1:], x.device), self.gap.sigma)
         return Labelled(x, row, category)

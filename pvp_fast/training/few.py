@@ -10,9 +10,10 @@ dominates (a root of the inverse covariance of all images). κ is small, so that
 images say little; it falls with the root of a category's positives, and where text ranks them
 badly.
 
-Images without labels, and unknown labels, take part as pseudo-labels σ(γ (S_c - q_c))² from the fit
-itself, a few rounds of them; above q_c lies about the expected share of positives. Labelled images
-weigh together as much as the others do, and in each round the v are pushed apart where they
+Images without labels take part, and with them unknown labels, as pseudo-labels σ(γ (S_c - q_c))²
+from the fit itself, a few rounds of them; above q_c lies about the expected share of positives. (A
+few labelled images are too few to guess from: alone, their unknown labels have no say.) Labelled
+images weigh together as much as the others do, and in each round the v are pushed apart where they
 are alike. In the metric above that is a search for independent components (Hyvärinen and Oja,
 "Independent component analysis", 2000), started from text and held by labels.
 
@@ -272,7 +273,7 @@ class _Fit:
         gram = self.x.T @ heavy
         gram.diagonal().add_(_SELF_RIDGE)
         self.solver, self.heavy = torch.linalg.cholesky(gram), heavy
-        self.alone = bool(self.known.all())  # nothing is left to guess
+        self.alone = not lone  # a guess from so few does harm
 
     def _trusted(self, positives: Tensor, known: Tensor) -> Tensor:
         """(C,) by how far text sets positives apart from negatives."""

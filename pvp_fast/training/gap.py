@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast.errors import InputError
@@ -131,6 +130,11 @@ class Draw:
         return noise[self.whole.own]
 
 
+def unit_(x: Tensor) -> Tensor:
+    """The rows of x (…, D) made unit rows, in place."""
+    return x.div_(torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min_(1e-12))
+
+
 def blurred(x: Tensor, noise: Tensor, sigma: float) -> Tensor:
     """Unit rows normalise(x + σ · noise / √D) of x (…, D); noise of a shape that broadcasts."""
-    return F.normalize(x + noise * (sigma / x.shape[-1] ** 0.5), dim=-1)
+    return unit_(torch.add(x, noise, alpha=sigma / x.shape[-1] ** 0.5))

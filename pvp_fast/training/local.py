@@ -17,6 +17,7 @@ from pvp_fast.losses.pooling import spatial_softmax_pool
 from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import TextPrompts
 from pvp_fast.modules.scoring import local_scores, mixture
+from pvp_fast.modules.tiles import TILE, check_tile
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import TokenSentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig
@@ -31,7 +32,9 @@ class LocalPromptConfig:
 
     ``temperature`` is that of the spatial softmax, for tokens and regions alike. ``weight`` is the
     share of the local score in the final one; None picks it on the held-out sentences, which often
-    cannot tell: both scores rank nearly all of them right.
+    cannot tell: both scores rank nearly all of them right. ``tile`` is what images show the branch:
+    0 the features of their patches, else tiles of that share of the side, see
+    :func:`pvp_fast.modules.tiles.image_regions`.
     """
 
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=150, lr=5e-3, batch_size=256))
@@ -42,6 +45,7 @@ class LocalPromptConfig:
     init: str | None = "a photo of a"
     temperature: float = 50.0
     weight: float | None = 0.3
+    tile: float = TILE
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
@@ -49,6 +53,7 @@ class LocalPromptConfig:
             raise InputError(f"LocalPromptConfig: temperature is above 0, not {self.temperature}")
         if self.weight is not None and not 0 <= self.weight <= 1:
             raise InputError(f"LocalPromptConfig: weight is a share, 0 to 1, not {self.weight}")
+        check_tile("LocalPromptConfig", self.tile)
 
 
 class LocalPromptStage:

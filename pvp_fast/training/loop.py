@@ -222,7 +222,7 @@ def _optimizer(parameters: list[nn.Parameter], config: LoopConfig) -> torch.opti
         return torch.optim.SGD(
             parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(parameters, config.lr, weight_decay=config.weight_decay, fused=True)
 
 
 class _Log:

@@ -10,7 +10,7 @@ from torch import Tensor
 from pvp_fast.artifact import Artifact, TrainingState
 from pvp_fast.errors import InputError
 from pvp_fast.modules.adapters import DualAdapter
-from pvp_fast.modules.scoring import Head, LocalBranch
+from pvp_fast.modules.scoring import Head
 from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 
@@ -48,7 +48,7 @@ def merge_categories(artifact: Artifact, kept: str, other: str) -> Artifact:
     adapter = DualAdapter.from_state(state["original"], state["text"], state["visual"], state)
     local = head.local
     if local is not None:
-        local = LocalBranch(unit(local.vectors), joined(local.weight), local.temperature)
+        local = dataclasses.replace(local, vectors=unit(local.vectors), weight=joined(local.weight))
     merged = Head(adapter.eval(), joined(head.platt), joined(head.thresholds), local)
     learned = None
     if artifact.state is not None:

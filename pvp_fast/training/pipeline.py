@@ -17,11 +17,11 @@ from torch import Tensor
 
 from pvp_fast.artifact import Artifact, TrainingState
 from pvp_fast.clip.backbone import Backbone
-from pvp_fast.clip.regions import require_regions
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.modules.scoring import Head, LocalBranch
+from pvp_fast.modules.tiles import require
 from pvp_fast.sentences import Corpus, FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.distributed import Ranks
@@ -117,7 +117,7 @@ class TrainConfig:
             gap=OFF,
             visual=dataclasses.replace(self.visual, both_ways=False),
             adapter=AdapterConfig.plain(self.adapter.loop.seed),
-            local_prompts=dataclasses.replace(self.local_prompts, weight=None),
+            local_prompts=dataclasses.replace(self.local_prompts, weight=None, tile=0.0),
         )
 
     def with_seed(self, seed: int) -> TrainConfig:
@@ -202,7 +202,7 @@ def train(
             cannot be learned from: then the artifact is that of the text alone.
         TrainingDiverged: a loss term is not finite.
         BackboneError: prompts cannot be learned on the backbone's text tower, or ``config.local``
-            with a backbone that has no region features; before any work.
+            with ``tile`` 0 and a backbone that has no region features; before any work.
     """
     config = config or TrainConfig()
     if unlabelled and images is None:
@@ -215,7 +215,7 @@ def train(
             stacklevel=2,
         )
     if config.local:
-        require_regions(backbone.model, "local=True needs region features")
+        require(backbone, config.local_prompts.tile, "local=True with tile=0 needs region features")
     folder = Path(out)
     ranks = Ranks()
     with ranks.in_turn():
@@ -322,7 +322,12 @@ def train(
         if weight is None:
             weight = choose_weight(head.global_cosines(x), near, y)
         temperature = torch.tensor([config.local_prompts.temperature])
-        branch = LocalBranch(local.vectors(), torch.full((len(names),), weight), temperature)
+        branch = LocalBranch(
+            local.vectors(),
+            torch.full((len(names),), weight),
+            temperature,
+            config.local_prompts.tile,
+        )
         head = Head.uncalibrated(adapter.module, branch)
         local_ctx = local.module.ctx.detach().cpu()
     head = head.calibrated(*_calibration(head, clean, near))
@@ -433,7 +438,12 @@ def _claim(
     if isinstance(found.get("config"), dict):
         # A run from before there was a gap trained on the sentences as they are.
         stored = {"gap": dataclasses.asdict(OFF), **found["config"]}
-        for section, default in (("adapter", {"centre": False}), ("visual", {"both_ways": False})):
+        earlier = (
+            ("adapter", {"centre": False}),
+            ("visual", {"both_ways": False}),
+            ("local_prompts", {"tile": 0.0}),
+        )
+        for section, default in earlier:
             if isinstance(stored.get(section), dict):
                 stored[section] = {**default, **stored[section]}
         found["config"] = _settings(TrainConfig.from_dict(stored))

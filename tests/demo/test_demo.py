@@ -37,7 +37,7 @@ def test_the_page_shows_the_final_scores_with_the_local_branch(tmp_path: Path) -
     paths = read_folder(demo_set()).paths[:SHOWN]
     with torch.no_grad():
         pixels = torch.stack([backbone.preprocess(open_image(path)) for path in paths])
-        z, regions = backbone.encode_image(pixels), backbone.encode_regions(pixels)
+        z, regions = backbone.encode_image(pixels), head.regions(backbone, pixels)
     expected = head.probabilities(head.cosines(z, regions))
     # Another decoder, and a steep calibration.
     torch.testing.assert_close(shown, expected, rtol=0, atol=1e-2)

@@ -111,7 +111,8 @@ def test_a_copy_shares_nothing() -> None:
     copy = head.to("cpu")
     assert copy.local is not None
     with torch.no_grad():
-        for tensor in (*copy.adapter.state_dict().values(), copy.platt, *vars(copy.local).values()):
+        parts = (copy.local.vectors, copy.local.weight, copy.local.temperature)
+        for tensor in (*copy.adapter.state_dict().values(), copy.platt, *parts):
             tensor.zero_()
     assert torch.equal(make(local=True).head.cosines(z, regions), before)
     assert torch.equal(head.to("cpu").cosines(z, regions), before)

@@ -49,5 +49,9 @@ def every_tensor(artifact: Artifact) -> dict[str, torch.Tensor]:
     found |= {"platt": head.platt, "thresholds": head.thresholds}
     parts = {"": vars(artifact.training), "local.": vars(head.local) if head.local else {}}
     for prefix, part in parts.items():
-        found |= {f"{prefix}{name}": value for name, value in part.items() if value is not None}
+        found |= {
+            f"{prefix}{name}": value
+            for name, value in part.items()
+            if isinstance(value, torch.Tensor)
+        }
     return found

@@ -75,6 +75,8 @@ def test_a_stopped_run_goes_on_and_nothing_is_twice(
     assert embed_images(backbone, pictures, out, **options).complete
     with pytest.raises(ArtifactError, match="regions"):
         embed_images(backbone, pictures, out)
+    with pytest.raises(ArtifactError, match="tile"):
+        embed_images(backbone, pictures, out, tile=0.5, **options)
 
 
 def test_another_source_cannot_finish_the_folder(
@@ -275,6 +277,11 @@ def test_tags_from_embeddings_are_those_of_the_pixels(
         assert run(["embed", str(pictures), "--out", bare]) == 3
         with pytest.raises(ArtifactError, match="--regions"):
             list(Tagger.load(trained).tag_embeddings(EmbeddingStore(bare)))
+        other = str(tmp_path / "other")
+        assert run(["embed", str(pictures), "--out", other, "--regions", "--tile", "0"]) == 3
+        with pytest.raises(ArtifactError, match=r"--tile 0\.75"):
+            list(Tagger.load(trained).tag_embeddings(EmbeddingStore(other)))
+        assert run(["embed", str(pictures), "--out", other, "--regions"]) == 1
 
 
 def read_all(folder: Path, backbone: Backbone) -> None:

@@ -173,7 +173,8 @@ def test_the_ladder_ends_with_what_the_tagger_does(
     with torch.no_grad(), ImageStream(images, backbone.preprocess) as stream:
         (batch,) = stream
         pixels = batch.pixels
-        regions, z = backbone.encode_regions(pixels), backbone.encode_image(pixels)
+        regions, z = artifact.head.regions(backbone, pixels), backbone.encode_image(pixels)
+        assert regions is not None
         near = artifact.head.local_cosines(regions)
         torch.testing.assert_close(features.local[artifact.version], near)
         expected = artifact.head.probabilities(artifact.head.cosines(z, regions))
@@ -224,7 +225,7 @@ def test_an_added_category_keeps_every_other_bit(
         assert len(b.tags) == 5
 
 
-def test_a_backbone_without_regions_is_refused_at_once(
+def test_patches_of_a_backbone_without_regions_are_refused_at_once(
     trained: tuple[Artifact, Path], corpus: Corpus, tmp_path: Path
 ) -> None:
     state = torch.get_rng_state()
@@ -232,14 +233,21 @@ def test_a_backbone_without_regions_is_refused_at_once(
     model = open_clip.CLIP(embed_dim=16, vision_cfg=vision, text_cfg=TEXT)
     torch.set_rng_state(state)
     blind = Backbone(model, open_clip.SimpleTokenizer(context_length=40), Preprocess(32))
+    config = settings()
+    patches = dataclasses.replace(config.local_prompts, tile=0.0)
+    config = dataclasses.replace(config, local_prompts=patches)
     with pytest.raises(BackboneError, match=r"local=True.*attentional"):
-        train(blind, corpus, tmp_path / "run", settings(), progress=False)
+        train(blind, corpus, tmp_path / "run", config, progress=False)
     assert not (tmp_path / "run").exists()
     artifact = dataclasses.replace(
         trained[0], backbone={**trained[0].backbone, "fingerprint": blind.fingerprint}
     )
+    assert Tagger(artifact, blind).artifact is artifact  # tiles are images of their own
+    branch = artifact.head.local
+    assert branch is not None
+    head = dataclasses.replace(artifact.head, local=dataclasses.replace(branch, tile=0.0))
     with pytest.raises(BackboneError, match="local branch"):
-        Tagger(artifact, blind)
+        Tagger(dataclasses.replace(artifact, head=head), blind)
 
 
 def test_settings_are_checked() -> None:

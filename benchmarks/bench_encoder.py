@@ -3,21 +3,25 @@
 ``python benchmarks/bench_encoder.py PHOTOS [--model ViT-B-32] [--busy 2] --json FILE``
 
 Every contender reads the same files, gives the five best of the same class vectors, and runs in the
-same process in turn: this package one batch at a time and in streams, in float32 and in bfloat16;
-open_clip's own transform and tower behind torch's DataLoader, one worker a CPU; the tower exported
-to ONNX Runtime behind the same DataLoader. Tags are compared with open_clip's in the same run.
-``--busy N`` keeps N other processes at work meanwhile, as on a shared machine. Weights are random,
-on which the time does not depend.
+same process in turn: this package one batch at a time and in streams, in float32, bfloat16 and
+int8; open_clip's own transform and tower behind torch's DataLoader, one worker a CPU; the tower
+exported to ONNX Runtime behind the same DataLoader; transformers' zero-shot pipeline with a CLIP of
+ViT-B/32, which encodes the names anew with every image. Tags are compared with open_clip's in the
+same run, but the pipeline has random weights of its own. ``--busy N`` keeps N other processes at
+work meanwhile, as on a shared machine. Weights are random, on which the time does not depend.
+
+``--peaks`` instead runs each contender alone in a process and gives the most memory it held.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -87,38 +91,73 @@ def exported(backbone: Backbone, folder: Path, threads: int) -> Callable[[Tensor
     return lambda pixels: torch.from_numpy(session.run(["z"], {"pixels": pixels.numpy()})[0])
 
 
-def contenders(model: str, files: list[Path], folder: Path, threads: int) -> dict[str, Any]:
-    """Calls that give the indices (N, 5) of every photo's best categories."""
+def pipeline(files: list[Path], names: list[str]) -> Callable[[], Tensor]:
+    """transformers' own way with a CLIP of ViT-B/32."""
+    import open_clip
+    import transformers
+
+    words = open_clip.SimpleTokenizer()
+    marks = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={marks.get(word, word): number for word, number in words.encoder.items()},
+        merges=sorted(words.bpe_ranks, key=words.bpe_ranks.__getitem__),
+    )
+    ask = transformers.pipeline(
+        "zero-shot-image-classification",
+        model=transformers.CLIPModel(transformers.CLIPConfig()).eval(),
+        tokenizer=tokenizer,
+        image_processor=transformers.CLIPImageProcessor(),
+    )
+    place = {name: index for index, name in enumerate(names)}
+
+    def run() -> Tensor:
+        found = ask([str(f) for f in files], candidate_labels=names, batch_size=BATCH)
+        return torch.tensor([[place[tag["label"]] for tag in tags[:TOP_K]] for tags in found])
+
+    return run
+
+
+def contenders(
+    model: str, files: list[Path], folder: Path, threads: int
+) -> dict[str, Callable[[], Callable[[], Tensor]]]:
+    """What makes each call that gives the indices (N, 5) of every photo's best categories."""
     from open_clip.transform import image_transform
 
     weights = None if model == "pocket" else "random"
     names = [str(f) for f in files]
-    taggers = {}
-    for precision in ("float32", "bfloat16"):
-        backbone = Backbone.load(model, weights, precision=precision)
-        if precision == "float32":
-            artifact = untrained(backbone, Vocabulary.builtin(VOCABULARY))
-        taggers[precision] = Tagger(artifact, backbone)
-    plain = taggers["float32"].backbone
+
+    def load(precision: str) -> Backbone:
+        torch.manual_seed(0)  # the same random weights in each
+        return Backbone.load(model, weights, precision=precision)
+
+    plain = load("float32")
+    artifact = untrained(plain, Vocabulary.builtin(VOCABULARY))
     p = plain.preprocess
     transform = image_transform(p.size, False, p.mean, p.std, interpolation=p.interpolation)
     w, intercept, _ = artifact.head.linear()
 
-    def rows(results: Any) -> Tensor:
-        return torch.tensor([[tag.index for tag in result.tags] for result in results])
+    def one_at_a_time() -> Callable[[], Tensor]:
+        tagger = Tagger(artifact, plain)
 
-    def one_at_a_time() -> Tensor:
-        tagger = taggers["float32"]
-        with ImageStream(names, p, BATCH, prefetch=2) as stream:
-            found = [
-                tagger.tag_features(*tagger.encode(b.pixels), top_k=TOP_K, threshold=0.0)
-                for b in stream
-            ]
-        return torch.tensor([[tag.index for tag in tags] for part in found for tags in part])
+        def run() -> Tensor:
+            with ImageStream(names, p, BATCH, prefetch=2) as stream:
+                found = [
+                    tagger.tag_features(*tagger.encode(b.pixels), top_k=TOP_K, threshold=0.0)
+                    for b in stream
+                ]
+            return torch.tensor([[tag.index for tag in tags] for part in found for tags in part])
+
+        return run
 
     def streams(precision: str) -> Callable[[], Tensor]:
+        tagger = Tagger(artifact, plain if precision == "float32" else load(precision))
         options: dict[str, Any] = {"top_k": TOP_K, "threshold": 0.0, "batch_size": BATCH}
-        return lambda: rows(taggers[precision].tag(names, **options))
+
+        def run() -> Tensor:
+            results = tagger.tag(names, **options)
+            return torch.tensor([[tag.index for tag in result.tags] for result in results])
+
+        return run
 
     def loader(encode: Callable[[Tensor], Tensor]) -> Callable[[], Tensor]:
         @torch.no_grad()
@@ -132,13 +171,29 @@ def contenders(model: str, files: list[Path], folder: Path, threads: int) -> dic
 
         return run
 
-    return {
+    made = {
         "one batch at a time": one_at_a_time,
-        "streams": streams("float32"),
-        "streams, bfloat16": streams("bfloat16"),
-        "open_clip, DataLoader": loader(plain.model.encode_image),  # type: ignore[arg-type]
-        "ONNX Runtime, DataLoader": loader(exported(plain, folder, threads)),
+        "streams": lambda: streams("float32"),
+        "streams, bfloat16": lambda: streams("bfloat16"),
+        "open_clip, DataLoader": lambda: loader(plain.model.encode_image),  # type: ignore[arg-type]
+        "ONNX Runtime, DataLoader": lambda: loader(exported(plain, folder, threads)),
     }
+    if model == "ViT-B-32":
+        made["streams, int8"] = lambda: streams("int8")
+        labels = list(artifact.vocabulary.names)
+        made["transformers, zero-shot pipeline"] = lambda: pipeline(files, labels)
+    return made
+
+
+def peaks(arguments: list[str], names: Iterable[str]) -> dict[str, int]:
+    """MiB that a process held at most, for each contender alone: 64 photos, once."""
+    found = {}
+    for name in names:
+        line = [sys.executable, __file__, *arguments, "--count", "64", "--only", name]
+        done = subprocess.run(line, check=True, capture_output=True, text=True)
+        found[name] = int(done.stdout.split()[-1])
+        print(f"{name}: {found[name]} MiB", flush=True)
+    return found
 
 
 def agreement(found: Tensor, truth: Tensor) -> float:
@@ -154,6 +209,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--busy", type=int, default=0, help="other busy processes")
     parser.add_argument("--threads", type=int, default=available_cpus())
+    parser.add_argument("--peaks", action="store_true", help="memory of each, in a process alone")
+    parser.add_argument("--only", help="run this contender once and print its peak of memory, MiB")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
 
@@ -162,7 +219,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     set_budget(options.threads)
     with tempfile.TemporaryDirectory() as folder:
-        calls = contenders(options.model, files, Path(folder), options.threads)
+        made = contenders(options.model, files, Path(folder), options.threads)
+        if options.only:
+            made[options.only]()()
+            print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+            return
+        if options.peaks:
+            given = [str(options.photos), "--model", options.model]
+            found = peaks([*given, "--threads", str(options.threads)], made)
+            if options.json:
+                write_results(options.json, {"model": options.model, "peak_mib": found})
+            return
+        calls = {name: make() for name, make in made.items()}
         tags = {name: call() for name, call in calls.items()}
         with busy(options.busy):
             times = timings(calls, rounds=options.rounds, warmup=0)

@@ -19,10 +19,22 @@ from typing import IO, Any
 from pvp_fast.errors import InputError
 
 STDOUT = "-"
+CACHE = "PVP_FAST_CACHE"
 # What file systems without fsync, extended attributes or locks answer.
 _NOT_OFFERED = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _NEW = os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
 _MAX_LINKS = 40  # as Linux
+
+
+def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
+    """The folder of what can be made again: ``given``, else PVP_FAST_CACHE, else XDG's."""
+    if given is not None:
+        return Path(given)
+    named = os.environ.get(CACHE)
+    if named:
+        return Path(named)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "pvp_fast"
 
 
 @contextlib.contextmanager

@@ -93,3 +93,11 @@ def test_no_test_imports_another() -> None:
             last = found.rpartition(".")[2]
             assert last != "conftest", path
             assert not last.startswith("test_"), path
+
+
+def test_the_kernels_folder_does_not_pass_for_the_library_of_that_name() -> None:
+    """transformers imports whatever is called "kernels" and reads its version."""
+    code = (ROOT / "kernels" / "__init__.py").read_text(encoding="utf-8")
+    names: dict[str, object] = {"__name__": "kernels"}
+    exec(compile(code, "kernels/__init__.py", "exec"), names)
+    assert "__version__" not in names

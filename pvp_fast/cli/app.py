@@ -56,8 +56,8 @@ def _root(
     ),
     precision: str | None = typer.Option(
         None,
-        help="What CLIP computes in: float32, bfloat16, float16 (GPUs), or auto, the fastest here "
-        "(default: PVP_FAST_PRECISION, else auto).",
+        help="What CLIP computes in: float32, bfloat16, float16 (GPUs), int8 (tagging on CPUs), "
+        "or auto, the fastest of the first three here (default: PVP_FAST_PRECISION, else auto).",
     ),
 ) -> None:
     """Teach CLIP new image categories from text alone, and tag images with them.

@@ -75,7 +75,7 @@ class LanguageModel:
         Raises:
             InputError: the options name no model. CorpusError: the model failed.
         """
-        from pvp_fast.names.cache import cache_folder
+        from pvp_fast.files import cache_folder
         from pvp_fast.sentences.generate import generate_sentences
 
         writer = pick_writer(self.base_url, self.llm, self.api_key, self.local_llm)

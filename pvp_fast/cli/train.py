@@ -106,8 +106,8 @@ def train(
     On several GPUs: torchrun --nproc-per-node 8 -m pvp_fast train ...
     """
     from pvp_fast.evaluation import read_dataset
+    from pvp_fast.files import cache_folder
     from pvp_fast.loaders.sources import find_images
-    from pvp_fast.names.cache import cache_folder
     from pvp_fast.names.plan import Costs, plan_training
     from pvp_fast.sentences import build_corpus
     from pvp_fast.training import train as run_training

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pvp_fast.clip.frozen import for_inputs
+from pvp_fast.clip.int8 import Int8Tower
 from pvp_fast.clip.logit_record import LogitRecord, logit_record
 from pvp_fast.clip.patches import only, patch_count
 from pvp_fast.clip.precision import DTYPES, cast, resolve
@@ -63,8 +64,9 @@ class Backbone(nn.Module):
             model: an open_clip CLIP, CustomTextCLIP or CoCa. It is frozen, and cast, in place.
             tokenizer: open_clip's: list of texts -> (N, context) token numbers.
             preprocess: what turns a photo into this model's input.
-            precision: "float32" (the weights as they are), "bfloat16", "float16" (GPUs), or "auto"
-                for the fastest of them here; see :mod:`pvp_fast.clip.precision`.
+            precision: "float32" (the weights as they are), "bfloat16", "float16" (GPUs), "auto" for
+                the fastest of them here (see :mod:`pvp_fast.clip.precision`), or "int8" for images
+                on a CPU (see :mod:`pvp_fast.clip.int8`), which is never chosen by itself.
             settings: where ``preprocess`` and the activation come from; by default they are
                 whatever the two objects have.
         """
@@ -102,7 +104,10 @@ class Backbone(nn.Module):
             self._no_text_tower = ""
         except BackboneError as error:  # only prompts need it: say so when they ask
             self._text, self._no_text_tower = None, str(error)
-        if self.precision != "float32":
+        self._integers: Int8Tower | None = None
+        if self.precision == "int8":
+            self._integers = Int8Tower(clip.visual, self.image_size, self.fingerprint)
+        elif self.precision != "float32":
             _ = self.fingerprint  # of the weights as they were read
             cast(model, self.precision)
 
@@ -123,8 +128,8 @@ class Backbone(nn.Module):
                 photos, see :mod:`pvp_fast.clip.auto`), an open_clip architecture ("ViT-B-32"), or
                 open_clip's "local-dir:FOLDER" and "hf-hub:ORG/REPO", or "transformers:FOLDER",
                 a CLIP or SigLIP that transformers wrote (safetensors).
-            precision: what the encoders compute in: "float32", "bfloat16", "float16" or "auto"; by
-                default float32, or what ``PVP_FAST_PRECISION`` says.
+            precision: what the encoders compute in: "float32", "bfloat16", "float16", "int8" or
+                "auto"; by default float32, or what ``PVP_FAST_PRECISION`` says.
             pretrained: an open_clip tag ("openai"), the path of a checkpoint (safetensors, or a
                 torch file of plain tensors), or "random" for untrained weights (tests, timing).
             like: for weights from a file, the tag whose picture and activation they share. Left
@@ -365,7 +370,7 @@ class Backbone(nn.Module):
         if patches is None:
             return _unit(self._image(pixels))
         with only(self._clip.visual, patches):
-            return _unit(self._image(pixels))
+            return _unit(self._clip.encode_image(pixels.to(self.device, self.dtype)))
 
     def encode_regions(self, pixels: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) normalised pixels -> (B, L, D) unit rows, one a patch (see ``regions``).
@@ -384,7 +389,10 @@ class Backbone(nn.Module):
         return self.model
 
     def _image(self, pixels: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self._clip.encode_image(pixels.to(self.device, self.dtype))
+        pixels = pixels.to(self.device, self.dtype)
+        if self._integers is not None and not (torch.is_grad_enabled() and pixels.requires_grad):
+            return self._integers(pixels)
+        features: torch.Tensor = self._clip.encode_image(pixels)
         return features
 
     def _check_pixels(self, pixels: torch.Tensor) -> None:

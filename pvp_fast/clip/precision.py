@@ -4,8 +4,8 @@ Weights are cast once. Autocast would cast frozen ones anew in every call, which
 slow product. Half the bits are worth it only where the device has products of them, and not on
 every CPU that says so: by VDPBF16PS they were twice as fast as float32's on the AMD cores measured
 and two thirds as fast on the Xeon, whose AMX units are several times as fast. So a CPU is asked by
-a product of a tower's size, once a process. That is for inference: with gradients torch 2.14 leaves
-the fast path of its attention, and nothing of the gain is left on a CPU.
+a product of a tower's size, once a process. The same holds with a gradient to the input, given the
+layers of :mod:`pvp_fast.clip.frozen`. Integers (:mod:`pvp_fast.clip.int8`) are for who asks.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from pvp_fast.clip.int8 import require
 from pvp_fast.clip.usual import known
 from pvp_fast.errors import InputError
 from pvp_fast.threads.streams import limit_this_thread
@@ -37,6 +38,10 @@ def resolve(precision: str, model: nn.Module) -> str:
     device = next(model.parameters()).device
     if precision == "float16" and device.type == "cpu":
         raise InputError("precision='float16': for GPUs; on a CPU use 'bfloat16' or 'float32'")
+    if precision == "int8":
+        if device.type != "cpu":
+            raise InputError(f"precision='int8': for CPUs; on {device} use 'bfloat16' or 'float16'")
+        require(model.visual)  # type: ignore[arg-type]
     return _fastest(model, device) if precision == "auto" else known(precision)
 
 

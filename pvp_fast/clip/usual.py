@@ -9,7 +9,7 @@ import os
 
 from pvp_fast.errors import InputError
 
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 VARIABLE = "PVP_FAST_PRECISION"
 _said: str | None = None
 

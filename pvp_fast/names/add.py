@@ -11,9 +11,9 @@ import torch
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
+from pvp_fast.files import cache_folder
 from pvp_fast.modules.prompts import prompt_ensemble
 from pvp_fast.modules.scoring import Head
-from pvp_fast.names.cache import cache_folder
 from pvp_fast.names.zero_shot import CENTRE, centred, vectors_of
 from pvp_fast.vocabulary.categories import Category, Vocabulary
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,24 +16,13 @@ import torch
 from torch import Tensor
 
 from pvp_fast.errors import InputError
+from pvp_fast.files import CACHE
 
-ENVIRONMENT = "PVP_FAST_CACHE"
 _AT_ONCE = 500  # keys of one query: SQLite's oldest limit is 999 variables
 _WAIT = 60.0  # seconds for another process's block
 
 Encode = Callable[[Sequence[str]], Tensor]
 Progress = Callable[[int, int], None]
-
-
-def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
-    """The folder of what can be made again: ``given``, else PVP_FAST_CACHE, else XDG's."""
-    if given is not None:
-        return Path(given)
-    named = os.environ.get(ENVIRONMENT)
-    if named:
-        return Path(named)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "pvp_fast"
 
 
 class NameVectors:
@@ -130,7 +118,7 @@ class NameVectors:
         except (OSError, sqlite3.OperationalError) as error:
             raise InputError(
                 f"cache: {self.path} cannot be opened ({error}); give another folder with --cache "
-                f"or {ENVIRONMENT}"
+                f"or {CACHE}"
             ) from error
         try:
             yield store

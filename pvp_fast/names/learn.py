@@ -15,10 +15,10 @@ from typing import Any
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ArtifactError, InputError
-from pvp_fast.files import atomic_write
+from pvp_fast.files import atomic_write, cache_folder
 from pvp_fast.modules.scoring import Head
 from pvp_fast.modules.templates import CLIP_TEMPLATES
-from pvp_fast.names.cache import Progress, cache_folder
+from pvp_fast.names.cache import Progress
 from pvp_fast.names.plan import (
     LEARN,
     Costs,

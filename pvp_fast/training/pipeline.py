@@ -198,8 +198,9 @@ def train(
         The artifact, as saved.
 
     Raises:
-        InputError: the folder belongs to a run of other settings, corpus or backbone; or the images
-            cannot be learned from: then the artifact is that of the text alone.
+        InputError: the folder belongs to a run of other settings, corpus or backbone; the backbone
+            computes in int8; or the images cannot be learned from: then the artifact is that of
+            the text alone.
         TrainingDiverged: a loss term is not finite.
         BackboneError: prompts cannot be learned on the backbone's text tower, or ``config.local``
             with ``tile`` 0 and a backbone that has no region features; before any work.
@@ -207,6 +208,11 @@ def train(
     config = config or TrainConfig()
     if unlabelled and images is None:
         raise InputError("unlabelled: images without labels need some with labels; give images too")
+    if backbone.precision == "int8":
+        raise InputError(
+            "precision='int8' is for tagging: train in 'float32' or 'bfloat16'; the artifact can "
+            "be used in any"
+        )
     backbone.require_prompts()
     for group in backbone.same_texts(corpus.vocabulary.names):
         warnings.warn(

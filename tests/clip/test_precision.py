@@ -107,7 +107,7 @@ def test_who_says_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
     usual.set_precision("float32")
     assert Backbone.load().precision == "float32"
     assert run(["--precision", "half", "info"]) == 1
-    assert "use one of auto, float32, bfloat16, float16" in capsys.readouterr().err
+    assert "use one of auto, float32, bfloat16, float16, int8" in capsys.readouterr().err
     with pytest.raises(InputError, match="for GPUs"):
         Backbone.load(precision="float16")
     monkeypatch.setenv(usual.VARIABLE, "int3")

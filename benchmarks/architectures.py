@@ -4,11 +4,11 @@
 its own (so that memory is its own), with random weights and a batch of two images (one where the
 tower is large), and keeps in ``results/architectures.json`` whether both encoders equal
 open_clip's, whether prompts can be learned and regions exist (and why not), where the picture's
-settings come from, parameters, and the seconds of a CPU thread. No network: tokenizers that a hub
-would give are replaced by one with the same markers, vocabulary and length, and Hugging Face
-configurations by the published numbers. Where the weights pass ``--gigabytes``, like blocks of a
-tower share theirs in memory: every operation is there, at its size. What is there already is
-kept: the script goes on where it stopped.
+settings come from, parameters, and the seconds of a CPU thread. A large image tower is run in
+bfloat16. No network: tokenizers that a hub would give are replaced by one with the same markers,
+vocabulary and length, and Hugging Face configurations by the published numbers. Where the weights
+pass ``--gigabytes``, like blocks of a tower share theirs in memory: every operation is there, at
+its size. What is there already is kept: the script goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import resource
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from pvp_fast.clip.undrawn import undrawn
 from pvp_fast.files import atomic_write
 
 RESULTS = Path(__file__).resolve().parent / "results" / "architectures.json"
-LARGE = 300_000_000  # weights of an image tower that is given one image instead of two
+LARGE = 500_000_000  # weights of an image tower that is given one image, and runs in bfloat16
 WORDS = ["a dog", "two cats on a long bench", "", "teddy bear"]
 
 # Of the published configurations, what decides shapes: class, markers (start, end, padding).
@@ -215,23 +215,23 @@ def error(got: torch.Tensor, own: torch.Tensor) -> float:
     return float((got - own).detach().abs().max())
 
 
-def gigabytes(name: str) -> float:
-    """Of the weights in float32, without making them."""
-    import open_clip
+def halve(tower: nn.Module) -> None:
+    """A tower to bfloat16; what shares its memory goes on sharing it."""
+    made: dict[int, torch.Tensor] = {}
 
-    with torch.device("meta"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = open_clip.create_model(
-            name, pretrained_text=False, require_pretrained=False, device="meta"
-        )
-    return sum(p.numel() for p in model.parameters()) * 4 / 1e9
+    def cast(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        return made.setdefault(tensor.data_ptr(), tensor.bfloat16())
+
+    tower._apply(cast)
 
 
-def examine(name: str, *, shared: bool = False) -> dict[str, Any]:
+def examine(name: str, most: float = 5.0) -> dict[str, Any]:
     """One architecture, in this process.
 
     Args:
-        shared: like blocks have one memory.
+        most: gigabytes of weights above which like blocks have one memory.
     """
     from pvp_fast.clip.backbone import Backbone
     from pvp_fast.clip.regions import region_support
@@ -241,13 +241,17 @@ def examine(name: str, *, shared: bool = False) -> dict[str, Any]:
     with untrained(), undrawn():  # transformers draws by a way of its own
         backbone = Backbone.load(name, "random")
     model: Any = backbone.model
+    shared = sum(p.numel() for p in model.parameters()) * 4e-9 > most
     if shared:
         share(model)
     draw(model)
     towers = [p.numel() for p in model.visual.parameters()]
     generator = torch.Generator().manual_seed(0)
-    count = 2 if sum(towers) < LARGE else 1
-    pixels = torch.randn(count, 3, *backbone.image_size, generator=generator)
+    large = sum(towers) > LARGE
+    if large:
+        halve(model.visual)
+    pixels = torch.randn(1 if large else 2, 3, *backbone.image_size, generator=generator)
+    pixels = pixels.to(backbone.dtype)
     ids = backbone.tokenize(WORDS)
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -258,8 +262,10 @@ def examine(name: str, *, shared: bool = False) -> dict[str, Any]:
     }
     if shared:
         row["shared_blocks"] = True
+    if large:
+        row["image_dtype"] = "bfloat16"
     with torch.no_grad():
-        own = model.encode_image(pixels, normalize=True)
+        own = F.normalize(model.encode_image(pixels).float(), dim=-1)
         images, spent = timed(lambda: backbone.encode_image(pixels))
         row["image_error"], row["image_seconds"] = error(images, own), spent / len(pixels)
         own = model.encode_text(ids, normalize=True)
@@ -292,11 +298,11 @@ def examine(name: str, *, shared: bool = False) -> dict[str, Any]:
     return row
 
 
-def in_a_process(name: str, shared: bool) -> dict[str, Any]:
+def in_a_process(name: str, most: float) -> dict[str, Any]:
     """``examine`` in a fork, whose memory ends with it and which a lack of it kills alone."""
     forks = multiprocessing.get_context("fork")
     receiver, sender = forks.Pipe(duplex=False)
-    child = forks.Process(target=_answer, args=(name, shared, sender))
+    child = forks.Process(target=_answer, args=(name, most, sender))
     child.start()
     sender.close()
     try:
@@ -307,9 +313,9 @@ def in_a_process(name: str, shared: bool) -> dict[str, Any]:
     return row or {"failed": f"the process ended with {child.exitcode}"}
 
 
-def _answer(name: str, shared: bool, sender: Any) -> None:
+def _answer(name: str, most: float, sender: Any) -> None:
     try:
-        sender.send(examine(name, shared=shared))
+        sender.send(examine(name, most))
     except Exception as caught:  # the row of one architecture, not the end of the run
         traceback.print_exc()
         sender.send({"failed": f"{type(caught).__name__}: {caught}"})
@@ -339,9 +345,8 @@ def main() -> int:
         name for name in open_clip.list_models() if "parameters" not in rows.get(name, {})
     ]
     torch.set_num_threads(1)
-    sizes = {name: gigabytes(name) for name in wanted}
-    for name in sorted(wanted, key=sizes.__getitem__):  # a run that is cut off has seen the most
-        rows[name] = in_a_process(name, sizes[name] > given.gigabytes)
+    for name in wanted:
+        rows[name] = in_a_process(name, given.gigabytes)
         print(name, rows[name], flush=True)
         data = {
             "versions": versions,

@@ -1,21 +1,24 @@
 """The ladder on the pocket model, three drawing styles and several seeds.
 
 ``python benchmarks/pocket_ladder.py --pictograms DIR [--seeds 3] [--local] [--gap auto|none|1.5]
-[--per-step 35] [--supervised 6000] [--json FILE]``
+[--per-step 35] [--learn full|text] [--vit FILE] [--supervised 6000] [--json FILE]``
 
 Trains on grammar sentences only, then scores 600 new scenes each of the styles the pocket model was
 trained on and of every style it never saw, at the trainer's own settings for test scenes. For scale
-there is a linear classifier of the same features and labelled scenes of the styles seen. Where the
-pictograms come from: pvp_fast/clip/weights/CARD.md.
+there is a linear classifier of the same features and labelled scenes of the styles seen. ``--vit``
+takes the weights that ``tools/train_pocket_vit.py`` writes: timm's vision transformer in place of
+the pocket model's image tower. Where the pictograms come from: pvp_fast/clip/weights/CARD.md.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -95,6 +98,8 @@ def main() -> None:
     parser.add_argument("--pictograms", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--local", action="store_true", help="train the local branch too")
+    parser.add_argument("--learn", choices=("full", "text"), default="full")
+    parser.add_argument("--vit", type=Path, help="weights of another image tower")
     parser.add_argument("--gap", default="auto", help="as pvp-fast train --gap")
     parser.add_argument(
         "--per-step",
@@ -107,7 +112,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
 
-    backbone = Backbone.load("pocket")
+    if options.vit:
+        from pocket.vit import load
+
+        backbone = load(options.vit)
+    else:
+        backbone = Backbone.load("pocket")
     vocabulary = Vocabulary.builtin("pocket70")
     corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,7 +128,11 @@ def main() -> None:
             head = supervised(*labelled(trainer, backbone, options.supervised))
         configs = [
             some_a_step(
-                make_config("demo", seed, None, options.local, options.gap), options.per_step
+                dataclasses.replace(
+                    make_config("demo", seed, None, options.local, options.gap),
+                    learn=options.learn,
+                ),
+                options.per_step,
             )
             for seed in range(options.seeds)
         ]
@@ -148,15 +162,24 @@ def main() -> None:
         result = ladder(artifacts, Features(z, signs, vocabulary.names, (), near))
         print(f"\n{style}\n{result.table()}\nat the artifact's thresholds: {result.tagging}")
         results[style] = result.to_dict()
+        if options.learn == "text":  # the ladder has this rung where all stages were run
+            prompts = [
+                100 * mean_average_precision(z @ artifact.head.adapter.text.T, labels)
+                for artifact in artifacts
+            ]
+            results[style]["text_prompts_map"] = prompts
+            print(f"text prompts: {', '.join(f'{score:.1f}' for score in prompts)}")
         if head is not None:
             linear[style] = 100 * mean_average_precision(z @ head.T, labels)
             print(f"linear classifier, {options.supervised} labelled scenes: {linear[style]:.1f}")
     if options.json:
-        record = {
+        record: dict[str, Any] = {
             "sigma": [artifact.metrics["gap_sigma"] for artifact in artifacts],
             "supervised": {"scenes": options.supervised, "map": linear},
             "styles": results,
         }
+        if options.vit:
+            record["vit"] = json.loads((options.vit.parent / "config.json").read_text())
         write_results(options.json, record)
 
 

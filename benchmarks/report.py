@@ -330,7 +330,7 @@ def architectures(results: Path) -> str:
             f"{row['image_error']:.0e}, {row['text_error']:.0e}",
             row.get("no_prompts", "yes"),
             row.get("no_regions") or str(row["regions"]),
-            f"{row['image_seconds'] * 1000:.0f}",
+            f"{row['image_seconds'] * 1000:.0f}" + (" (bfloat16)" if "image_dtype" in row else ""),
             f"{row['text_seconds'] * 1000:.0f}",
             row["picture"].removesuffix(f" of {name}").removesuffix(f" of {name} are published"),
         ]

@@ -39,8 +39,10 @@ def test_a_row_says_what_works(script: ModuleType, monkeypatch: pytest.MonkeyPat
     assert "no_regions" not in row
     assert row["parameters"] > 49408 * 32
     assert torch.equal(torch.nn.init.zeros_(torch.ones(2)), torch.zeros(2))  # put back
-    slim = script.examine("tiny", shared=True)
+    monkeypatch.setattr(script, "LARGE", 0)
+    slim = script.examine("tiny", most=0)
     assert slim.pop("shared_blocks")
+    assert slim.pop("image_dtype") == "bfloat16"
     assert slim["parameters"] == row["parameters"]
     assert slim["regions"] == 4
     assert max(slim[key] for key in ("image_error", "text_error", "prompt_error")) < 1e-6
@@ -70,6 +72,10 @@ def test_like_blocks_share_their_memory_and_nothing_else_does(script: ModuleType
     weights = dict(model.named_parameters())
     first, last = (weights[f"layers.{n}.linear1.weight"] for n in (0, 2))
     assert first.data_ptr() == last.data_ptr()
+    script.halve(model.layers)
+    halves = [weights[f"layers.{n}.linear1.weight"] for n in (0, 2)]
+    assert halves[0].data_ptr() == halves[1].data_ptr()
+    assert {value.dtype for value in halves} == {torch.bfloat16}
     assert not torch.equal(weights["layers.0.norm1.weight"], weights["layers.0.norm1.bias"])
     assert (
         weights["layers.0.norm1.weight"].data_ptr() != weights["layers.0.norm2.weight"].data_ptr()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
+from safetensors.torch import save
+from torch.nn import functional as F
 
 from pocket.demo import render_demo
 from pocket.pairs import PairSource
@@ -160,3 +163,25 @@ def test_share_alike_art_is_not_rendered_for_shipping(style: Style, tmp_path: Pa
     render_demo(style, tmp_path, count=3)
     assert len(read_dataset("folder", tmp_path).paths) == 3
     assert "made here" in (tmp_path / "CREDITS.md").read_text()
+
+
+def test_the_vit_begins_where_the_pocket_model_is(tmp_path: Path) -> None:
+    from pocket.vit import build, load, wrapped
+
+    pocket, model = Backbone.load("pocket"), build()
+    begun = wrapped(model)
+    paths = read_dataset("folder", demo_set()).paths[:20]
+    pixels = torch.stack([pocket.preprocess(Image.open(path)) for path in paths])
+    with torch.no_grad():
+        near = begun.encode_image(pixels) @ pocket.encode_image(pixels).T
+        regions = begun.encode_regions(pixels).view(len(pixels), 2, 2, 2, 2, -1).mean((2, 4))
+        theirs = pocket.encode_regions(pixels)
+    assert near.diagonal().mean() > 0.8  # one query for all images, not the mean of each
+    assert (near.argmax(1) == torch.arange(len(near))).sum() >= 18
+    quarters = F.normalize(regions.flatten(1, 2), dim=-1)
+    assert (quarters * theirs).sum(-1).mean() > 0.85
+
+    tensors = {name: value.contiguous() for name, value in model.visual.state_dict().items()}
+    (tmp_path / "vit.safetensors").write_bytes(save(tensors))
+    again = load(tmp_path / "vit.safetensors")
+    assert again.fingerprint == begun.fingerprint

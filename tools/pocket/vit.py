@@ -1,14 +1,17 @@
 """A pocket-size vision transformer of timm's, taught by the pocket model.
 
 ``python tools/train_pocket_vit.py --help``. It is for what region features and the local branch
-do on a tower of timm's, which shows on one that was trained. This is
-timm's ``VisionTransformer`` over a convolution's map (its ``HybridEmbed``), pooled by attention as
-SigLIP's are. The convolutions are the pocket model's own first stages and stay as they are; two
-blocks on their 4 x 4 places, the pool and the projection learn to give the pocket model's image
-features: squared distance of unit rows, each dimension in units of its own spread. The mean of the
-four regions of a quarter learns the same of the pocket model's one region there. The text tower is
-the pocket model's, so the tower is a CLIP at once. A quarter of each batch is new; the rest was
-seen before, which saves drawing it and the convolutions. Not part of the installed package.
+do on a tower of timm's, which shows on one that was trained. This is timm's ``VisionTransformer``
+over a convolution's map (its ``HybridEmbed``), pooled by attention as SigLIP's are. It begins where
+the pocket model is, since a training from nothing takes hours of a CPU: the convolutions are the
+pocket model's own, which stay as they are, without the last halving of the map (4 x 4 places and
+not 2 x 2); keys, values and output projection of the pool are its too, and the query is what its
+query is on average; the blocks before the pool begin as the identity. Blocks, pool and projection
+then learn to give the pocket model's image features: squared distance of unit rows, each dimension
+in units of its own spread. The mean of the four regions of a quarter learns the same of the pocket
+model's one region there. The text tower is the pocket model's, so the tower is a CLIP at once. A
+part of each batch is new; the rest was seen before, which saves drawing it and the convolutions.
+Not part of the installed package.
 """
 
 from __future__ import annotations
@@ -43,35 +46,37 @@ from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import prompt_ensemble
 
 GRID = 4
-WIDTH = 192
+WIDTH = 768
+HEADS = 12
 
 
 @dataclass(frozen=True)
 class VitConfig:
     """What a run is made of; ``minutes`` are of the CPU, whatever else the machine does."""
 
-    minutes: float = 35.0
-    batch_size: int = 128
-    new: int = 32
-    kept: int = 30000
-    lr: float = 1.5e-3
+    minutes: float = 10.0
+    batch_size: int = 64
+    new: int = 16
+    kept: int = 10000
+    lr: float = 3e-4
     weight_decay: float = 0.05
-    warmup_steps: int = 100
+    warmup_steps: int = 20
     region_weight: float = 0.5
-    ema: float = 0.998
+    ema: float = 0.99
     max_steps: int | None = None
     seed: int = 0
 
 
 class Convolutions(nn.Module):
-    """The pocket model's image tower without its last stage: (B, 3, 64, 64) -> (B, 384, 4, 4)."""
+    """The pocket model's image tower up to its pool: (B, 3, 64, 64) -> (B, 768, 4, 4)."""
 
     def __init__(self) -> None:
         super().__init__()
         visual: Any = load_model()[0].visual
         stem = [f"{part}{number}" for number in (1, 2, 3) for part in ("conv", "bn", "act")]
-        for name in (*stem, "avgpool", "layer1", "layer2", "layer3"):
+        for name in (*stem, "avgpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, name, getattr(visual, name))
+        self.layer4[0].avgpool = self.layer4[0].downsample[0] = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         for part in self.children():
@@ -90,24 +95,51 @@ def pocket_vit(pretrained: bool = False, **_: Any) -> Any:
         patch_size=1,
         embed_dim=WIDTH,
         depth=2,
-        num_heads=3,
+        num_heads=HEADS,
+        mlp_ratio=1,
         class_token=False,
         global_pool="map",
-        embed_layer=functools.partial(HybridEmbed, backbone=Convolutions()),
+        final_norm=False,
+        embed_layer=functools.partial(HybridEmbed, backbone=Convolutions(), proj=False),
     )
     trunk.default_cfg = {}
     return trunk
 
 
 def build() -> Any:
-    """The pocket model with the vision transformer, untrained, in place of its image tower."""
+    """The pocket model with the vision transformer in place of its image tower."""
+    model: Any = load_model()[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: Any = load_model()[0]
-        visual = TimmModel("pocket_vit", EMBED_DIM, IMAGE_SIZE, pool="map", proj="linear")
+        visual: Any = TimmModel("pocket_vit", EMBED_DIM, IMAGE_SIZE, pool="map", proj="linear")
     visual.trunk.patch_embed.backbone.requires_grad_(False)
+    begin(visual, model.visual.attnpool)
     model.visual = visual.to(memory_format=torch.channels_last)
     return model
+
+
+@torch.no_grad()
+def begin(visual: Any, pool: Any) -> None:
+    """Start where ``pool`` (open_clip's ``AttentionPool2d``) is, with one query for all images."""
+    trunk = visual.trunk
+    trunk.pos_embed.zero_()
+    own = trunk.attn_pool
+    for last in (
+        own.mlp.fc2,
+        *(b.attn.proj for b in trunk.blocks),
+        *(b.mlp.fc2 for b in trunk.blocks),
+    ):
+        last.weight.zero_()
+        last.bias.zero_()
+    places = pool.positional_embedding[1:].mean(0)  # each place's own part of keys and values
+    own.kv.weight.copy_(torch.cat([pool.k_proj.weight, pool.v_proj.weight]))
+    own.kv.bias.copy_(torch.cat([pool.k_proj(places), pool.v_proj(places)]))
+    own.q.weight.copy_(pool.q_proj.weight)
+    own.q.bias.copy_(pool.q_proj.bias)
+    own.latent.copy_(pool.positional_embedding[0])  # a mean map is added, see VitTrainer
+    own.proj.weight.copy_(torch.eye(WIDTH))
+    own.proj.bias.copy_(torch.linalg.pinv(pool.c_proj.weight) @ pool.c_proj.bias)
+    visual.head.proj.weight.copy_(pool.c_proj.weight)
 
 
 def load(path: Path) -> Backbone:
@@ -157,7 +189,10 @@ class VitTrainer:
         self.step, self.seconds = 0, 0.0
         self.seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.draw(512)
-        _, whole, quarters = (torch.stack(part) for part in zip(*self.seen, strict=True))
+        maps, whole, quarters = (torch.stack(part) for part in zip(*self.seen, strict=True))
+        with torch.no_grad():  # the pocket model's query is the mean of its map
+            for visual in (self.visual, self.average):
+                visual.trunk.attn_pool.latent += maps.float().mean((0, 2, 3))
         self.spread = whole.std(0), quarters.flatten(0, 1).std(0)
 
     def scenes(self, count: int) -> Tensor:
@@ -170,31 +205,23 @@ class VitTrainer:
         return scaled.contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def taught(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The pocket model's unit rows of images (B, D) and of their quarters (B, 4, D).
-
-        Args:
-            maps: what the convolutions made of the images, which are its own.
-        """
-        visual: Any = self.teacher.model.visual
-        with torch.autocast("cpu", torch.bfloat16):
-            x, pool = visual.layer4(maps), visual.attnpool
-            whole = pool(x)
-            quarters = pool.c_proj(pool.v_proj(x.flatten(2).transpose(1, 2)))
-        return F.normalize(whole.float(), dim=-1), F.normalize(quarters.float(), dim=-1)
+    def taught(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """The pocket model's unit rows of images (B, D) and of their quarters (B, 4, D)."""
+        quarters = region_features(self.teacher.model.visual, pixels)
+        return self.teacher.encode_image(pixels), F.normalize(quarters.float(), dim=-1)
 
     @torch.no_grad()
     def maps(self, pixels: Tensor) -> Tensor:
-        """(B, 384, 4, 4), which the student and the pocket model both go on from."""
-        with torch.autocast("cpu", torch.bfloat16):
-            maps: Tensor = self.convolutions(pixels)
+        """(B, 768, 4, 4), which stays as it is."""
+        maps: Tensor = self.convolutions(pixels)
         return maps
 
     def draw(self, count: int) -> None:
         """Put new scenes to the ones seen: map, image features and those of the quarters."""
-        maps = self.maps(self.scenes(count))
-        whole, quarters = self.taught(maps)
-        self.seen.extend(zip(maps, whole, quarters, strict=True))
+        pixels = self.scenes(count)
+        with torch.autocast("cpu", torch.bfloat16):
+            maps, (whole, quarters) = self.maps(pixels), self.taught(pixels)
+        self.seen.extend(zip(maps, whole.float(), quarters, strict=True))
         del self.seen[: -self.config.kept]
 
     def loss(self) -> Tensor:
@@ -276,7 +303,7 @@ class VitTrainer:
         with atomic_write(folder / "config.json", "w") as stream:
             stream.write(json.dumps(record, indent=2) + "\n")
 
-    def run(self, folder: Path, every: int = 200) -> None:
+    def run(self, folder: Path, every: int = 50) -> None:
         """Train to the end of the budget; the weights so far lie in ``folder`` all along."""
         total = 0.0
         while self.progress() < 1:

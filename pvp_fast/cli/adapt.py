@@ -16,8 +16,10 @@ from pvp_fast.cli.common import (
     backbone_of,
     drawn,
     progress_console,
+    tell,
 )
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import summary_line
 
 
 def adapt(
@@ -94,7 +96,9 @@ def adapt(
     for note in evalset.notes:
         print(note, file=sys.stderr)
     for path, reason in found.failures:
-        print(f"{path}: {reason}", file=sys.stderr)
+        tell(str(path), reason)
+    line = summary_line(found.images + found.unlabelled, "looked at", failed=len(found.failures))
+    progress_console().print(line, soft_wrap=True, markup=False)
     typer.echo(str(out))
     if found.failures:
         raise typer.Exit(3)

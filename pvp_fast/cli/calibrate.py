@@ -18,12 +18,14 @@ from pvp_fast.cli.common import (
     drawn,
     gather_sentences,
     progress_console,
+    tell,
 )
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
+from pvp_fast.cli.sources import summary_line
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pvp_fast.artifact import Artifact
     from pvp_fast.evaluation.calibrate import Calibration
@@ -167,7 +169,7 @@ def calibrate(
         files = captions or []
         count = grammar if grammar is not None else (0 if files else SENTENCES)
         number = seed if seed is not None else (0 if grammar is not None else SEED)
-        texts, source = gather_sentences(old.vocabulary, files, count, number)
+        texts, source, _ = gather_sentences(old.vocabulary, files, count, number)
         corpus = build_corpus(texts, old.vocabulary, source=source, strict=strict)
         part, known = recalibrate.unseen(old, corpus)
         if not known:  # training has seen the prompt templates
@@ -194,7 +196,9 @@ def calibrate(
     for note in notes:
         print(note, file=sys.stderr)
     for path, reason in failures:
-        print(f"{path}: {reason}", file=sys.stderr)
+        tell(str(path), reason)
+    if images is not None:
+        _sum_up(result.rows, failures)
     typer.echo(str(out), err=aside)
     if failures:
         raise typer.Exit(3)
@@ -249,10 +253,16 @@ def _without_labels(
     typer.echo(f"{result.images}{of} images without labels; target {aim}", err=aside)
     typer.echo(result.table(), err=aside)
     for path, reason in features.failures:
-        print(f"{path}: {reason}", file=sys.stderr)
+        tell(str(path), reason)
+    _sum_up(result.images, features.failures)
     typer.echo(str(out), err=aside)
     if features.failures:
         raise typer.Exit(3)
+
+
+def _sum_up(images: int, failures: Sequence[object]) -> None:
+    line = summary_line(images, "looked at", failed=len(failures))
+    progress_console().print(line, soft_wrap=True, markup=False)
 
 
 def _table(result: Calibration) -> str:

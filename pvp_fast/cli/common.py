@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 from rich.console import Console
@@ -38,6 +39,13 @@ def drawn(paths: Iterable[Path], most: int, seed: int) -> tuple[list[Path], int]
 def progress_console() -> Console:
     """Console on stderr, so that stdout stays clean for pipes."""
     return Console(stderr=True, highlight=False)
+
+
+def tell(image: str, words: str) -> None:
+    """One line about an image on stderr. What a name holds besides letters is escaped: a file from
+    strangers may be called what moves a terminal's cursor."""
+    shown = (c if c.isprintable() else ascii(c)[1:-1] for c in f"pvp-fast: {image}: {words}")
+    print("".join(shown), file=sys.stderr)
 
 
 @contextmanager
@@ -81,10 +89,18 @@ def read_vocabulary(value: str) -> Vocabulary:
     return Vocabulary.load(value) if Path(value).exists() else Vocabulary.builtin(value)
 
 
+class Gathered(NamedTuple):
+    """Sentences, where they came from in words, and how many came from each."""
+
+    texts: list[str]
+    source: str
+    parts: list[tuple[str, int]]
+
+
 def gather_sentences(
     vocabulary: Vocabulary, captions: Sequence[Path], grammar: int, seed: int
-) -> tuple[list[str], str]:
-    """Sentences of all captions files plus ``grammar`` made-up ones, and where they came from.
+) -> Gathered:
+    """Sentences of all captions files plus ``grammar`` made-up ones.
 
     Raises:
         CorpusError: a file cannot be read, or none of its sentences mentions a category; others
@@ -93,6 +109,7 @@ def gather_sentences(
     from pvp_fast.sentences import grammar_sentences, read_captions
 
     texts: list[str] = []
+    parts: list[tuple[str, int]] = []
     for path in captions:
         found = list(read_captions(path))
         if not any(map(vocabulary.label, found)):
@@ -102,11 +119,13 @@ def gather_sentences(
                 "language of their names, or leave the file out"
             )
         texts += found
+        parts.append((path.name, len(found)))
     sources = [path.name for path in captions]
     if grammar:
         texts += grammar_sentences(vocabulary, grammar, seed=seed)
         sources.append(f"grammar {grammar}")
-    return texts, ", ".join(sources)
+        parts.append(("grammar", len(texts) - sum(count for _, count in parts)))
+    return Gathered(texts, ", ".join(sources), parts)
 
 
 def load_backbone(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import MODEL_HELP, image_progress, load_backbone, progress_console
+from pvp_fast.cli.common import (
+    MODEL_HELP,
+    image_progress,
+    load_backbone,
+    progress_console,
+    tell,
+)
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
     IMAGES,
@@ -91,10 +96,16 @@ def embed(
             redo=redo,
             retry_failed=retry_failed,
         )
-    for failure in store.failures:
-        print(f"pvp-fast: {failure.key}: {failure.reason}", file=sys.stderr)
+    now = [failure for failure in store.failures if failure.index in store.tried]
+    for failure in now:
+        tell(failure.key, failure.reason)
     line = summary_line(
-        len(store), f"embedded in {out}", failed=len(store.failures), passed=passed_over(source)
+        store.made,
+        f"embedded in {out}",
+        before=len(store) - store.made,
+        failed=len(now),
+        failed_before=len(store.failures) - len(now),
+        passed=passed_over(source),
     )
     progress_console().print(line, soft_wrap=True, markup=False)
     if store.failures:

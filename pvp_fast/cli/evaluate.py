@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import backbone_of, progress_console
+from pvp_fast.cli.common import backbone_of, progress_console, tell
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import summary_line
 
@@ -71,7 +71,7 @@ def evaluate(
         print(f"not in the vocabulary: {', '.join(result.unmatched)}", file=sys.stderr)
     typer.echo(f"difficult={difficult}, {len(loaded)} artifact(s)", err=aside)
     for image, reason in features.failures:
-        print(f"{image}: {reason}", file=sys.stderr)
+        tell(str(image), reason)
     line = summary_line(len(features.z), "evaluated", failed=len(features.failures))
     progress_console().print(line, soft_wrap=True, markup=False)
     if json_out is not None:

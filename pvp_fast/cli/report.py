@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import progress_console
+from pvp_fast.cli.common import progress_console, tell
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
-from pvp_fast.cli.sources import Exclude, Follow, Hidden, Shard, named_source
+from pvp_fast.cli.sources import Exclude, Follow, Hidden, Shard, named_source, summary_line
 from pvp_fast.cli.vocabulary import (
     Cache,
     Captions,
@@ -123,5 +123,12 @@ def report(
     page = build_gallery(entries, title=title, threshold=threshold, names=names, passed=passed)
     with open_output(out, "w") as stream:
         stream.write(page)
+    bad = [entry for entry in entries if entry.error is not None]
+    for entry in bad:
+        tell(entry.name, str(entry.error))
+    line = summary_line(len(entries) - len(bad), "shown", failed=len(bad), passed=passed)
+    console.print(line, soft_wrap=True, markup=False)
     if not is_stdout(out):
         typer.echo(str(out))
+    if bad:
+        raise typer.Exit(3)

@@ -83,6 +83,7 @@ def summary_line(
     failed: int = 0,
     failed_before: int = 0,
     passed: PassedOver | str = "",
+    where: str = "above",
 ) -> str:
     """What became of everything that was seen, in one sentence.
 
@@ -90,12 +91,13 @@ def summary_line(
         done: images that were, say, "tagged" (``word``). before: by earlier runs.
         failed: that could not be. failed_before: found damaged by earlier runs, and unchanged.
         passed: files that were seen and left out.
+        where: each failure is named.
     """
     parts = [f"{done} image{'s' * (done != 1)} {word}"]
     if before:
         parts.append(f"{before} had been before")
     if failed:
-        parts.append(f"{failed} failed, each named above")
+        parts.append(f"{failed} failed, each named {where}")
     if failed_before:
         parts.append(
             f"{failed_before} found damaged before, unchanged (--retry-failed tries them again)"

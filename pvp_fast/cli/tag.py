@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvp_fast.cli.common import image_progress, progress_console
+from pvp_fast.cli.common import image_progress, progress_console, tell
 from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LanguageModel, LocalLLM
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
@@ -323,10 +323,10 @@ def tag(
                     done += 1
                     reason = sink.write(result) or result.error
                     for note in sink.take_notes():
-                        print(f"pvp-fast: {result.image}: {note}", file=sys.stderr)
+                        tell(result.image, note)
                     if reason is not None:
                         bad += 1
-                        print(f"pvp-fast: {result.image}: {reason}", file=sys.stderr)
+                        tell(result.image, reason)
                 advance_to(done + skipped + wanted.skipped)
         skipped += wanted.skipped
         if not done + skipped and shard is None:  # one of many parts may be empty
@@ -388,6 +388,7 @@ def _bulk(images: list[str], artifact: Path, output: Path, **options: Any) -> No
         failed=report.failures,
         failed_before=report.failed_before,
         passed=report.passed_over,
+        where=f"in {output / 'failures'}",
     )
     console.print(
         f"{line}; {report.partitions} partitions, {report.seconds:.1f} s, "

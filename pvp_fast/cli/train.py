@@ -122,8 +122,8 @@ def train(
     )
     files = captions or []
     count = grammar if grammar is not None else (0 if files else GRAMMAR_DEFAULT)
-    texts, source = gather_sentences(words, files, count, seed)
-    corpus = build_corpus(texts, words, source=source, strict=strict)
+    texts, source, parts = gather_sentences(words, files, count, seed)
+    corpus = build_corpus(texts, words, source=source, strict=strict, parts=parts)
     with process_group(device) as place:
         ranks = Ranks()
         quiet = quiet or not ranks.first

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import progress_console
+from pvp_fast.cli.common import progress_console, tell
 from pvp_fast.cli.sources import (
     IMAGES,
     Exclude,
@@ -63,7 +62,7 @@ def untag(
             taking.out_of(sample.key)
         except (OSError, InputError) as error:
             bad += 1
-            print(f"pvp-fast: {sample.key}: {error}", file=sys.stderr)
+            tell(sample.key, str(error))
     verb = "would be changed" if dry_run else "changed"
     word = f"looked at, {taking.changed} files of theirs {verb}"
     line = summary_line(seen - bad, word, failed=bad, passed=passed_over(source))

@@ -149,15 +149,23 @@ class Chosen:
             console.print(line, markup=False, soft_wrap=True)
 
         words = read_vocabulary(self.vocabulary or "")
-        texts = [text for path in self.sentences for text in read_captions(path)]
-        request = Request(words, self.learn, self.minutes, tuple(texts) or None)  # or it is refused
+        texts: list[str] = []
+        parts: list[tuple[str, int]] = []
+        for path in self.sentences:
+            found_there = list(read_captions(path))
+            texts += found_there
+            parts.append((path.name, len(found_there)))
+        # Without any the request is refused.
+        request = Request(words, self.learn, self.minutes, tuple(texts) or None, parts=tuple(parts))
         backbone = load_backbone(self.model, self.pretrained, device)
         if self.writer.given:
             if dry_run:
                 say("plan: a dry run asks no language model; counted as if the grammar wrote")
             else:
-                texts += self.writer.sentences(words, self.cache)
-                request = replace(request, sentences=tuple(texts))
+                written = self.writer.sentences(words, self.cache)
+                texts += written
+                parts.append(("the language model", len(written)))
+                request = replace(request, sentences=tuple(texts), parts=tuple(parts))
         learns = self.learn != "none" and console.is_terminal
         with nullcontext() if learns else console.status("names") as status:
 

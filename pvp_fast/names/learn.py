@@ -59,6 +59,7 @@ class Request:
         vocabulary: C categories. learn: "none", "text", "full" or "auto".
         minutes: bound for the learning; with "none" it has no say.
         sentences: what to learn from; the grammar's by default.
+        parts: (name, number) of the files that they came from, for what is said of them.
         seed: of the sentences and the run.
     """
 
@@ -67,6 +68,7 @@ class Request:
     minutes: float | None = None
     sentences: tuple[str, ...] | None = None
     seed: int = 0
+    parts: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.learn not in LEARN:
@@ -241,7 +243,9 @@ def _make(
             source = f"grammar {len(texts)}"
         # Names through templates are there already; class vectors start from them.
         vectors = isinstance(plan.config, VectorConfig)
-        corpus = build_corpus(texts, vocabulary, templates=not vectors, source=source)
+        corpus = build_corpus(
+            texts, vocabulary, templates=not vectors, source=source, parts=request.parts
+        )
         for line in corpus.summary(templates=not vectors):
             say(line)
         config = _settled(plan.config, folder)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 
@@ -30,6 +32,7 @@ class Corpus:
             that mention a category. Both 0 for a corpus made otherwise.
         unmentioned: names of categories that none of the given sentences mentions; all they have
             to learn from is prompt templates.
+        parts: (name, read, mentioning) of each file, say, that the sentences came from.
 
     Raises:
         CorpusError: lengths differ, or a label is out of range.
@@ -42,6 +45,7 @@ class Corpus:
     read: int = 0
     mentioning: int = 0
     unmentioned: tuple[str, ...] = ()
+    parts: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.sentences) != len(self.labels):
@@ -66,6 +70,8 @@ class Corpus:
             lines.append(
                 f"{self.mentioning} of the {self.read} sentences{origin} mention a category"
             )
+        if len(self.parts) > 1:
+            lines += [f"  {name}: {counted} of {read}" for name, read, counted in self.parts]
         if self.read and self.unmentioned:
             shown = ", ".join(self.unmentioned[:SHOWN])
             rest = "prompt templates are all there is to learn from"
@@ -121,6 +127,7 @@ class Corpus:
             self.read,
             self.mentioning,
             self.unmentioned,
+            self.parts,
         )
 
     def split(self, held_out: float = 0.1, seed: int = 0) -> tuple[Corpus, Corpus]:
@@ -178,6 +185,7 @@ def build_corpus(
     templates: bool | Sequence[str] = True,
     source: str = "",
     strict: bool = False,
+    parts: Sequence[tuple[str, int]] = (),
 ) -> Corpus:
     """Label sentences, drop those with no category, drop repeats, add prompt templates.
 
@@ -190,6 +198,8 @@ def build_corpus(
             a template in which the name reads as something else ("a toy bear") is left out.
         source: a note on where the sentences came from.
         strict: label plain mentions alone, for prose (see :meth:`Vocabulary.label`).
+        parts: (name, number of sentences) of what they came from, in order; the summary then says
+            of each what counted.
 
     Raises:
         CorpusError: nothing is left, none of the given sentences mentions a category (templates
@@ -201,6 +211,8 @@ def build_corpus(
     texts: list[str] = []
     labels: list[tuple[int, ...]] = []
     read = mentioning = 0
+    ends = list(accumulate(count for _, count in parts))
+    counted = [0] * len(parts)
     mentioned: set[int] = set()
 
     def add(text: str, row: tuple[int, ...]) -> None:
@@ -218,6 +230,9 @@ def build_corpus(
         read += 1
         row = vocabulary.label(sentence, strict=strict)
         mentioning += bool(row)
+        part = bisect_left(ends, read)
+        if row and part < len(counted):
+            counted[part] += 1
         mentioned.update(row)
         add(" ".join(sentence.split()), row)
     if read and not mentioning:
@@ -238,7 +253,10 @@ def build_corpus(
     if not texts:
         raise CorpusError("sentences is empty and there are no templates; give some sentences")
     unmentioned = tuple(name for i, name in enumerate(vocabulary.names) if i not in mentioned)
-    return Corpus(tuple(texts), tuple(labels), vocabulary, source, read, mentioning, unmentioned)
+    said = tuple((name, of, n) for (name, of), n in zip(parts, counted, strict=True))
+    return Corpus(
+        tuple(texts), tuple(labels), vocabulary, source, read, mentioning, unmentioned, said
+    )
 
 
 def _clip_templates() -> Sequence[str]:

@@ -67,6 +67,8 @@ class EmbeddingStore:
         has_regions: whether region features are there for the local branch.
         tile: what they are of, see :func:`pvp_fast.modules.tiles.image_regions`.
         failures: the images that could not be read.
+        made: images that the run which gave this store has encoded; 0 for one that was opened.
+        tried: indices of the failures that it has met itself; the others are of earlier runs.
 
     Raises:
         ArtifactError: no such folder, or its manifest is damaged.
@@ -74,6 +76,8 @@ class EmbeddingStore:
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
+        self.made = 0
+        self.tried: frozenset[int] = frozenset()
         manifest = _manifest(self.folder)
         if manifest is None:
             raise ArtifactError(f"{self.folder} has no {MANIFEST}; make it with pvp-fast embed")
@@ -251,6 +255,7 @@ def embed_images(
     ) as stream:
         left.check(folder)
         shard = _Shard()
+        made, tried = 0, set()
 
         def encode(batch: Batch) -> tuple[Tensor, Tensor | None]:
             with torch.no_grad():
@@ -260,10 +265,12 @@ def embed_images(
         for done in work_through(stream, encode, backbone.device):
             for failure in done.failures:
                 known.fail(failure, left.contents.pop(failure.index))
+                tried.add(known.first + failure.index)
             if done.result is not None:
                 contents = [left.contents.pop(index) for index in done.indices]
                 indices = tuple(known.first + index for index in done.indices)
                 shard.add(done.keys, indices, *done.result, contents)
+                made += len(indices)
             if progress:
                 progress(known.first + done.listed)
             ended = done.result is None
@@ -273,7 +280,9 @@ def embed_images(
                 if not ended:
                     known.write(identity, done.listed, complete=False)
         known.write(identity, stream.listed, complete=True)
-    return EmbeddingStore(folder)
+    store = EmbeddingStore(folder)
+    store.made, store.tried = made, frozenset(tried)
+    return store
 
 
 class _Image(NamedTuple):

@@ -676,3 +676,61 @@ def test_adapt_learns_from_labelled_images_and_others(artifact, tmp_path, capsys
     assert images["map_after"] >= images["map_before"]
     assert run([*line[:6], "--out", str(tmp_path / "alone")]) == 0
     assert "12 images; mAP" in capsys.readouterr().out
+
+
+def test_every_command_says_the_same_of_the_same_folder(artifact, tmp_path, capsys):
+    """One folder in trouble: the counts, the reasons and the exit code do not depend on the
+    command, and no name moves a terminal's cursor."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    scenes = sorted(demo_set().glob("*.jpg"))[:3]
+    for scene in scenes:
+        shutil.copy(scene, folder)
+    shutil.copy(scenes[0], folder / "red\x1b[31m.jpg")
+    (folder / "cut.jpg").write_bytes(scenes[0].read_bytes()[:400])
+    (folder / "empty\n.png").write_bytes(b"")
+    (folder / "gone.jpg").symlink_to("nowhere")
+    (folder / "drawing.svg").write_text("<svg/>")
+    (folder / ".hidden.jpg").write_bytes(b"")
+    names, out = str(artifact), str(tmp_path / "out")
+    made = tmp_path / "made"
+    lines = {
+        "tag": ["tag", names, str(folder), "-o", f"{out}.jsonl"],
+        "csv": ["tag", names, str(folder), "-o", f"{out}.csv"],
+        "sqlite": ["tag", names, str(folder), "-o", f"{out}.db"],
+        "dry": ["tag", names, str(folder), "--format", "xmp", "--dry-run"],
+        "embed": ["embed", str(folder), "--out", str(made)],
+        "report": ["report", names, str(folder), "-o", f"{out}.html"],
+    }
+    said = {}
+    for name, line in lines.items():
+        capsys.readouterr()
+        assert run(line) == 3, name
+        err = capsys.readouterr().err.splitlines()
+        failures = sorted(line for line in err if line.startswith("pvp-fast: "))
+        assert [re.sub(r".*/", "", f.partition(": ")[2]).partition(": ")[0] for f in failures] == [
+            "cut.jpg",
+            "empty\\n.png",
+            "gone.jpg",
+        ]
+        assert "\x1b" not in "".join(err)
+        said[name] = err[-1]
+    end = "; 3 failed, each named above; passed over: 1 .svg, 1 hidden"
+    assert said["tag"] == said["csv"] == said["sqlite"] == f"4 images tagged{end}"
+    assert said["dry"] == f"dry run: 4 images would be tagged{end}"
+    assert said["embed"] == f"4 images embedded in {made}{end}"
+    assert said["report"] == f"4 images shown{end}"
+    # Once more: what had been done before, and what was found damaged.
+    shutil.copy(scenes[0], folder / "new.jpg")
+    again = (
+        "1 image {}; 4 had been before; 2 failed, each named above; 1 found damaged before, "
+        "unchanged (--retry-failed tries them again); passed over: 1 .svg, 1 hidden"
+    )
+    for line, words in (
+        (lines["sqlite"], "tagged"),
+        ([*lines["tag"], "--append"], "tagged"),
+        (lines["embed"], f"embedded in {made}"),
+    ):
+        capsys.readouterr()
+        assert run(line) == 3
+        assert capsys.readouterr().err.splitlines()[-1] == again.format(words)

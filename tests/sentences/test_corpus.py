@@ -252,7 +252,18 @@ def test_templates_alone_are_no_corpus_from_a_file(source: str) -> None:
 def test_a_file_that_gives_nothing_is_not_hidden_by_others(tmp_path: Path) -> None:
     good = write(tmp_path / "good.txt", "A dog\nA cat\n")
     foreign = write(tmp_path / "foreign.txt", "Ein Hund\nEine Katze\nNichts\n")
-    texts, source = gather_sentences(ANIMALS, [good], 2, 0)
+    texts, source, _ = gather_sentences(ANIMALS, [good], 2, 0)
     assert (len(texts), source) == (4, "good.txt, grammar 2")
+    mixed = write(tmp_path / "mixed.txt", "Ein Hund\nA dog\nA cat\nNothing\n")
+    texts, source, parts = gather_sentences(ANIMALS, [good, mixed], 2, 0)
+    corpus = build_corpus(texts, ANIMALS, source=source, parts=parts)
+    assert corpus.parts == (("good.txt", 2, 2), ("mixed.txt", 4, 2), ("grammar", 2, 2))
+    assert corpus.summary()[1:5] == [
+        "6 of the 8 sentences of good.txt, mixed.txt, grammar 2 mention a category",
+        "  good.txt: 2 of 2",
+        "  mixed.txt: 2 of 4",
+        "  grammar: 2 of 2",
+    ]
+    assert corpus.split(0.5)[0].parts == corpus.parts
     with pytest.raises(CorpusError, match=r"foreign\.txt: none of the 3 sentences"):
         gather_sentences(ANIMALS, [good, foreign], 2, 0)

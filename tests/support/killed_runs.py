@@ -66,7 +66,12 @@ class Runs:
 
     Args:
         work: a folder for what they print. watched: folders whose files are steps.
+
+    Attributes:
+        cluster: address of a Ray cluster, which outlives the runs that are killed.
     """
+
+    cluster: str | None = None
 
     def __init__(self, work: Path, watched: Sequence[Path]) -> None:
         self._work, self._watched = work, [os.fspath(path) for path in watched]
@@ -87,7 +92,7 @@ class Runs:
         """
         said, steps = self._work / "said", self._work / "steps"
         steps.unlink(missing_ok=True)
-        arguments = (list(line), self._watched, die_at, backend, said, steps)
+        arguments = (list(line), self._watched, die_at, backend, self.cluster, said, steps)
         process = self._context.Process(target=_go, args=arguments)
         process.start()
         process.join()
@@ -101,6 +106,7 @@ def _go(
     watched: list[str],
     die_at: int | None,
     backend: str | None,
+    cluster: str | None,
     said: Path,
     steps: Path,
 ) -> None:
@@ -115,14 +121,11 @@ def _go(
     _use_tiny_clip()
     if backend is not None:
         stream._pick_backend = lambda *_: backend  # as a CUDA device would have it
-    if "--engine" in line:
+    if cluster is not None:
         import ray
 
         hook = {"worker_process_setup_hook": _use_tiny_clip}
-        # Not one that somebody else has started on this machine.
-        ray.init(
-            "local", num_cpus=2, include_dashboard=False, logging_level="ERROR", runtime_env=hook
-        )
+        ray.init(cluster, logging_level="ERROR", runtime_env=hook)
     done = 0
 
     def watch(event: str, arguments: tuple[Any, ...]) -> None:
@@ -256,7 +259,7 @@ def line_of(mode: str, artifact: Path, photos: Path, out: Path) -> list[str]:
     line = ["tag", str(artifact), str(photos), "-o", str(out), "--format", mode, *one]
     if mode == "ray":
         line[line.index("ray")] = "parquet"
-        return [*line, "--engine", "ray", "--partition-size", "32", "--actors", "2"]
+        return [*line, "--engine", "ray", "--partition-size", "64", "--actors", "2"]
     return line if mode == "sqlite" else [*line, "--append"]
 
 
@@ -285,6 +288,8 @@ def trial(
     printed.mkdir()
     files = collection.seen
     runs = Runs(printed, [photos, outputs])
+    if mode == "ray":
+        runs.cluster = _cluster()
     chance = random.Random(f"{mode}/{backend}/{seed}")
     out, clean = outputs / "resumed", outputs / "clean"
 
@@ -330,6 +335,16 @@ def trial(
         "seconds": round(time.monotonic() - began, 1),
         "faults": faults,
     }
+
+
+def _cluster() -> str:
+    """The address of a Ray cluster of this process's own; it ends with it."""
+    import ray
+
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_raylet_start_wait_time_s", "600")  # on a busy machine
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    return str(ray.get_runtime_context().gcs_address)
 
 
 def _differences(resumed: list[Any], whole: list[Any]) -> list[str]:

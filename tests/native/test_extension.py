@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -125,6 +126,36 @@ def test_two_threads_share_one_index():
     assert all(same(result, expected) for result in results)
 
 
+def pack_search_refuse(module, x, w):
+    """Each kind of call once, with arrays of its own: the scores and indices of a search."""
+    panels = np.empty((-(-len(w) // 32), w.shape[1], 32), np.float32)
+    module.pack(w=w, panels=panels)
+    scores, indices = np.empty((len(x), 5), np.float32), np.empty((len(x), 5), np.int64)
+    counts = np.empty(len(x), np.int64)
+    asked = {"panels": panels, "categories": len(w), "threshold": -np.inf, "thresholds": None,
+             "bias": None, "scale": 1.0, "scores": scores, "indices": indices, "counts": counts,
+             "threads": 1}  # fmt: skip
+    assert module.topk(x=x, **asked) == -1
+    with pytest.raises(ValueError, match=r"^x, float64"):
+        module.topk(x=x.astype(np.float64), **asked)
+    return scores.tobytes() + indices.tobytes()
+
+
+def test_calls_of_many_threads_meet():
+    """On a Python without a GIL they do so in the bindings, too."""
+    draw = np.random.default_rng(0)
+    x, w = (draw.standard_normal((n, 24), np.float32) for n in (5, 100))
+    module, ready = native.extension(), threading.Barrier(8)
+    expected = pack_search_refuse(module, x, w)
+
+    def work(_):
+        ready.wait(60)
+        return all(pack_search_refuse(module, x, w) == expected for _ in range(200))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+
+
 def test_the_gil_is_released(threads):
     """While one thread searches, another one runs Python."""
     threads(1)
@@ -155,6 +186,15 @@ def test_an_unknown_instruction_set_is_an_error(monkeypatch):
     x, index = problem(1, 4, 4)
     with pytest.raises(BackendError, match=r"'z80' is not available.*portable.*PVP_FAST_ISA"):
         index.topk(x, 1)
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this Python has a GIL")
+def test_a_free_threaded_python_stays_so():
+    code = "import sys; from pvp_fast import _C; print(sys._is_gil_enabled(), _C.isas()[0])"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False", native.extension().isas()[0]], done.stderr
 
 
 def test_imports_without_torch():

@@ -109,7 +109,7 @@ class Backbone(nn.Module):
             self._integers = Int8Tower(clip.visual, self.image_size, self.fingerprint)
         elif self.precision != "float32":
             _ = self.fingerprint  # of the weights as they were read
-            cast(model, self.precision)
+        cast(model, self.precision)
 
     @classmethod
     def load(

@@ -218,7 +218,8 @@ class _Rows:
         text = torch.cat([head.cosines(part, local=n) for part, n in zip(parts, near, strict=True)])
         middle = x[:plain].mean(0)
         x = x - middle
-        values, vectors = torch.linalg.eigh((x[:plain].T @ x[:plain]).double() / plain)
+        # Of the views too: what only they show must not count as a direction without spread.
+        values, vectors = torch.linalg.eigh((x.T @ x).double() / len(x))
         relative = (values / values.mean()).clamp(min=0) + _FLOOR
         metric = (vectors * relative**-_POWER).float()
         metric = metric / (x[:plain] @ metric).norm(dim=1).mean()

@@ -71,6 +71,18 @@ def test_images_without_labels_help_the_few_with_labels() -> None:
     assert score(both.head, *fresh) > max(score(old, *fresh), score(alone.head, *fresh)) + 2
 
 
+def test_views_of_fewer_images_than_dimensions_do_no_harm() -> None:
+    """What only views show has no spread among the images: it must not be blown up."""
+    old, (z, labels), fresh = head(), images(24, 1), images(400, 2)
+    generator = torch.Generator().manual_seed(3)
+    blur = 0.05 * torch.randn(3, *z.shape, generator=generator)
+    views = torch.cat([z[None], F.normalize(z + blur, dim=2)])
+    plain = adapt_head(old, z, labels, config=FAST)
+    seen = adapt_head(old, views, labels, config=FAST)
+    assert seen.text_weight is not None
+    assert score(seen.head, *fresh) > score(plain.head, *fresh) - 0.5
+
+
 def test_images_that_tell_nothing_change_nothing() -> None:
     z, labels = images(60, 1)
     shuffled = labels[torch.randperm(60, generator=torch.Generator().manual_seed(5))]

@@ -224,23 +224,8 @@ def similarity_loss(
 
 
 @similarity_loss.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    y: Tensor | None,
-    offsets: Tensor | None,
-    indices: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    kind: str,
-    settings: Sequence[float],
-    normalize: bool,
-    backend: str,
-    regime: str,
-    needs: Sequence[bool],
-    factor: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    *_tensors, backend, _regime, needs, _factor = others
     asked = Needs(*needs)
     dtype = x.dtype if backend == "native" else torch.float32
 
@@ -273,23 +258,10 @@ def similarity_loss_backward(
 
 
 @similarity_loss_backward.register_fake
-def _(
-    g: Tensor,
-    dx: Tensor,
-    dw: Tensor,
-    dscale: Tensor,
-    dbias: Tensor,
-    dweight: Tensor,
-    x_dtype: torch.dtype,
-    w_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(dx, dtype=x_dtype),
-        torch.empty_like(dw, dtype=w_dtype),
-        torch.empty_like(dscale),
-        torch.empty_like(dbias),
-        torch.empty_like(dweight),
-    )
+def _(g: Tensor, dx: Tensor, dw: Tensor, *others: Any) -> tuple[Tensor, ...]:
+    *few, x_dtype, w_dtype = others
+    like = torch.empty_like
+    return like(dx, dtype=x_dtype), like(dw, dtype=w_dtype), *map(like, few)
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]

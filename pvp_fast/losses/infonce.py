@@ -289,16 +289,8 @@ def loss(
 
 
 @loss.register_fake
-def _(
-    x: Tensor,
-    w: Tensor,
-    y: Tensor | None,
-    scale: Tensor,
-    bias: Tensor,
-    normalize: bool,
-    engine: str,
-    recompute: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, engine, recompute = others
     n = x.shape[0]
     value = x.new_empty((), dtype=torch.float32)
     return (
@@ -394,20 +386,8 @@ def loss_backward(
 
 
 @loss_backward.register_fake
-def _(
-    g: Tensor,
-    x: Tensor,
-    w: Tensor,
-    y: Tensor | None,
-    scale: Tensor,
-    stats: Tensor,
-    kept: Tensor,
-    normalize: bool,
-    engine: str,
-    recompute: bool,
-    needs_x: bool,
-    needs_w: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(g: Tensor, x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, needs_x, needs_w = others
     dx = x.new_empty(x.shape if needs_x else (0,))
     return dx, w.new_empty(w.shape if needs_w else (0,)), g.new_empty(())
 

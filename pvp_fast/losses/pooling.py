@@ -11,6 +11,7 @@ torch.compile and a gradient for autograd.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -242,21 +243,8 @@ def pool_backward(
 
 
 @pool_backward.register_fake
-def _(
-    g: Tensor,
-    z: Tensor,
-    w: Tensor,
-    mask: Tensor | None,
-    temperature: Tensor,
-    pooled: Tensor,
-    stats: Tensor,
-    norms: Tensor,
-    kept: Tensor,
-    normalize: bool,
-    engine: str,
-    needs_z: bool,
-    needs_w: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(g: Tensor, z: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, needs_z, needs_w = others
     dz = z.new_empty(z.shape if needs_z else (0,))
     return dz, w.new_empty(w.shape if needs_w else (0,)), g.new_empty(())
 

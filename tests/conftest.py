@@ -115,6 +115,20 @@ def tagger(artifact: Path, pocket: Backbone) -> Tagger:
     return Tagger.load(artifact, backbone=pocket)
 
 
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray of two CPUs on this machine, which a test joins and leaves as a job of its own."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # for all that joins it, too
+    utilities = pytest.importorskip("ray.cluster_utils")
+    # A folder of its own, where no other Ray of this machine looks for one to join; its name is
+    # short, for sockets lie in it.
+    with tempfile.TemporaryDirectory(prefix="ray.", dir="/tmp", ignore_cleanup_errors=True) as own:
+        options = {"num_cpus": 2, "include_dashboard": False, "temp_dir": own}
+        running = utilities.Cluster(initialize_head=True, head_node_args=options)
+        yield running.address
+        running.shutdown()
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium by playwright; skips without either.

@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -47,15 +49,45 @@ def _same_disk(path: Path, folder: Path) -> bool:
     return path.stat().st_dev == folder.stat().st_dev
 
 
+@contextmanager
+def joined(address: str, hook: Callable[[], None]) -> Iterator[None]:
+    """A job of the cluster whose workers begin with ``hook``.
+
+    A hook must be defined in a function, to travel by value: workers cannot import this file.
+    """
+    before = Path.cwd()
+    with TemporaryDirectory() as folder:
+        # They import from the folder the driver stands in; the package must not lie there.
+        os.chdir(folder)
+        environment = {"worker_process_setup_hook": hook}
+        ray.init(address, logging_level="ERROR", log_to_driver=False, runtime_env=environment)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            yield
+        finally:
+            ray.shutdown()
+            os.chdir(before)
+
+
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray's workers import from the folder the driver stands in; the package must not lie there.
-    monkeypatch.chdir(tmp_path)
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
+def cluster(ray_address: str) -> Iterator[None]:
+    """Workers that die where they open a file named "killer", as by a decoder or the kernel."""
+
+    def die_at_killers() -> None:
+        import builtins
+        import io
+
+        opened = builtins.open
+
+        def mortal(file: Any, *args: Any, **options: Any) -> Any:
+            if "killer" in str(file):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return opened(file, *args, **options)
+
+        builtins.open = io.open = mortal  # type: ignore[assignment]
+
+    with joined(ray_address, die_at_killers):
+        yield
 
 
 def tags(out: Path) -> list[dict[str, Any]]:
@@ -141,7 +173,7 @@ def test_wrong_arguments_need_no_ray(artifact: Path, tmp_path: Path) -> None:
 
 
 def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_path: Path) -> None:
-    """``PVP_FAST_KILLS=10`` for the long version."""
+    """Each run starts a Ray that dies with it. ``PVP_FAST_KILLS=10`` for the long version."""
     out = tmp_path / "out"
     program = [sys.executable, "-c", "import pvp_fast.cli as c; c.main()"]
     line = ["tag", str(artifact), str(photos), "--engine", "ray", "--format", "parquet"]
@@ -154,14 +186,14 @@ def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_
         process = subprocess.Popen(
             [*program, *line], env=env, cwd=tmp_path, stderr=subprocess.DEVNULL
         )
-        wanted = before + chance.randint(0, 5)
+        wanted = before + chance.randint(0 if any(done) else 1, 5)
         while process.poll() is None and len(list(out.glob("tags/part-*"))) < wanted:
             time.sleep(0.005)
         time.sleep(chance.random() * (0.2 if wanted > before else 8))
         process.send_signal(signal.SIGKILL)
         process.wait()
         done.append(len(list(out.glob("tags/part-*"))))
-    assert any(done), "no kill came after a partition"
+    assert any(done)
     final = subprocess.run(
         [*program, *line], env=env, cwd=tmp_path, capture_output=True, text=True, check=False
     )
@@ -172,38 +204,7 @@ def test_kills_at_random_and_every_image_once(artifact: Path, photos: Path, tmp_
     assert not (out / ".staging").exists()
 
 
-@pytest.fixture
-def mortal_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # In here, it travels to the workers by value: they cannot import this file.
-    def die_at_killers() -> None:
-        """Make a worker die where it opens such a file, as by a decoder's crash or the kernel."""
-        import builtins
-        import io
-
-        opened = builtins.open
-
-        def mortal(file: Any, *args: Any, **options: Any) -> Any:
-            if "killer" in str(file):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return opened(file, *args, **options)
-
-        builtins.open = io.open = mortal  # type: ignore[assignment]
-
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.chdir(tmp_path)
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        logging_level="ERROR",
-        log_to_driver=False,
-        runtime_env={"worker_process_setup_hook": die_at_killers},
-    )
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    yield
-    ray.shutdown()
-
-
-@pytest.mark.usefixtures("mortal_cluster")
+@pytest.mark.usefixtures("cluster")
 def test_an_image_that_kills_its_worker_is_given_up_and_the_rest_is_done(
     artifact: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -225,7 +226,7 @@ def test_an_image_that_kills_its_worker_is_given_up_and_the_rest_is_done(
     assert "empty" in reasons["zero.jpg"]
 
 
-@pytest.mark.usefixtures("mortal_cluster")
+@pytest.mark.usefixtures("cluster")
 def test_workers_that_die_while_they_load_the_model_end_the_run(
     artifact: Path, photos: Path, tmp_path: Path
 ) -> None:
@@ -239,20 +240,14 @@ def test_workers_that_die_while_they_load_the_model_end_the_run(
 
 
 def test_a_setup_hook_that_fails_ends_the_run(
-    artifact: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, photos: Path, tmp_path: Path, ray_address: str
 ) -> None:
     def broken() -> None:
         raise ValueError("no such setup")
 
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    monkeypatch.chdir(tmp_path)
-    hook = {"worker_process_setup_hook": broken}
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, runtime_env=hook)
-    try:
-        with pytest.raises(InputError, match=r"cannot start here: .*no such setup"):
-            tag_dataset(photos, artifact, tmp_path / "out")
-    finally:
-        ray.shutdown()
+    stuck = pytest.raises(InputError, match=r"cannot start here: .*no such setup")
+    with joined(ray_address, broken), stuck:
+        tag_dataset(photos, artifact, tmp_path / "out")
 
 
 @pytest.mark.usefixtures("cluster")

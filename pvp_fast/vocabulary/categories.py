@@ -5,6 +5,7 @@ METHOD section 2: a sentence stands in for an image, and the categories it menti
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -138,11 +139,16 @@ class Vocabulary:
             except json.JSONDecodeError as error:
                 raise InputError(f"vocabulary {file} is not valid JSON: {error}") from error
         else:
+            if text.lstrip().startswith(("[", "{")):
+                with contextlib.suppress(json.JSONDecodeError):
+                    json.loads(text)
+                    raise InputError(f"vocabulary {file} holds JSON; call it {file.stem}.json")
             data = _parse_lines(text)
-            if suffix in (".csv", ".tsv") and data:
-                raise_problems(
-                    [f"vocabulary {file}: {text}" for text in [header(data[0]["name"])] if text]
-                )
+            first = [data[0]["name"], *data[0].get("synonyms", ())] if data else []
+            if first and (suffix in (".csv", ".tsv") or len(first) > 1):
+                # A list of names without columns may begin with "label" or "class".
+                problem = header(first[:1] if suffix in (".csv", ".tsv") else first)
+                raise_problems([f"vocabulary {file}: {problem}"] if problem else [])
         try:
             return cls(_read_items(data, check_spelling=True))
         except InputError as error:

@@ -21,6 +21,14 @@ _HEADER = re.compile(
     r"class|category|id|index"
 )
 _FREEBASE = re.compile(r"/[mgt]/\w+[\s:;,\t]*")
+_BULLET = re.compile(r"[-*+\u2022\u2023\u25aa\u00b7\u2013\u2014]\s+(?=\w)")
+_QUOTED = re.compile(
+    r"""["'\u201c\u201d\u201e\u00ab\u2018\u2019`](.*)["'\u201c\u201d\u00bb\u2018\u2019`],?"""
+)
+# Marks of direction, zero widths and controls; joiners belong to Hindi and Persian words.
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]"
+)
 _BRACKET = re.compile(r"\\?[(\[{]([^()\[\]{}\\]*)\\?[)\]}]")
 
 
@@ -79,10 +87,10 @@ def id_column(names: Sequence[str], alone: Sequence[bool]) -> str | None:
     return None
 
 
-def header(first: str) -> str | None:
+def header(first: Sequence[str]) -> str | None:
     """The problem of a table's first line when it names columns."""
-    if _HEADER.fullmatch(first.strip().casefold()):
-        return f"its first line, {first!r}, names the columns; remove it"
+    if all(_HEADER.fullmatch(cell.strip().casefold()) for cell in first):
+        return f"its first line, {', '.join(first)!r}, names the columns; remove it"
     return None
 
 
@@ -106,7 +114,18 @@ def spelling(words: Sequence[str]) -> list[str]:
     for word in words:
         bracket = _BRACKET.search(word)
         plain = _plain(_BRACKET.sub(" ", word))
-        if bracket and plain:
+        quoted, bullet = _QUOTED.fullmatch(word.strip()), _BULLET.match(word)
+        if unseen := _UNSEEN.search(word):
+            better = " ".join(_UNSEEN.sub("", word).split())
+            problems.append(
+                f"{word!a} holds a character that cannot be seen (U+{ord(unseen[0]):04X}); write "
+                f"{better!r}"
+            )
+        elif quoted and quoted[1].strip():
+            problems.append(f"{word!r} stands in quotes; write {quoted[1].strip()!r}")
+        elif bullet:
+            problems.append(f"{word!r} begins with a bullet; write {word[bullet.end() :]!r}")
+        elif bracket and plain:
             full = f"{plain} {_plain(bracket[1])}".strip()
             problems.append(
                 f"{word!r}: sentences have no explanation in brackets; write {plain!r}, or where "

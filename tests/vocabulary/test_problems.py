@@ -58,6 +58,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ("- ':('\n- '+++'\n- dog\n", "yaml", ("2 problems", "':('", "'+++'")),
         ("- no\n- 3\n- dog\n- dog\n", "yaml", ("3 problems", "quotes", "two categories")),
         (":\\)\nblue\\-sky\n", "txt", ("has a backslash; write 'blue-sky'",)),
+        ('"dog"\n\u201ccat\u201d\n', "txt", ("stands in quotes; write 'dog'", "write 'cat'")),
+        ("- dog\n* cat\n\u2022 cow\n", "txt", ("3 problems", "begins with a bullet; write 'dog'")),
+        ("c\u200bat\ndog\n", "txt", ("cannot be seen (U+200B); write 'cat'",)),
+        ("\u202ddog\n", "txt", ("(U+202D); write 'dog'",)),
+        ("ice\u00adcream\n", "txt", ("(U+00AD); write 'icecream'",)),
+        ("dog\0cat\n", "txt", ("(U+0000)",)),
+        ("id,name\n1,cat\n2,dog\n", "txt", ("'id, name', names the columns; remove it",)),
+        ('["cat", "dog"]\n', "txt", ("holds JSON; call it words.json",)),
     ],
 )
 def test_what_would_work_is_said(

@@ -274,13 +274,13 @@ def test_the_command_from_tags_and_from_an_artifact(
     (tmp_path / "tags.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = str(tmp_path / "page.html")
     line = ["report", str(tmp_path / "tags.jsonl"), str(photos), "-o", out]
-    assert run([*line, "--labels", str(photos)]) == 0
+    assert run([*line, "--labels", str(photos)]) == 3  # one could not be read
     found = Path(out).read_text(encoding="utf-8")
     assert "3 images · 1 tags · 1 with labels · 1 could not be read" in found
     assert found.count("data:image/jpeg") == 3
-    assert run(["report", str(artifact), str(photos), "-o", out]) == 0
+    assert run(["report", str(artifact), str(photos), "-o", out]) == 3
     assert "empty.jpg" in Path(out).read_text(encoding="utf-8")
-    capsys.readouterr()
+    assert "3 images shown; 1 failed, each named above" in capsys.readouterr().err
     assert run(["report", str(tmp_path / "tags.jsonl"), str(tmp_path / "no"), "-o", out]) == 1
     assert "root" in capsys.readouterr().err
 

@@ -112,12 +112,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
 
+    backbone = learner = Backbone.load("pocket")
     if options.vit:
         from pocket.vit import load
 
         backbone = load(options.vit)
-    else:
-        backbone = Backbone.load("pocket")
+        if (
+            options.learn == "full"
+        ):  # else nothing is learned but by the text tower, which both have
+            learner = backbone
     vocabulary = Vocabulary.builtin("pocket70")
     corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +140,7 @@ def main() -> None:
             for seed in range(options.seeds)
         ]
         artifacts = [
-            train(backbone, corpus, (options.runs or Path(folder)) / f"seed{config.seed}", config)
+            train(learner, corpus, (options.runs or Path(folder)) / f"seed{config.seed}", config)
             for config in configs
         ]
     results = {}

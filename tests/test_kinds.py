@@ -197,6 +197,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "one entry of a request": {
         "serve/test_serve.py": "one_entry_that_is_no_base64_is_its_own_error wrong_requests",
+        "serve/test_variants.py": "a_body_in_pieces_is_one_image names_are_names_and_never_paths "
+        "what_breaks_off_in_the_middle_harms_nobody",
     },
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from pvp_fast.cli.app import app
 
@@ -93,3 +94,18 @@ def test_a_wrong_command_is_found(tmp_path: Path) -> None:
     group: Any = typer.main.get_command(app)
     with pytest.raises(Exception, match="unknown"):
         group.commands["tag"].make_context("tag", words[1:])
+
+
+def test_pictures_of_the_pages_are_complete_and_small() -> None:
+    """As tools/take_screens.py takes them, each of its width, and dark ones dark."""
+    folder = ROOT / "docs" / "screens"
+    for page in ("report", "service"):
+        for width in (1200, 400):
+            light, dark = (
+                Image.open(folder / f"{page}-{width}-{scheme}.webp").convert("L")
+                for scheme in ("light", "dark")
+            )
+            assert light.size == dark.size
+            assert light.width == width
+            assert dark.getpixel((2, 2)) < 64 < 192 < light.getpixel((2, 2))
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 600_000

@@ -98,14 +98,24 @@ def few(results: Path) -> str:
     """mAP with 1 to 16 labelled images a category, over the seeds."""
     found = read("pocket_few.json", results)["map"]
     headings = {"twemoji": "Twemoji", "fxemoji": "FxEmoji"}
-    names = ("text only", "adapt, unlabelled too", "adapt", "linear probe", "Tip-Adapter", "CoOp")
+    views = read("pocket_few_views.json", results)["map"]
+    names = (
+        "text only",
+        "adapt, unlabelled too",
+        "adapt, 3 views",
+        "adapt",
+        "linear probe",
+        "Tip-Adapter",
+        "CoOp",
+    )
     body = []
     for style, heading in headings.items():
         for count, row in found[style].items():
-            means = {name: mean(row[name]) for name in names}
+            row = row | views.get(style, {}).get(count, {})
+            means = {name: mean(row[name]) for name in names if name in row}
             best = max(means.values())
-            cells = [f"**{v:.1f}**" if v == best else f"{v:.1f}" for v in means.values()]
-            body.append([f"{heading}, {count}", *cells])
+            shown = {n: f"**{v:.1f}**" if v == best else f"{v:.1f}" for n, v in means.items()}
+            body.append([f"{heading}, {count}", *(shown.get(name, "–") for name in names)])
     return markdown(["", *names], body)
 
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.waiting import PATIENCE
+
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.demo import demo_set
@@ -25,7 +27,7 @@ print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
 def loaded(*words: str) -> list[str]:
     """The heavy ones of the modules that a command line has loaded at its end."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True, timeout=PATIENCE
     )
     code, modules = json.loads(done.stdout.splitlines()[-1])
     assert code == 0, done.stderr
@@ -63,6 +65,10 @@ def test_what_was_left_out_can_still_be_loaded() -> None:
         "print(torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(1)).item())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, check=True
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
     )
     assert done.stdout.split() == ["12.0", "2.0"]

@@ -13,7 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from support.waiting import until
+from support.waiting import PATIENCE, until
 
 from pvp_fast import native
 from pvp_fast.errors import BackendError
@@ -149,7 +149,7 @@ def test_calls_of_many_threads_meet():
     expected = pack_search_refuse(module, x, w)
 
     def work(_):
-        ready.wait(60)
+        ready.wait(PATIENCE)
         return all(pack_search_refuse(module, x, w) == expected for _ in range(200))
 
     with ThreadPoolExecutor(8) as pool:

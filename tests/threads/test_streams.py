@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.waiting import PATIENCE
 
 import pvp_fast
 from pvp_fast.clip.backbone import Backbone
@@ -31,7 +32,7 @@ def two_streams() -> Iterator[None]:
 
 
 def test_results_come_in_order_and_two_are_worked_on_at_once() -> None:
-    both = threading.Barrier(2, timeout=30)  # breaks unless two threads meet in each pair
+    both = threading.Barrier(2, timeout=PATIENCE)  # breaks unless two threads meet in each pair
 
     def work(item: int) -> int:
         both.wait()

@@ -115,7 +115,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "captions": {
         "sinks/test_captions.py": "prose_is_left_alone_unless_asked styles "
-        "two_images_of_one_caption_are_reported replacing_takes_back_ours_alone",
+        "two_images_of_one_caption_are_reported what_was_there_comes_back_to_the_byte "
+        "what_tags_behind_commas_would_spoil_is_left_alone replacing_takes_back_ours_alone",
     },
     "only beside a file that exists": {"sinks/test_xmp.py": "only_beside_a_file_that_exists"},
     "inside the image": {

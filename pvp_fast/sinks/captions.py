@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from pvp_fast.sinks.names import plain
 
 RECORD = ".pvp-fast-captions"
 _MARK = "\ufeff"
+_FOREIGN = re.compile(r"""^\s*["'{]|^\s*\[\s*["'{]|#\w+\s+#\w|[\0\t，、；;|]\s*\S""")
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,15 @@ class CaptionSink(Beside):
             return f"{path.name} holds text, not tags; --into-text adds them behind it"
         kept = [] if self.replace else ours
         new, added = extend(base, [*kept, *map(self.style.text, names)], self.style)
-        if old == b"":  # only a new file gets a line break at its end
-            new = new.removesuffix("\n")
         made = old is None or bool(record.get("new"))
+        if not made and not base:  # only a new file gets a line break at its end
+            new = new.removesuffix("\n")
         lines = [f"+ {', '.join(a for a in added if a not in ours)}"]
         lines += [f"- {', '.join(o for o in ours if o not in added)}"]
         self._put(path, new.encode("utf-8"), old, [line for line in lines if line[2:]])
         if not self.dry_run and (new.encode("utf-8") != old or record.get("fields") != fields):
-            said = {"separator": self.style.separator, "prefix": self.style.prefix}
+            end = str(record.get("end", "")) if ours else _end(base, self.style)
+            said = {"separator": self.style.separator, "prefix": self.style.prefix, "end": end}
             self._records.put(path, {"added": added, "new": made, "fields": fields, **said})
         return None
 
@@ -144,6 +147,9 @@ def untag(image: str, ending: str) -> list[tuple[Path, bytes, bytes | None]]:
     mark = str(record.get("separator", style.separator))
     style = CaptionStyle(ending, mark)
     text = without(old.decode("utf-8", "surrogateescape"), list(record["added"]), style)
+    first, rest = split(text)
+    if record.get("end") and first == first.rstrip().removesuffix(mark).rstrip():
+        text = f"{first}{record['end']}{rest}"
     data = text.encode("utf-8", "surrogateescape")
     prefix = str(record.get("prefix", ""))
     alone = record.get("new") and text.strip(f"{_MARK} \t\r\n") in ("", prefix)
@@ -203,13 +209,27 @@ def is_text(text: str, style: CaptionStyle) -> bool:
     """Whether a caption is a sentence and no list of tags.
 
     Several lines, the end of a sentence, or more than four words between two separators are taken
-    for one.
+    for one; so are JSON, quotes, hash tags and lists with other separators, which tags behind
+    commas would spoil.
     """
     first, rest = split(text)
-    if rest.strip():
+    if rest.strip() or _FOREIGN.search(first.removeprefix(_MARK).replace(style.mark, " ")):
         return True
     words = [len(part.split()) for part in _parts(first, style)]
     return max(words) > 4 or bool(re.search(r"[.!?]['\")]?\s*$|[.!?]\s", first))
+
+
+def _same(tag: str) -> str:
+    """What spellings of one tag have in common: case, underscores, escapes and weights aside."""
+    text = re.sub(r"^[(\[{]+|(?::[\d.]+)?[)\]}]+$", "", tag.replace("\\", ""))
+    return unicodedata.normalize("NFC", " ".join(text.replace("_", " ").split())).casefold()
+
+
+def _end(text: str, style: CaptionStyle) -> str:
+    """The separator and spaces at the end of the first line, which tags behind it take the place
+    of."""
+    first, _ = split(text)
+    return first[len(first.rstrip().removesuffix(style.mark).rstrip()) :]
 
 
 def extend(text: str, tags: list[str], style: CaptionStyle) -> tuple[str, list[str]]:
@@ -218,11 +238,11 @@ def extend(text: str, tags: list[str], style: CaptionStyle) -> tuple[str, list[s
     if not text:
         rest = "\n"
         first = style.prefix
-    present = {part.casefold() for part in _parts(first, style)}
+    present = {_same(part) for part in _parts(first, style)}
     added = []
     for tag in tags:
-        if tag and tag.casefold() not in present:
-            present.add(tag.casefold())
+        if tag and _same(tag) not in present:
+            present.add(_same(tag))
             added.append(tag)
     if not added:
         return text, []

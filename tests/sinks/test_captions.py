@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pvp_fast.cli import run
 from pvp_fast.errors import InputError
 from pvp_fast.sinks import open_sink
 from pvp_fast.sinks.captions import RECORD, CaptionStyle, forget, is_text, untag
@@ -49,6 +50,46 @@ def test_prose_is_left_alone_unless_asked(photo: Path, prose: str) -> None:
     assert (path, new) == (caption, prose.encode())
     assert put(photo, "sea") is None  # ours are in it now: it was asked for
     forget(caption)
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        '{"caption": "x"}',
+        '["a", "b"]',
+        '"cat", "dog"',
+        "#cat #dog",
+        "cat\tdog",
+        "猫，狗",
+        "cat; sun",
+    ],
+)
+def test_what_tags_behind_commas_would_spoil_is_left_alone(photo: Path, foreign: str) -> None:
+    path = photo.with_suffix(".txt")
+    path.write_text(foreign, encoding="utf-8")
+    assert "holds text" in (put(photo, "dog") or "")
+    assert path.read_text("utf-8") == foreign
+
+
+@pytest.mark.parametrize(
+    "there", ["cat, ", "cat,", "  ", "", "\ufeffcat", "cat, sun\r\n", "cat ,\n", "[cat], (sun:1.2)"]
+)
+def test_what_was_there_comes_back_to_the_byte(photo: Path, there: str) -> None:
+    path = photo.with_suffix(".txt")
+    path.write_bytes(there.encode())
+    for tags in (["dog", "teddy bear"], ["cow"]):
+        assert put(photo, *tags) is None
+    assert b"dog, teddy bear, cow" in path.read_bytes()
+    assert run(["untag", str(photo)]) == 0
+    assert path.read_bytes() == there.encode()
+
+
+def test_one_tag_in_other_spellings_is_there_already(photo: Path) -> None:
+    path = photo.with_suffix(".txt")
+    path.write_text("teddy_bear, (DOG:1.3), [cat], crane \\(bird\\), cafe\u0301")
+    before = path.read_bytes()
+    assert put(photo, "teddy bear", "dog", "cat", "crane (bird)", "café") is None
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("tags", ["dog, big red ball\n", "1girl, solo", "sks", ""])

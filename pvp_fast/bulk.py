@@ -160,8 +160,9 @@ def tag_dataset(
         retry_failed: try damaged images again though their files have not changed.
         actors: taggers at work; by default one a GPU, or one for each ``cpus_per_actor`` CPUs.
         cpus_per_actor: CPUs that Ray reserves for each.
-        address: of a Ray cluster ("auto" for this machine's); None starts one here and stops it
-            afterwards. A Ray that is already connected is used as it is.
+        address: of a Ray cluster ("auto" for this machine's); None is ``RAY_ADDRESS``, else one is
+            started here and stopped afterwards, whatever other Ray runs on this machine. A Ray that
+            is already connected is used as it is.
         progress: called with what is done after each partition.
         search: what is taken of folders and globs.
         part: (i, n): only the i-th of n parts, from 1, each into a folder of its own; an image's
@@ -715,11 +716,10 @@ def _connected(ray: Any, address: str | None) -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     bars, context.enable_progress_bars = context.enable_progress_bars, False
     try:
-        ray.init(
-            address=address,
-            logging_level="ERROR",
-            **({"include_dashboard": False} if address is None else {}),
-        )
+        # Without an address Ray would join the last one that was started on this machine.
+        place = address or os.environ.get("RAY_ADDRESS") or "local"
+        alone = {"include_dashboard": False} if place == "local" else {}
+        ray.init(address=place, logging_level="ERROR", **alone)
         yield
     finally:
         ray.shutdown()

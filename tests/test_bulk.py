@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from pvp_fast.cli import run
 from pvp_fast.errors import InputError, SinkError
@@ -151,6 +152,30 @@ def test_two_actors_tag_what_one_tagger_does_and_new_images_are_done_later(
     whole = {row["image"]: row["tags"] for row in tags(out)}
     for number, path in enumerate(sorted(folder.glob("*.jpg"))[:5]):
         assert [t["name"] for t in named[f"row {number}"]] == [t["name"] for t in whole[str(path)]]
+
+
+@pytest.mark.parametrize("said", [None, "10.0.0.7:6379"])
+def test_without_an_address_no_other_ray_of_the_machine_is_joined(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def init(**given: object) -> None:
+        asked.append(given)
+        raise ConnectionError("stops here")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if said:
+        monkeypatch.setenv("RAY_ADDRESS", said)
+    picture = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(picture)
+    with pytest.raises(ConnectionError, match="stops here"):
+        tag_dataset([picture], artifact, tmp_path / "out")
+    assert [given["address"] for given in asked] == [said or "local"]
+    # Ray refuses settings of a cluster that it only joins.
+    assert ("include_dashboard" in asked[0]) == (said is None)
 
 
 def test_wrong_arguments_need_no_ray(artifact: Path, tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ class Convolutions(nn.Module):
         stem = [f"{part}{number}" for number in (1, 2, 3) for part in ("conv", "bn", "act")]
         for name in (*stem, "avgpool", "layer1", "layer2", "layer3", "layer4"):
             setattr(self, name, getattr(visual, name))
-        last: Any = self.layer4[0]
+        block: Any = self.layer4
+        last = block[0]
         last.avgpool = last.downsample[0] = nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:

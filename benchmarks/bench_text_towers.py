@@ -91,7 +91,7 @@ def measured(architecture: str, part: str, rounds: int) -> dict[str, float]:
     contenders = {
         "own": own_step(backbone, part, ids),
         "tower": tower_step(backbone, ids),
-        "step": step(stage, False),
+        "step": step(stage),
     }
     return race(contenders, rounds=rounds, warmup=1, clock=time.process_time)
 

@@ -5,8 +5,9 @@
 The plain way runs the text encoder on every sentence of every step, in float32, and holds the
 ranking hinge of TaI-DPT as a dense (B, C, C) table. Both minimise the same loss of the same
 sentences, so the ratio of the step times is the ratio of the times to the same loss. "encoder" is
-the image tower's forward and backward alone: what a step of stage 1 cannot do without. ViT-B-32 has
-random weights here; the time does not depend on them.
+the image tower's forward and backward alone: what a step of stage 1 cannot do without; "torch's own
+layers" are those that ``pvp_fast.clip.frozen`` replaces. bfloat16 is that of weights cast once.
+ViT-B-32 has random weights here; the time does not depend on them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from bench_visual import torchs_own
 from common import race, table, write_results
 from torch import Tensor
 
@@ -44,7 +46,6 @@ def dense_ranking(x: Tensor, w: Tensor, y: Tensor, scale: float) -> Tensor:
 
 def step(
     stage: VisualPromptStage | SampledVisualPrompts | TextPromptStage | AdapterStage,
-    bf16: bool,
     rows: int = BATCH,
 ) -> Callable[[], object]:
     """One whole step: loss, backward, optimiser; another batch each time."""
@@ -58,8 +59,7 @@ def step(
 
     def run() -> None:
         batch = torch.randint(len(stage), (rows,), generator=generator)
-        with torch.autocast(stage.train.device.type, torch.bfloat16, enabled=bf16):
-            total = torch.stack(list(stage.losses(batch, generator).values())).sum()
+        total = torch.stack(list(stage.losses(batch, generator).values())).sum()
         optimizer.zero_grad(set_to_none=True)
         total.backward()
         optimizer.step()
@@ -89,14 +89,13 @@ def plain_step(
     return run
 
 
-def encoder_step(backbone: Backbone, count: int, bf16: bool) -> Callable[[], object]:
+def encoder_step(backbone: Backbone, count: int) -> Callable[[], object]:
     """The image tower alone, forward and the gradient of the pixels."""
     pixels = torch.randn(count, 3, *backbone.image_size, device=backbone.device)
     pixels.requires_grad_()
 
     def run() -> None:
-        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=bf16):
-            z = backbone.encode_image(pixels)
+        z = backbone.encode_image(pixels)
         (grad,) = torch.autograd.grad(z.sum(), pixels)
         del grad
 
@@ -113,7 +112,10 @@ def main() -> None:
 
     pocket = options.model == "pocket"
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    backbone = Backbone.load(options.model, None if pocket else "random", device=device)
+    weights = None if pocket else "random"
+    backbone = Backbone.load(options.model, weights, device=device, precision="float32")
+    half = Backbone.load(options.model, weights, device=device, precision="bfloat16")
+    own = torchs_own(Backbone.load(options.model, weights, device=device, precision="float32"))
     vocabulary = Vocabulary.builtin(options.vocabulary or ("pocket70" if pocket else "voc2007"))
     corpus = build_corpus(grammar_sentences(vocabulary, 2000, seed=0), vocabulary)
     count = len(vocabulary)
@@ -127,19 +129,25 @@ def main() -> None:
         sentences = Sentences(features, label_lists(corpus.labels), count, backbone.device)
         loop = LoopConfig(batch_size=BATCH)
         scale = VisualPromptConfig().scale
-        visual = VisualPromptStage(backbone, sentences, sentences, VisualPromptConfig(loop))
         part = max(1, count // 4)
+        whole = VisualPromptConfig(loop)
+
+        def visual(clip: Backbone, config: VisualPromptConfig = whole) -> VisualPromptStage:
+            return VisualPromptStage(clip, sentences, sentences, config)
+
+        def words(clip: Backbone) -> TextPromptStage:
+            names, config = vocabulary.names, TextPromptConfig(loop)
+            return TextPromptStage(clip, names, sentences, sentences, config, visual=v)
+
         partial = SampledVisualPrompts(
-            backbone,
+            half,
             sentences,
             sentences,
             VisualPromptConfig(loop, categories_per_step=part),
             Path(folder) / "images.rows",
         )
-        v = visual.vectors()
-        text = TextPromptStage(
-            backbone, vocabulary.names, sentences, sentences, TextPromptConfig(loop), visual=v
-        )
+        v = visual(backbone).vectors()
+        text = words(backbone)
         adapter = AdapterStage(
             v[:, 0], text.vectors(), v, sentences, sentences, AdapterConfig(loop)
         )
@@ -147,14 +155,20 @@ def main() -> None:
             "stage 1, the plain way": plain_step(
                 backbone, list(corpus.sentences), labels, count, scale
             ),
-            "stage 1": step(visual, False),
-            "stage 1, bfloat16": step(visual, True),
-            f"stage 1, bfloat16, {part} categories a step": step(partial, True),
-            "encoder": encoder_step(backbone, count, False),
-            "encoder, bfloat16": encoder_step(backbone, count, True),
-            "stage 2": step(text, False),
-            "stage 3": step(adapter, False),
+            "stage 1, torch's own layers": step(visual(own)),
+            "stage 1": step(visual(backbone)),
+            "stage 1, bfloat16": step(visual(half)),
+            f"stage 1, bfloat16, {part} categories a step": step(partial),
+            "encoder": encoder_step(backbone, count),
+            "encoder, bfloat16": encoder_step(half, count),
+            "stage 2, torch's own layers": step(words(own)),
+            "stage 2": step(text),
+            "stage 2, bfloat16": step(words(half)),
+            "stage 3": step(adapter),
         }
+        if half.patches:
+            some = visual(half, VisualPromptConfig(loop, patches=0.5))
+            contenders["stage 1, bfloat16, half of the patches"] = step(some)
         times = race(contenders, rounds=options.rounds, warmup=1)
     plain = times["stage 1, the plain way"]
     rows = [

@@ -386,7 +386,7 @@ def draw_training(data: Data) -> Any:
     figure, axis = subplots(1, 1, size=(7.2, 1.9))
     names = list(data)
     y = list(range(len(names)))[::-1]
-    colours = [GREY if "plain" in name else BLUE for name in names]
+    colours = [GREY if "plain" in name or "own" in name else BLUE for name in names]
     axis.barh(y, list(data.values()), color=colours, height=0.62)
     for place, value in zip(y, data.values(), strict=True):
         axis.annotate(f"{value:.0f} ms", (value, place), (4, 0), textcoords="offset points",

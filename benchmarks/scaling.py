@@ -94,12 +94,12 @@ def stage(
     names = (Vocabulary.builtin("pocket70").names * 2)[:categories]
     v = rows(categories, 256, seed=1)
     if number == 1:
-        return step(VisualPromptStage(pocket(), data, data, VisualPromptConfig(loop)), False, batch)
+        return step(VisualPromptStage(pocket(), data, data, VisualPromptConfig(loop)), batch)
     if number == 2:
         config = TextPromptConfig(loop)
         made = TextPromptStage(pocket(), names, data, data, config, visual=v[:, None])
-        return step(made, False, batch)
-    return step(AdapterStage(v, v, v[:, None], data, data, AdapterConfig(loop)), False, batch)
+        return step(made, batch)
+    return step(AdapterStage(v, v, v[:, None], data, data, AdapterConfig(loop)), batch)
 
 
 def encode_sentences(*, sentences: int) -> Contender:
@@ -218,7 +218,7 @@ def unit_costs() -> dict[str, float]:
         "image, float32": (lambda: encode(plain), 16),
         "image, bfloat16": (lambda: encode(half), 16),
         "sentence": (lambda: plain.encode_text(texts), 32),
-        "visual prompt, forward and backward": (encoder_step(plain, 8, False), 8),
+        "visual prompt, forward and backward": (encoder_step(plain, 8), 8),
         "text prompt, forward and backward": (text_step, 8),
     }
     times = timings({name: call for name, (call, _) in calls.items()}, rounds=3, warmup=1)

@@ -28,13 +28,17 @@ _MAX_RATIO = 32
 
 class Plan(NamedTuple):
     """From an image to the network's input: cut ``trim`` (left, top, right, bottom) out where it is
-    given, resize to ``resized`` (width, height), take the input's size at ``left``, ``top``. Both
-    are below 0 where bars are to be added on that side."""
+    given, resize to ``resized`` (width, height), take the input's size at ``left``, ``top``. They
+    are 0 or below where bars are to be added; an odd one goes to the right or the bottom."""
 
     trim: tuple[int, int, int, int] | None
     resized: tuple[int, int]
     left: int
     top: int
+
+    def has_bars(self, rows: int, columns: int) -> bool:
+        """Whether the resized image leaves some of an input of that size uncovered."""
+        return self.resized[0] < columns or self.resized[1] < rows
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class Preprocess:
         if image.size != plan.resized:
             image = image.resize(plan.resized, method)
         height, width = self.sides
-        if plan.left < 0 or plan.top < 0:
+        if plan.has_bars(height, width):
             whole = Image.new("RGB", (width, height), (self.fill,) * 3)
             whole.paste(image, (-plan.left, -plan.top))
             return whole

@@ -95,7 +95,7 @@ class DaliLoader:
                 upright = found.turn.size(found.width, found.height)
                 preprocess = settings.square.preprocess
                 plan = preprocess.plan(*upright)
-                plain = plan.trim is None and min(plan.left, plan.top) >= 0
+                plain = plan.trim is None and not plan.has_bars(*preprocess.sides)
                 # Turned on its side afterwards, its rows would not be the other images'.
                 fits = isinstance(preprocess.size, int) or not found.turn.exchange
                 if found.by == 1 and fits and (plain or settings.square.augment is not None):

@@ -202,7 +202,7 @@ class Square:
             found = found[top:bottom, left:right]
         resized = turn.array(self._resize(found, turn.size(*plan.resized)))
         columns, rows = self._size
-        if plan.left < 0 or plan.top < 0:
+        if plan.has_bars(rows, columns):
             whole = np.full((3, rows, columns), self.preprocess.fill, np.uint8)
             _, height, width = resized.shape
             whole[:, -plan.top : height - plan.top, -plan.left : width - plan.left] = resized

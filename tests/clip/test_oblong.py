@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,22 @@ def test_the_loader_has_the_same_pixels(resize_mode: str, mode: str) -> None:
         expected = preprocess(photos[key.split()[0]])
         gap = ((pixels - expected) * scale).abs().mean()
         assert gap < (3 if mode == "exact" else 16), key
+
+
+@pytest.mark.parametrize(("width", "height"), [(47, 64), (95, 64), (96, 62), (64, 42), (1, 33)])
+def test_a_bar_of_one_pixel_has_its_grey(width: int, height: int) -> None:
+    """Half of it is none at the left, and all of it is at the right."""
+    preprocess = Preprocess(SIDES, resize_mode="longest", fill=90)
+    data = encoded(scene(width, height))
+    photo = Image.open(io.BytesIO(data)).convert("RGB")
+    with ImageStream([("photo", data)], preprocess, 1, backend="torch") as stream:
+        (batch,) = stream
+    theirs = open_clip.image_transform(
+        SIDES, is_train=False, resize_mode="longest", fill_color=90,
+        mean=preprocess.mean, std=preprocess.std,
+    )  # fmt: skip
+    assert torch.equal(preprocess(photo), theirs(photo))
+    assert (batch.pixels[0] - preprocess(photo)).abs().mean() < 0.02
 
 
 def test_views_fill_the_whole_input() -> None:

@@ -76,9 +76,9 @@ def worker(rank: int, folder: Path) -> None:
     encoded = []
     encode = Backbone.encode_image
 
-    def counted(self: Backbone, pixels: Tensor) -> Tensor:
+    def counted(self: Backbone, pixels: Tensor, *, patches: Tensor | None = None) -> Tensor:
         encoded.append(len(pixels))
-        return encode(self, pixels)
+        return encode(self, pixels, patches=patches)
 
     Backbone.encode_image = counted  # type: ignore[method-assign]
     versions = {}

@@ -172,13 +172,13 @@ def encoder(results: Path) -> str:
     columns = {title: read(name, results)["contenders"] for title, name in files.items()}
     shown = {
         "streams, bfloat16": "**pvp_fast, bfloat16**",
+        "streams, int8": "**pvp_fast, int8**",
         "streams": "**pvp_fast, float32**",
         "one batch at a time": "the same without streams",
         "open_clip, DataLoader": "open_clip behind a DataLoader",
         "ONNX Runtime, DataLoader": "ONNX Runtime behind a DataLoader",
+        "transformers, zero-shot pipeline": "transformers' zero-shot pipeline",
     }
-    shown["streams, int8"] = "**pvp_fast, int8**"
-    shown["transformers, zero-shot pipeline"] = "transformers' zero-shot pipeline"
 
     def cell(column: dict[str, Any], name: str) -> str:
         return f"{column[name]['images_per_second']:.0f}" if name in column else "–"

@@ -34,10 +34,11 @@ from pvp_fast.pictures import open_image
 from pvp_fast.pictures.turn import AS_STORED, Turn
 
 
-def _probe() -> Jpeg:
+def _probe(rows: int, columns: int) -> Jpeg:
+    """A picture of the input's shape: one that needs bars would not come here."""
     stream = io.BytesIO()
-    Image.new("RGB", (24, 16), "red").save(stream, "JPEG")
-    return Jpeg(stream.getvalue(), 24, 16)
+    Image.new("RGB", (columns, rows), "red").save(stream, "JPEG")
+    return Jpeg(stream.getvalue(), columns, rows)
 
 
 class DaliLoader:
@@ -67,7 +68,7 @@ class DaliLoader:
         )
         self._pipeline: Any = self._build()
         try:  # or a graph that cannot run here would pass for one bad image after another
-            self._run([(_probe(), 0)])
+            self._run([(_probe(*shape.sides), 0)])
         except RuntimeError as error:
             raise BackendError(
                 f"backend='dali' cannot run on {settings.device}: {error}"

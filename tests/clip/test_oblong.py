@@ -101,9 +101,12 @@ def test_learned_images_have_the_towers_shape(tmp_path: Path) -> None:
     assert torch.equal(moved[..., :30, 3:], prompts.pixels[..., 2:, :45])
 
 
+@pytest.mark.parametrize("backend", ["torch", "dali"])
 @pytest.mark.parametrize("mode", ["exact", "fast"])
 @pytest.mark.parametrize("resize_mode", MODES)
-def test_the_loader_has_the_same_pixels(resize_mode: str, mode: str) -> None:
+def test_the_loader_has_the_same_pixels(resize_mode: str, mode: str, backend: Any) -> None:
+    if backend == "dali":
+        pytest.importorskip("nvidia.dali")
     preprocess = Preprocess(SIDES, resize_mode=resize_mode, fill=90)
     photos = {"wide": scene(320, 200), "tall": scene(150, 330)}
     turned = [
@@ -111,7 +114,7 @@ def test_the_loader_has_the_same_pixels(resize_mode: str, mode: str) -> None:
         for name, photo in photos.items()
         for number in (1, 3, 6)
     ]
-    with ImageStream(turned, preprocess, 7, backend="torch", mode=mode) as stream:
+    with ImageStream(turned, preprocess, 7, backend=backend, mode=mode) as stream:
         (batch,) = stream
     scale = 255 * torch.tensor(preprocess.std).view(3, 1, 1)
     for key, pixels in zip(batch.keys, batch.pixels, strict=True):

@@ -22,7 +22,7 @@ import dataclasses
 import random
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,40 @@ COOP_STEPS = 100
 Fit = Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]]
 
 
+def arguments(about: str) -> argparse.ArgumentParser:
+    """What every script on these scenes is given."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--pictograms", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--features", type=Path, help="keep the encoded scenes here")
+    parser.add_argument("--runs", type=Path, help="train here, and go on with what is there")
+    parser.add_argument("--json", type=Path, help="write the results here")
+    return parser
+
+
+def text_heads(backbone: Backbone, vocabulary: Vocabulary, runs: Path, seeds: int) -> list[Head]:
+    """The artifact of each seed as text alone makes it, without the local branch."""
+    corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
+    heads = []
+    for seed in range(seeds):
+        config = make_config("demo", seed, None, False, "auto")
+        artifact = train(backbone, corpus, runs / f"seed{seed}", config, progress=False)
+        heads.append(dataclasses.replace(artifact.head, local=None))
+    return heads
+
+
+def rendered(
+    renderer: SceneRenderer, seed: int, count: int
+) -> Iterator[tuple[Tensor, list[list[int]]]]:
+    """Pixels of ``count`` scenes, a hundred at a time, and what they show."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    sizes = rng.choices(range(1, len(FULL_COUNTS) + 1), FULL_COUNTS, k=count)
+    sets = [rng.sample(renderer.categories, size) for size in sizes]
+    for i in range(0, count, 100):
+        part = sets[i : i + 100]
+        yield normalise(renderer.render(part, generator, jitter=0.6)), part
+
+
 @torch.no_grad()
 def scenes(
     folder: Path, name: str, renderer: SceneRenderer, seed: int, count: int, backbone: Backbone
@@ -60,16 +94,12 @@ def scenes(
     """Features (N, D) and labels (N, C) bool, kept in ``folder/NAME.npz``."""
     path = folder / f"{name}.npz"
     if not path.exists():
-        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-        sizes = rng.choices(range(1, len(FULL_COUNTS) + 1), FULL_COUNTS, k=count)
-        sets = [rng.sample(renderer.categories, size) for size in sizes]
-        pixels = (
-            normalise(renderer.render(sets[i : i + 100], generator, jitter=0.6))
-            for i in range(0, count, 100)
-        )
-        z = torch.cat([backbone.encode_image(part) for part in pixels])
+        parts, sets = [], []
+        for pixels, shown in rendered(renderer, seed, count):
+            parts.append(backbone.encode_image(pixels))
+            sets += shown
         folder.mkdir(parents=True, exist_ok=True)
-        np.savez(path, z=z.numpy(), labels=multi_hot(sets, 70).numpy())
+        np.savez(path, z=torch.cat(parts).numpy(), labels=multi_hot(sets, 70).numpy())
     with np.load(path) as stored:
         return torch.from_numpy(stored["z"]), torch.from_numpy(stored["labels"])
 
@@ -173,30 +203,19 @@ def methods(head: Head, z: Tensor, y: Tensor, rest: Tensor, test: Tensor) -> dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictograms", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--shots", type=int, nargs="*", default=SHOTS)
     parser.add_argument("--known", type=float, nargs="*", default=KNOWN, help="shares, at 4 shots")
     parser.add_argument("--styles", nargs="+", default=UNSEEN, choices=UNSEEN)
-    parser.add_argument("--features", type=Path, help="keep the encoded scenes here")
-    parser.add_argument("--runs", type=Path, help="train here, and go on with what is there")
-    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
 
     backbone = Backbone.load("pocket")
     vocabulary = Vocabulary.builtin("pocket70")
-    corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
     styles = read_styles(options.pictograms)
     results: dict[str, dict[str, dict[str, list[float]]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.features or Path(temporary) / "features"
-        heads = []
-        for seed in range(options.seeds):
-            config = make_config("demo", seed, None, False, "auto")
-            run = (options.runs or Path(temporary)) / f"seed{seed}"
-            artifact = train(backbone, corpus, run, config, progress=False)
-            heads.append(dataclasses.replace(artifact.head, local=None))
+        heads = text_heads(backbone, vocabulary, options.runs or Path(temporary), options.seeds)
         for i, style in enumerate(UNSEEN):
             if style not in options.styles:
                 continue

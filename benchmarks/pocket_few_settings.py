@@ -12,8 +12,6 @@ values lose or gain beside them on that style is the price of having chosen once
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -23,13 +21,11 @@ from statistics import mean
 
 import torch
 from common import write_results
-from pocket_few import POOL, few, points, scenes
+from pocket_few import POOL, arguments, few, points, scenes, text_heads
 from torch import Tensor
 
-from pvp_fast import Backbone, Vocabulary, build_corpus, train
-from pvp_fast.cli.train import make_config
+from pvp_fast import Backbone, Vocabulary
 from pvp_fast.modules.scoring import Head
-from pvp_fast.sentences import grammar_sentences
 from pvp_fast.training import few as method
 from pvp_fast.training.few import FewConfig, Images, adapt_head
 
@@ -88,25 +84,14 @@ def gains(head: Head, z: Tensor, labels: Tensor, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictograms", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--features", type=Path, help="keep the encoded scenes here")
-    parser.add_argument("--runs", type=Path, help="train here, and go on with what is there")
-    parser.add_argument("--json", type=Path, help="write the results here")
+    parser = arguments(__doc__.splitlines()[0])
     options = parser.parse_args()
 
     backbone = Backbone.load("pocket")
     vocabulary = Vocabulary.builtin("pocket70")
-    corpus = build_corpus(grammar_sentences(vocabulary, 6000, seed=0), vocabulary)
     found: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        heads = []
-        for seed in range(options.seeds):
-            config = make_config("demo", seed, None, False, "auto")
-            run = (options.runs or Path(temporary)) / f"seed{seed}"
-            artifact = train(backbone, corpus, run, config, progress=False)
-            heads.append(dataclasses.replace(artifact.head, local=None))
+        heads = text_heads(backbone, vocabulary, options.runs or Path(temporary), options.seeds)
         folder = options.features or Path(temporary) / "features"
         for i, (style, sprites) in enumerate(read_styles(options.pictograms).items()):
             renderer = SceneRenderer(load_sprites([sprites], vocabulary.names))

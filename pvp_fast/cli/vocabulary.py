@@ -12,6 +12,7 @@ import typer
 
 from pvp_fast.cli.common import (
     MODEL_HELP,
+    gather_sentences,
     load_backbone,
     load_tagger,
     progress_console,
@@ -141,7 +142,6 @@ class Chosen:
 
     def _prepared(self, device: str, dry_run: bool) -> tuple[Prepared, Backbone]:
         from pvp_fast.names import Request, prepare
-        from pvp_fast.sentences import read_captions
 
         console = progress_console()
 
@@ -149,12 +149,7 @@ class Chosen:
             console.print(line, markup=False, soft_wrap=True)
 
         words = read_vocabulary(self.vocabulary or "")
-        texts: list[str] = []
-        parts: list[tuple[str, int]] = []
-        for path in self.sentences:
-            found_there = list(read_captions(path))
-            texts += found_there
-            parts.append((path.name, len(found_there)))
+        texts, _, parts = gather_sentences(words, self.sentences, 0, 0)
         # Without any the request is refused.
         request = Request(words, self.learn, self.minutes, tuple(texts) or None, parts=tuple(parts))
         backbone = load_backbone(self.model, self.pretrained, device)

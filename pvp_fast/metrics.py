@@ -2,7 +2,7 @@
 
 Labels (N, C) come in one of two conventions, told apart by their dtype:
 
-- bool and uint8: 1 present, 0 absent.
+- bool and unsigned integers: 1 present, 0 absent.
 - signed integers and floats: VOC's 1 present, −1 absent, 0 difficult. ``difficult`` says how 0
   counts: "ignore" leaves the entry out (VOC's own rule), "negative" and "positive" count it as
   absent or present.
@@ -49,6 +49,9 @@ def check_scores(scores: Tensor, names: Sequence[str] | None = None) -> None:
 
 def _split(scores: Tensor, labels: Tensor, difficult: str | None) -> tuple[Tensor, Tensor]:
     """Positives and counted entries, both (N, C) bool, by the rules at the top of this file."""
+    for name, given in (("scores", scores), ("labels", labels)):
+        if not isinstance(given, Tensor):
+            raise InputError(f"{name} is a {type(given).__name__}; give a torch tensor")
     if scores.shape != labels.shape or scores.ndim != 2:
         raise InputError(
             f"scores {tuple(scores.shape)} and labels {tuple(labels.shape)} must both be (N, C)"
@@ -56,7 +59,9 @@ def _split(scores: Tensor, labels: Tensor, difficult: str | None) -> tuple[Tenso
     check_scores(scores)
     if difficult is not None and difficult not in DIFFICULT:
         raise InputError(f"difficult={difficult!r}: use one of {', '.join(DIFFICULT)}")
-    if labels.dtype in (torch.bool, torch.uint8):
+    if not labels.dtype.is_signed:
+        if bool((labels.to(torch.int64) > 1).any()):
+            raise InputError(f"labels ({labels.dtype}) may hold 0 and 1 only")
         return labels.bool(), torch.ones_like(labels, dtype=torch.bool)
     zero = labels == 0
     if bool((~zero & (labels.abs() != 1)).any()):

@@ -141,10 +141,15 @@ KINDS: dict[str, dict[str, str]] = {
     "the picture of weights from a file": {
         "clip/test_settings.py": "a_file_gets_what_published_weights_share "
         "where_published_weights_differ_the_file_has_to_say "
-        "every_architecture_gets_the_picture_its_tags_share",
+        "every_architecture_gets_the_picture_its_tags_share "
+        "a_configuration_beside_the_weights_decides a_broken_configuration_is_named "
+        "a_configuration_of_another_architecture_in_the_folder_is_passed_over "
+        "a_configuration_is_that_of_the_folder_where_weights_were_named",
     },
     "QuickGELU twins": {
-        "clip/test_settings.py": "a_file_with_a_quickgelu_twin_warns_and_like_settles_it",
+        "clip/test_settings.py": "a_file_with_a_quickgelu_twin_warns_and_like_settles_it "
+        "a_twin_without_tags_is_offered_by_name "
+        "a_configuration_beside_the_weights_tells_the_activation",
     },
     "text towers": {
         "clip/test_text_towers.py": "prompts_are_the_text_with_the_words_in_it",
@@ -156,7 +161,8 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "sentences in place of tracebacks": {
         "clip/test_settings.py": "a_torchscript_archive_is_refused_with_advice_that_works "
-        "a_tokenizer_out_of_reach_is_one_sentence weights_out_of_reach_are_one_sentence",
+        "a_tokenizer_out_of_reach_is_one_sentence weights_out_of_reach_are_one_sentence "
+        "what_ails_a_file_is_one_sentence a_safetensors_file_of_another_ending_is_told",
     },
     # words
     "caption tables": {
@@ -183,6 +189,7 @@ KINDS: dict[str, dict[str, str]] = {
     "equal scores": {
         "test_metrics.py": "equal_scores_give_the_prevalence "
         "half_precision_ties_do_not_depend_on_the_order_of_a_sorted_file "
+        "ties_of_every_kind_are_one_threshold difficult_entries_stand_in_no_tie "
         "a_nan_score_names_its_row_and_category",
     },
     "images that kill their worker": {
@@ -195,6 +202,10 @@ KINDS: dict[str, dict[str, str]] = {
     },
     "annotations of what is not listed": {
         "evaluation/test_evaluation.py": "coco_annotations_of_what_is_not_listed_are_counted",
+        "evaluation/test_datasets.py": "an_id_of_two_images_is_told_and_the_first_keeps_it "
+        "a_photo_of_two_ids_is_one_image_with_both_labels categories_of_one_name_are_one "
+        "what_was_not_looked_for_is_unknown images_are_found_where_they_lie "
+        "voc_lists_in_every_spelling labels_that_say_something_else_are_refused",
     },
     "one entry of a request": {
         "serve/test_serve.py": "one_entry_that_is_no_base64_is_its_own_error wrong_requests",

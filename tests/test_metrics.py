@@ -67,6 +67,26 @@ def test_half_precision_ties_do_not_depend_on_the_order_of_a_sorted_file() -> No
     assert expected < 0.12
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [
+        torch.tensor([3, -1, 3, 0, -1, 2], dtype=torch.int8),
+        torch.tensor([3, 0, 3, 0, 255, 2], dtype=torch.uint8),
+        torch.tensor([True, False, True, True, False, False]),
+        torch.tensor([0.0, -0.0, 0.0, -0.0, 1.0, -1.0]),  # two zeros that are one
+        torch.tensor([math.inf, -math.inf, math.inf, 0.0, -math.inf, 1.0]),
+        torch.tensor([1.0, 1.0, 1.0, 1.001, 1.002, 0.99]).bfloat16(),  # 1.001 and 1.002 are 1
+    ],
+    ids=["signed", "unsigned", "bool", "signed zeros", "infinities", "bfloat16"],
+)
+def test_ties_of_every_kind_are_one_threshold(scores: torch.Tensor) -> None:
+    for labels in ([1, 0, 0, 1, 0, 0], [0, 0, 1, 0, 1, 1]):
+        present = torch.tensor(labels, dtype=torch.bool)
+        expected = ap_by_hand(scores.double().tolist(), present.tolist())
+        found = average_precision(scores[:, None], present[:, None])
+        assert found.item() == pytest.approx(expected, abs=1e-12)
+
+
 def test_difficult_entries_stand_in_no_tie() -> None:
     # Ignored: what is left of the tie is one present and one absent.
     labels = torch.tensor([[0], [1], [0], [-1]], dtype=torch.int8)
@@ -100,6 +120,22 @@ def test_a_nan_score_names_its_row_and_category() -> None:
             measure(labels.float(), labels, math.nan)
     with pytest.raises(InputError, match="row 2, category 'dog'"):
         check_scores(scores, ["cat", "dog", "cow"])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32])
+def test_unsigned_labels_are_0_and_1(dtype: torch.dtype) -> None:
+    scores = torch.tensor([[0.9], [0.1]])
+    assert mean_average_precision(scores, torch.tensor([[0], [1]]).to(dtype)) == 0.5
+    with pytest.raises(InputError, match="may hold 0 and 1 only"):
+        mean_average_precision(scores, torch.tensor([[0], [255]]).to(dtype))
+
+
+def test_arrays_that_are_no_tensors_are_told() -> None:
+    labels = torch.tensor([[True], [False]])
+    with pytest.raises(InputError, match="scores is a ndarray; give a torch tensor"):
+        average_precision(labels.float().numpy(), labels)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="labels is a list"):
+        average_precision(labels.float(), labels.tolist())  # type: ignore[arg-type]
 
 
 def test_no_sample_and_no_positive_are_nan() -> None:

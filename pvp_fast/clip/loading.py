@@ -26,6 +26,7 @@ from pvp_fast.clip.settings import (
     settings_of_tag,
 )
 from pvp_fast.clip.undrawn import never_loaded, undrawn
+from pvp_fast.clip.unreadable import what_ails
 from pvp_fast.errors import BackboneError
 
 _SAFE = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -127,7 +128,7 @@ def _model(
         lacking = [] if random else never_loaded(model)
         if lacking:
             raise ValueError(
-                f"it lacks {len(lacking)} weights, {', '.join(lacking[:3])} among them"
+                f"{len(lacking)} weights are not in it or NaN, {', '.join(lacking[:3])} among them"
             )
         return model
     except Exception as error:  # a damaged file can fail anywhere in its reader, in any way
@@ -138,6 +139,8 @@ def _model(
                 "local cache and its hub cannot be reached; fetch it on a machine with a network "
                 "and copy the cache (HF_HOME), or give the path of a checkpoint"
             ) from error
+        if pretrained is not None and Path(pretrained).is_file():
+            detail = what_ails(Path(pretrained), detail)
         raise BackboneError(
             f"name={name!r}, pretrained={pretrained!r} cannot be loaded: {detail}. Weights are "
             f"read from {_READS}, whose names and shapes are this architecture's"

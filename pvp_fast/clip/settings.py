@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +78,11 @@ class WeightSettings:
             raise BackboneError(
                 f"{source}: mean and std must be three numbers each, and a fill one"
             ) from error
+        if not all(0 <= m <= 1 for m in found.mean) or not all(0 < d <= 2 for d in found.std):
+            raise BackboneError(
+                f"{source}: mean {found.mean} and std {found.std} are not those of pixels from 0 "
+                "to 1; divide them by 255 if they are of pixels up to 255"
+            )
         if found.interpolation not in ("bicubic", "bilinear"):
             raise BackboneError(
                 f"{source}: interpolation {found.interpolation!r} is not supported; "
@@ -131,7 +138,7 @@ def settings_for_file(
             )
         return dataclasses.replace(settings_of_tag(name, like), source=f"as {name}, {like}")
     if weights is not None:
-        beside = settings_beside(weights.parent)
+        beside = settings_beside(weights.parent, name)
         if beside is not None:
             return beside
     return _shared(name, tags, ask=weights is not None)
@@ -167,22 +174,27 @@ def _describe(settings: WeightSettings) -> str:
     return f"mean {mean}, {settings.resize_mode}, {settings.interpolation}"
 
 
-def settings_beside(folder: Path) -> WeightSettings | None:
+def settings_beside(folder: Path, name: str | None = None) -> WeightSettings | None:
     """The settings in a configuration file in the weights' folder, if there is one.
+
+    Args:
+        name: the architecture; a configuration of open_clip's that describes another is passed
+            over with a warning, as where weights of several lie in one folder.
 
     Raises:
         BackboneError: it cannot be read.
     """
     for file, read in (
-        (folder / OPEN_CLIP_FILE, _open_clip),
+        (folder / OPEN_CLIP_FILE, partial(_open_clip, name)),
         (folder / TRANSFORMERS_FILE, _transformers),
-        (folder / PROCESSOR_FILE, lambda data: _transformers(data["image_processor"])),
+        (folder / PROCESSOR_FILE, _processor),
     ):
         if not file.is_file():
             continue
         try:
-            data = json.loads(file.read_text(encoding="utf-8"))
-            return WeightSettings.from_dict(read(data), str(file))
+            data = read(json.loads(file.read_bytes()))  # bytes: a byte order mark is no error
+            if data is not None:
+                return WeightSettings.from_dict(data, str(file))
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             if isinstance(error, BackboneError):
                 raise
@@ -193,30 +205,68 @@ def settings_beside(folder: Path) -> WeightSettings | None:
     return None
 
 
-def _open_clip(data: Mapping[str, Any]) -> dict[str, Any]:
+_SHAPE = {
+    "vision_cfg": ("layers", "width", "patch_size", "timm_model_name"),
+    "text_cfg": ("layers", "width", "hf_model_name"),
+}
+
+
+def _open_clip(name: str | None, data: Mapping[str, Any]) -> dict[str, Any] | None:
     model = data.get("model_cfg")
+    if name is not None and model is not None and _is_another(name, model):
+        warnings.warn(
+            f"{OPEN_CLIP_FILE} beside the weights describes another architecture than {name}: it "
+            "is passed over; give like= (--like) a tag if it belongs to them",
+            stacklevel=8,
+        )
+        return None
     quick = None if model is None else bool(model.get("quick_gelu", False))
     return {**(data.get("preprocess_cfg") or {}), "quick_gelu": quick}
+
+
+def _is_another(name: str, model: Mapping[str, Any]) -> bool:
+    """Whether a configuration contradicts the architecture in the shape of a tower."""
+    import open_clip
+
+    own = open_clip.get_model_config(name) or {}
+    pairs = [(own.get("embed_dim"), model.get("embed_dim"))]
+    for tower, keys in _SHAPE.items():
+        mine, theirs = (config.get(tower) or {} for config in (own, model))
+        pairs += [(mine.get(key), theirs.get(key)) for key in keys]
+    return any(a is not None and b is not None and a != b for a, b in pairs)
+
+
+def _processor(data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """None for the file as transformers 4 wrote it, without the image processor."""
+    image = data.get("image_processor", data.get("feature_extractor"))
+    return None if image is None else _transformers(image)
 
 
 def _transformers(data: Mapping[str, Any]) -> dict[str, Any]:
     """transformers' image processors.
 
     CLIP's crops the shorter side's square; a size of height and width squashes, a crop behind it
-    or not (SigLIP, Chinese-CLIP); SigLIP 2's variable sizes are read at one, a square.
+    or not (SigLIP, Chinese-CLIP); SigLIP 2's variable sizes are read at one, a square. Pixels
+    that are scaled by another number than 1/255 are the same with another mean and spread.
     """
     resample = data.get("resample", 3)
     if resample not in _RESAMPLE:
         raise ValueError(f"resample {resample} is not supported; 2 (bilinear) and 3 (bicubic) are")
     size, crop = data.get("size"), data.get("crop_size")
+    if isinstance(size, Mapping) and size.get("longest_edge") is not None:
+        raise ValueError(f"size {size} is of the longer side: not supported")
     squash = "max_num_patches" in data or (isinstance(size, Mapping) and "height" in size)
     sides = {*_sides(size), *(_sides(crop) if data.get("do_center_crop", True) else ())}
     if len(sides) > 1:
         raise ValueError(f"size {size} and crop_size {crop} are not one square: not supported")
+    scale = (
+        255 * float(data.get("rescale_factor", 1 / 255)) if data.get("do_rescale", True) else 255
+    )
+    scale = 1 if abs(scale - 1) < 1e-6 else scale
     normal = data.get("do_normalize", True)
     return {
-        "mean": data["image_mean"] if normal else (0.0, 0.0, 0.0),
-        "std": data["image_std"] if normal else (1.0, 1.0, 1.0),
+        "mean": [m / scale for m in _channels(data["image_mean"])] if normal else (0.0, 0.0, 0.0),
+        "std": [d / scale for d in _channels(data["image_std"])] if normal else (1 / scale,) * 3,
         "interpolation": _RESAMPLE[resample],
         "resize_mode": "squash" if squash else "shortest",
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from open_clip import factory
 from open_clip import pretrained as published
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.towers import TEXT, VIT
 
 from pvp_fast.clip import hub
@@ -140,6 +140,32 @@ CLIP_JSON = {
             {**CLIP_JSON, "size": {"height": 224, "width": 224}},  # as in Chinese-CLIP
             Preprocess(32, (0.4,) * 3, (0.2,) * 3, "bicubic", "squash"),
         ),
+        # Pixels from 0 to 2, and unscaled ones.
+        (
+            "preprocessor_config.json",
+            {**SIGLIP_JSON, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3},
+            Preprocess(32, (0.5,) * 3, (0.25,) * 3, "bilinear", "squash"),
+        ),
+        (
+            "preprocessor_config.json",
+            {**SIGLIP_JSON, "do_rescale": False, "image_mean": [127.5] * 3, "image_std": [51] * 3},
+            Preprocess(32, (0.5,) * 3, (0.2,) * 3, "bilinear", "squash"),
+        ),
+        (
+            "preprocessor_config.json",
+            {**SIGLIP_JSON, "do_rescale": False, "do_normalize": False},
+            Preprocess(32, (0.0,) * 3, (1 / 255,) * 3, "bilinear", "squash"),
+        ),
+        (
+            "preprocessor_config.json",
+            {**SIGLIP_JSON, "rescale_factor": 0.00392156862745098},
+            Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash"),
+        ),
+        (
+            "processor_config.json",
+            {"processor_class": "SiglipProcessor", "feature_extractor": SIGLIP_JSON},
+            Preprocess(32, (0.5,) * 3, (0.5,) * 3, "bilinear", "squash"),
+        ),
     ],
 )
 def test_a_configuration_beside_the_weights_decides(
@@ -163,6 +189,11 @@ def test_a_configuration_beside_the_weights_decides(
         "[]",
         '{"image_mean": [0.5], "image_std": [1, 1, 1]}',
         '{"resample": 0}',
+        json.dumps({**CLIP_JSON, "size": {"longest_edge": 224}}),
+        json.dumps({**SIGLIP_JSON, "image_mean": None}),
+        json.dumps({**SIGLIP_JSON, "image_mean": [127.5] * 3, "image_std": [127.5] * 3}),
+        json.dumps({**SIGLIP_JSON, "image_std": [0, 0, 0]}),
+        json.dumps({**SIGLIP_JSON, "image_mean": [float("nan")] * 3}),
         "{}",
         "\\x",
     ],
@@ -171,6 +202,110 @@ def test_a_broken_configuration_is_named(weights: Path, text: str) -> None:
     (weights.parent / "preprocessor_config.json").write_text(text, encoding="utf-8")
     with pytest.raises(BackboneError, match=r"preprocessor_config\.json"):
         Backbone.load("tiny", str(weights))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_configuration_that_an_editor_saved_is_read(weights: Path, encoding: str) -> None:
+    file = weights.parent / "preprocessor_config.json"
+    file.write_text(json.dumps(SIGLIP_JSON), encoding=encoding)
+    assert Backbone.load("tiny", str(weights)).preprocess.resize_mode == "squash"
+
+
+@pytest.mark.parametrize("change", [{"embed_dim": 512}, {"vision_cfg": {"layers": 12}}])
+def test_a_configuration_of_another_architecture_in_the_folder_is_passed_over(
+    weights: Path, change: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where weights of several lie beside each other."""
+    publish(monkeypatch, a=ZERO)
+    data = {"model_cfg": {**CONFIG, **change}, "preprocess_cfg": HALF}
+    (weights.parent / "open_clip_config.json").write_text(json.dumps(data), encoding="utf-8")
+    with pytest.warns(UserWarning, match="another architecture than tiny"):
+        found = Backbone.load("tiny", str(weights))
+    assert found.preprocess == Preprocess(32, (0.0,) * 3, (1.0,) * 3, "bilinear", "shortest")
+
+
+def test_a_processor_file_without_the_image_processor_says_nothing(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(monkeypatch, a=ZERO)
+    (weights.parent / "processor_config.json").write_text('{"processor_class": "CLIPProcessor"}')
+    assert "1 of 1 published" in Backbone.load("tiny", str(weights)).settings.source
+
+
+def test_a_configuration_is_that_of_the_folder_where_weights_were_named(
+    weights: Path, tmp_path: Path
+) -> None:
+    """A hub's cache links from the folder with the names to one with the contents."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    weights.rename(tmp_path / "blobs" / "0123abcd")
+    link = tmp_path / "snapshot" / "open_clip_model.safetensors"
+    link.symlink_to("../blobs/0123abcd")
+    data = {"model_cfg": CONFIG, "preprocess_cfg": HALF}
+    (link.parent / "open_clip_config.json").write_text(json.dumps(data), encoding="utf-8")
+    assert Backbone.load("tiny", str(link)).preprocess.resize_mode == "squash"
+
+
+def prefixed(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {prefix + name: value for name, value in tensors.items()}
+
+
+@pytest.mark.parametrize(
+    ("file", "make", "told"),
+    [
+        (
+            "w.pt",
+            lambda t: prefixed(t, "_orig_mod."),
+            r"begin with '_orig_mod\.': save \{name\.rpa",
+        ),
+        ("w.pt", lambda t: prefixed(t, "module._orig_mod."), "begin with '_orig_mod"),
+        ("w.ckpt", lambda t: {"state_dict": prefixed(t, "net.clip.")}, r"begin with 'net\.clip\.'"),
+        ("w.pt", lambda t: {"model_state_dict": t, "epoch": 3}, r"save file\['model_state_dict'\]"),
+        ("w.pt", lambda t: {**t, "head.weight": t["visual.proj"]}, r"besides 1 weights, head\.we"),
+        ("w.pt", lambda t: {k: t[k] for k in list(t)[5:]}, "it lacks 5 weights, .* among them"),
+        (
+            "w.pt",
+            lambda t: {**t, "visual.proj": torch.zeros(32, 9)},
+            r"\(32, 9\) where it is \(32, 16",
+        ),
+        (
+            "w.pt",
+            lambda t: {**t, "visual.proj": t["visual.proj"] * torch.nan},
+            "or NaN, visual.proj",
+        ),
+        ("w.pt", lambda t: {"state_dict": t, "args": Preprocess(32)}, "Python objects besides"),
+        (
+            "w.safetensors",
+            lambda t: b"version https://git-lfs.github.com/spec/v1\n",
+            "git lfs pull",
+        ),
+        (
+            "w.pt",
+            lambda t: b"version https://git-lfs.github.com/spec/v1\noid sha256:",
+            "git lfs pull",
+        ),
+        ("w.bin", lambda t: b"\n<!DOCTYPE html><title>404</title>", "web page"),
+        ("w.safetensors", lambda t: b"", "the file is empty"),
+        ("w.safetensors", lambda t: t, r"torch file by its content: give it the ending \.pt"),
+    ],
+)
+def test_what_ails_a_file_is_one_sentence(
+    weights: Path, tmp_path: Path, file: str, make: Callable[[Any], Any], told: str
+) -> None:
+    made = make(load_file(weights))
+    if isinstance(made, bytes):
+        (tmp_path / file).write_bytes(made)
+    else:
+        torch.save(made, tmp_path / file)
+    with pytest.raises(BackboneError, match=told) as caught:
+        Backbone.load("tiny", str(tmp_path / file))
+    assert len(str(caught.value)) < 600
+    assert "\n" not in str(caught.value)
+
+
+def test_a_safetensors_file_of_another_ending_is_told(weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"give it the ending \.safetensors"):
+        Backbone.load("tiny", str(weights.rename(tmp_path / "w.bin")))
 
 
 def test_pictures_that_are_not_supported_are_named(tmp_path: Path) -> None:

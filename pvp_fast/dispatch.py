@@ -1,4 +1,5 @@
-"""The one rule that picks an engine, and the reasons why one cannot run.
+"""The one rule that picks an engine, and the reasons why one cannot run; and how its operator is
+called.
 
 An operation says which engines it has, each with a function that returns the reason why it cannot
 run here, or None: ``choose(backend, device, {"triton": ..., "native": ...})``. Plain PyTorch runs
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,3 +79,47 @@ def why_not_triton(*tensors: Tensor) -> str | None:
 def why_not_native(device: torch.device) -> str | None:
     """The compiled extension works on a CPU."""
     return None if device.type == "cpu" else f"it works on a CPU, not on {device}"
+
+
+def is_plain(*arguments: object) -> bool:
+    """Nobody traces, fakes, transforms or watches a call of these arguments."""
+    return (
+        all(type(a) in _PLAIN for a in arguments if isinstance(a, Tensor))
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+
+
+def with_gradient(
+    operator: Any,
+    body: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup: Callable[..., None] | None = None,
+) -> Callable[..., Any]:
+    """A torch.library operator with this gradient; its body, where nobody would see the difference.
+
+    torch's dispatcher takes longer than a small loss, so a plain call goes around it.
+    """
+    operator.register_autograd(backward, setup_context=setup)
+
+    class Direct(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> Any:
+            output = body(*inputs)
+            if setup is not None:
+                setup(ctx, inputs, output)
+            return output
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Any) -> Any:
+            return backward(ctx, *gradients)
+
+    def call(*inputs: Any) -> Any:
+        return (Direct.apply if is_plain(*inputs) else operator)(*inputs)
+
+    return call

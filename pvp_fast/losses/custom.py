@@ -11,7 +11,7 @@ from torch._compile import _disable_dynamo
 
 from pvp_fast.dispatch import fuses
 from pvp_fast.errors import InputError
-from pvp_fast.losses.fused import entrywise, evaluate, reference, similarity_loss_backward
+from pvp_fast.losses.fused import entrywise, evaluate, reference, times
 from pvp_fast.losses.problem import (
     Labels,
     Loss,
@@ -140,13 +140,14 @@ class _Chunked(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             found = evaluate(problem, needs, "torch", "chunked")
         # Outputs, as the operator's, so that second derivatives raise instead of being left out.
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(*found[1:])
         ctx.dtypes = x.dtype, w.dtype
         return tuple(found)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_unused: Tensor) -> tuple[Tensor | None, ...]:
-        scaled = similarity_loss_backward(g, *ctx.saved_tensors, *ctx.dtypes)
+        scaled = times(g, *ctx.saved_tensors, *ctx.dtypes)
         asked = ctx.needs_input_grad
         return *(t if need else None for t, need in zip(scaled, asked, strict=False)), *(None,) * 5
 

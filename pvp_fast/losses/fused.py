@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.dispatch import choose, fuses, why_not_triton
+from pvp_fast.dispatch import choose, fuses, why_not_triton, with_gradient
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_steps, tiles
 from pvp_fast.losses.problem import (
@@ -182,8 +182,7 @@ def small(problem: Problem, needs: Needs) -> Gradients:
     )
 
 
-@torch.library.custom_op("pvp_fast::similarity_loss", mutates_args=())
-def similarity_loss(
+def _similarity_loss(
     x: Tensor,
     w: Tensor,
     y: Tensor | None,
@@ -223,6 +222,11 @@ def similarity_loss(
         return tuple(evaluate(problem, asked, backend, regime))  # type: ignore[return-value]
 
 
+similarity_loss = torch.library.custom_op(
+    "pvp_fast::similarity_loss", _similarity_loss, mutates_args=()
+)
+
+
 @similarity_loss.register_fake
 def _(x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     *_tensors, backend, _regime, needs, _factor = others
@@ -242,8 +246,7 @@ def _(x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     )
 
 
-@torch.library.custom_op("pvp_fast::similarity_loss_backward", mutates_args=())
-def similarity_loss_backward(
+def _similarity_loss_backward(
     g: Tensor,
     dx: Tensor,
     dw: Tensor,
@@ -257,6 +260,11 @@ def similarity_loss_backward(
     return (dx * g).to(x_dtype), (dw * g).to(w_dtype), dscale * g, dbias * g, dweight * g
 
 
+similarity_loss_backward = torch.library.custom_op(
+    "pvp_fast::similarity_loss_backward", _similarity_loss_backward, mutates_args=()
+)
+
+
 @similarity_loss_backward.register_fake
 def _(g: Tensor, dx: Tensor, dw: Tensor, *others: Any) -> tuple[Tensor, ...]:
     *few, x_dtype, w_dtype = others
@@ -265,6 +273,7 @@ def _(g: Tensor, dx: Tensor, dw: Tensor, *others: Any) -> tuple[Tensor, ...]:
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)  # of the gradients, which nobody differentiates
     *tensors, ctx.kind, ctx.settings, ctx.normalize, ctx.backend, ctx.regime, needs, factor = inputs
     ctx.factor = factor
     ctx.again = not any(needs)
@@ -286,7 +295,7 @@ def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyp
     needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 5, 6, 7)))
     gradients = ctx.saved_tensors
     if ctx.again:
-        _, *gradients = similarity_loss(
+        _, *gradients = _evaluated(
             *gradients,
             ctx.kind,
             ctx.settings,
@@ -299,7 +308,7 @@ def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyp
     if ctx.dtypes == tuple(t.dtype for t in gradients[:2]) and _is_one(g):
         found = gradients
     else:
-        found = similarity_loss_backward(g, *gradients, *ctx.dtypes)
+        found = times(g, *gradients, *ctx.dtypes)
     dx, dw, dscale, dbias, dweight = (
         f if need else None for f, need in zip(found, needs, strict=True)
     )
@@ -313,8 +322,8 @@ def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
     )
 
 
-similarity_loss.register_autograd(_backward, setup_context=_setup)
-similarity_loss_backward.register_autograd(_no_second)
+_evaluated = with_gradient(similarity_loss, _similarity_loss, _backward, _setup)
+times = with_gradient(similarity_loss_backward, _similarity_loss_backward, _no_second)
 
 
 def fused_loss(
@@ -364,7 +373,7 @@ def fused_loss(
     )
     if loss.by_row and reduction == "mean":
         reduction = "batchmean"
-    total, *_ = similarity_loss(
+    total, *_ = _evaluated(
         x,
         w,
         dense,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvp_fast.dispatch import with_gradient
 from pvp_fast.errors import BackendError
 from pvp_fast.losses import native_pairs
 from pvp_fast.losses.problem import EPS, HALF, combine_online, inverse_norms
@@ -246,8 +247,7 @@ def _tile_arguments(  # type: ignore[no-untyped-def]
     return infonce, x.contiguous(), w.contiguous(), norms, targets
 
 
-@torch.library.custom_op("pvp_fast::clip_loss", mutates_args=())
-def loss(
+def _loss(
     x: Tensor,
     w: Tensor,
     y: Tensor | None,
@@ -288,6 +288,9 @@ def loss(
         return each.sum() / (2 * max(1, n)), stats, kept
 
 
+loss = torch.library.custom_op("pvp_fast::clip_loss", _loss, mutates_args=())
+
+
 @loss.register_fake
 def _(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, engine, recompute = others
@@ -311,8 +314,7 @@ def _through_norm(
     return grad.mul_((inverse * factor)[:, None]).to(rows.dtype), along.sum()
 
 
-@torch.library.custom_op("pvp_fast::clip_loss_backward", mutates_args=())
-def loss_backward(
+def _loss_backward(
     g: Tensor,
     x: Tensor,
     w: Tensor,
@@ -385,6 +387,11 @@ def loss_backward(
         return dx, dw, dscale
 
 
+loss_backward = torch.library.custom_op(
+    "pvp_fast::clip_loss_backward", _loss_backward, mutates_args=()
+)
+
+
 @loss_backward.register_fake
 def _(g: Tensor, x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, needs_x, needs_w = others
@@ -393,6 +400,7 @@ def _(g: Tensor, x: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Te
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)  # of what is kept, which nobody differentiates
     x, w, y, scale, bias, ctx.normalize, ctx.engine, ctx.recompute = inputs
     ctx.save_for_backward(x, w, y, scale, bias, *output[1:])
 
@@ -400,7 +408,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, g: Tensor, _stats: Tensor | None, _kept: Tensor | None):  # type: ignore[no-untyped-def]
     x, w, y, scale, bias, stats, kept = ctx.saved_tensors
     needs_x, needs_w, _, needs_scale, needs_bias, *_ = ctx.needs_input_grad
-    dx, dw, dscale = loss_backward(
+    dx, dw, dscale = _gradients(
         g, x, w, y, scale, stats, kept, ctx.normalize, ctx.engine, ctx.recompute,
         needs_x or needs_scale, needs_w,
     )  # fmt: skip
@@ -423,5 +431,5 @@ def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
     )
 
 
-loss.register_autograd(_backward, setup_context=_setup)
-loss_backward.register_autograd(_no_second)
+evaluated = with_gradient(loss, _loss, _backward, _setup)
+_gradients = with_gradient(loss_backward, _loss_backward, _no_second)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton
+from pvp_fast.dispatch import FUSED, choose, fuses, why_not_native, why_not_triton, with_gradient
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_pool
 from pvp_fast.losses.problem import blocks, inverse_norms, through_norm
@@ -165,8 +165,7 @@ def _chunked_backward(
     return dz, grad_w.mul_(chunks.w_inverse[:, None]).to(w.dtype), dtemperature
 
 
-@torch.library.custom_op("pvp_fast::spatial_softmax_pool", mutates_args=())
-def pool(
+def _pool(
     z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, engine: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Pooled cosines (B, C) float32; what backward needs: native_pool.Saved, or (2, B, C) alone."""
@@ -184,6 +183,9 @@ def pool(
         return found.pooled, found.stats, z.new_empty(0), z.new_empty(0)
 
 
+pool = torch.library.custom_op("pvp_fast::spatial_softmax_pool", _pool, mutates_args=())
+
+
 @pool.register_fake
 def _(
     z: Tensor, w: Tensor, mask: Tensor | None, temperature: Tensor, normalize: bool, engine: str
@@ -194,8 +196,7 @@ def _(
     return saved.pooled, saved.stats, z.new_empty(0), z.new_empty(0)
 
 
-@torch.library.custom_op("pvp_fast::spatial_softmax_pool_backward", mutates_args=())
-def pool_backward(
+def _pool_backward(
     g: Tensor,
     z: Tensor,
     w: Tensor,
@@ -242,6 +243,11 @@ def pool_backward(
         )
 
 
+pool_backward = torch.library.custom_op(
+    "pvp_fast::spatial_softmax_pool_backward", _pool_backward, mutates_args=()
+)
+
+
 @pool_backward.register_fake
 def _(g: Tensor, z: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     *_, needs_z, needs_w = others
@@ -250,6 +256,7 @@ def _(g: Tensor, z: Tensor, w: Tensor, *others: Any) -> tuple[Tensor, Tensor, Te
 
 
 def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    ctx.set_materialize_grads(False)  # of what is kept, which nobody differentiates
     z, w, mask, temperature, ctx.normalize, ctx.engine = inputs
     ctx.save_for_backward(z, w, mask, temperature, *output)
 
@@ -257,7 +264,7 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]
     z, w, mask, temperature, *saved = ctx.saved_tensors
     needs_z, needs_w, _, needs_temperature, *_ = ctx.needs_input_grad
-    dz, dw, dtemperature = pool_backward(
+    dz, dw, dtemperature = _gradients(
         g, z, w, mask, temperature, *saved, ctx.normalize, ctx.engine,
         needs_z, needs_w or needs_temperature,
     )  # fmt: skip
@@ -278,8 +285,8 @@ def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
     )
 
 
-pool.register_autograd(_backward, setup_context=_setup)
-pool_backward.register_autograd(_no_second)
+_pooled = with_gradient(pool, _pool, _backward, _setup)
+_gradients = with_gradient(pool_backward, _pool_backward, _no_second)
 
 
 def spatial_softmax_pool(
@@ -353,5 +360,5 @@ def spatial_softmax_pool(
         temperature = torch.full((), temperature, dtype=torch.float32, device=z.device)
     if w.dtype not in FUSED:
         w = w.to(z.dtype)
-    pooled, *_ = pool(z, w, mask, temperature, normalize, engine)
+    pooled, *_ = _pooled(z, w, mask, temperature, normalize, engine)
     return scale * pooled

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from pvp_fast import losses
+from pvp_fast import losses, spatial_softmax_pool
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import CSRLabels, fused
 from pvp_fast.losses.asl import ASL
@@ -236,6 +236,50 @@ def test_compiles_without_a_break_checkpoints_and_ignores_autocast(kind: str, re
 
     whole = fused(x, w, y, regime=regime)
     torch.testing.assert_close(listed(x, w, lists.offsets, lists.indices), whole)
+
+
+def _every_operator(x: Tensor, w: Tensor, scale: Tensor) -> list[Tensor]:
+    """Values and gradients of one loss of each operator."""
+    y = make_labels("bool", 5, 5)
+    values = [
+        losses.asl_loss(x, w, y, scale=scale),
+        losses.ranking_loss(x, w, make_labels("lists", 5, 5), scale=scale, regime="recompute"),
+        losses.clip_loss(x, w, scale=scale),
+        spatial_softmax_pool(x[:, None], w, scale=scale).sum(),
+    ]
+    return [t for v in values for t in (v, *torch.autograd.grad(v * 0.5, (x, w, scale)))]
+
+
+class _Names(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if func.namespace == "pvp_fast":
+            self.seen.add(func._opname)
+        return func(*args, **(kwargs or {}))
+
+
+def test_who_watches_sees_the_operators_and_a_plain_call_gives_the_same_bits() -> None:
+    pairs = [torch.randn(5, 9, generator=torch.Generator().manual_seed(i)) for i in (0, 1)]
+    inputs = [t.requires_grad_() for t in (*pairs, torch.tensor(7.0))]
+    plain = _every_operator(*inputs)
+    with _Names() as names:
+        watched = _every_operator(*inputs)
+    assert all(map(torch.equal, plain, watched))
+    assert names.seen == {
+        f"{name}{suffix}"
+        for name in ("similarity_loss", "clip_loss", "spatial_softmax_pool")
+        for suffix in ("", "_backward")
+    }
+    with torch._subclasses.FakeTensorMode() as mode:
+        x, w, scale = (mode.from_tensor(t) for t in inputs)
+        value = losses.clip_loss(x, w, scale=scale) + spatial_softmax_pool(x[:, None], w).sum()
+        fake = torch.autograd.grad(value, (x, w, scale))
+    assert [t.shape for t in fake] == [t.shape for t in inputs]
+    with pytest.raises(RuntimeError):
+        torch.func.grad(lambda x: losses.clip_loss(x, inputs[1]))(inputs[0])
 
 
 def test_functional_and_second_derivatives_in_float64() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -149,7 +149,7 @@ def test_half_precision_is_evaluated_in_float32(name: str, dtype: torch.dtype) -
     torch.testing.assert_close(half, loss(scores.float(), y))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 6), st.integers(1, 9), st.integers(0, 1000))
 def test_csr_and_dense_labels_agree_and_inputs_stay(rows: int, columns: int, seed: int) -> None:
     scores, y = sample(rows, columns, seed)

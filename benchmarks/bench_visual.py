@@ -3,8 +3,9 @@
 ``python benchmarks/bench_visual.py [--model ViT-B-32] [--steps 40] [--json FILE]``
 
 The ways take turns, a step each, so that a busy machine slows all of them: float32 with torch's
-own attention and patch convolution, which is how this began; float32 and the precision that "auto"
-takes here, with ``pvp_fast.clip.frozen``; and the last with some of the patches a step. All learn
+own attention and patch convolution and images learned pixel by pixel, which is how this began; the
+same with ``pvp_fast.clip.frozen``; in the precision that "auto" takes here; with images learned by
+their frequencies; and the last with some of the patches a step. All learn
 the same 80 categories from the same features, batches and seed. Every few steps the held-out mAP is
 noted beside the seconds of the processor that were spent on steps; judging is not counted. Without
 weights at hand they are random: the encoder's time does not depend on them, the mAP does.
@@ -69,7 +70,7 @@ class Way:
         self.curve.append(
             {"step": step, "map": found, "cpu_s": round(self.cpu, 2), "wall_s": round(self.wall, 2)}
         )
-        print(f"{self.name:40} {self.curve[-1]}", flush=True)
+        print(f"{self.name:44} {self.curve[-1]}", flush=True)
 
     def seconds_to(self, aim: float, clock: str) -> float:
         """Seconds until the mAP was reached, between two notes in a straight line; else NaN."""
@@ -115,17 +116,22 @@ def main() -> None:
     fast = Backbone(
         copy.deepcopy(first.model), first._tokenizer, first.preprocess, precision="auto"
     )
-    kinds: list[tuple[str, Any, float]] = []
+    usual = VisualPromptConfig().frequencies
+    kinds: list[tuple[str, Any, float, float]] = []
     if not options.skip_plain:
-        kinds.append(("float32, torch's own layers", backbone("float32", plain=True), 1.0))
-        kinds.append(("float32", backbone("float32"), 1.0))
-    kinds.append((fast.precision, fast, 1.0))
+        plain = backbone("float32", plain=True)
+        kinds.append(("float32, torch's own layers, pixels", plain, 1.0, 0.0))
+        kinds.append(("float32, pixels", backbone("float32"), 1.0, 0.0))
+    kinds.append((f"{fast.precision}, pixels", fast, 1.0, 0.0))
+    kinds.append((f"{fast.precision}, frequencies", fast, 1.0, usual))
     kinds += [
-        (f"{fast.precision}, {share:g} of the patches", fast, share) for share in options.patches
+        (f"{fast.precision}, frequencies, {share:g} of the patches", fast, share, usual)
+        for share in options.patches
     ]
     ways = []
-    for name, model, share in kinds:
-        config = VisualPromptConfig(LoopConfig(lr=0.1, batch_size=512), patches=share)
+    for name, model, share, frequencies in kinds:
+        loop = LoopConfig(lr=0.1, batch_size=512)
+        config = VisualPromptConfig(loop, patches=share, frequencies=frequencies)
         ways.append(Way(name, VisualPromptStage(model, sentences, held_out, config)))
     for step in range(options.steps + 1):
         for way in ways:

@@ -95,7 +95,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, torch.enable_grad():
         artifact = train(backbone, corpus, options.run or Path(scratch) / "run", config)
     rows = [vocabulary.index(name) for name in SHOWN]
-    noise = PseudoVisualPrompts(len(vocabulary), backbone.image_size, seed=config.visual.loop.seed)
+    noise = PseudoVisualPrompts(
+        len(vocabulary),
+        backbone.image_size,
+        seed=config.visual.loop.seed,
+        frequencies=config.visual.frequencies,
+    )
     start = noise.images(backbone.preprocess)[rows, 0]
     pixels = backbone.preprocess.denormalize(artifact.training.pixels[rows, 0])
     learned = pixels.permute(0, 2, 3, 1)

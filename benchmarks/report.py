@@ -273,9 +273,11 @@ def storage(results: Path) -> str:
 def training(results: Path) -> str:
     """A million categories learned at the default settings, ten sentences each."""
     from pvp_fast import TrainConfig
+    from pvp_fast.modules.images import image_space
 
     costs, config, each = read("scaling.json", results)["vit_b_32_ms"], TrainConfig(), 10
-    pixels = 4 * 3 * 224 * 224 * CATEGORIES / 1e12
+    learned = math.prod(image_space(224, config.visual.frequencies).shape)
+    images = 4 * learned * CATEGORIES / 1e12
     context = 4 * 512 * config.text.n_ctx * CATEGORIES / 1e9
     steps = {"stage 1": config.visual.loop.steps, "stage 2": config.text.loop.steps}
     days = {
@@ -292,7 +294,7 @@ def training(results: Path) -> str:
         [
             f"stage 1, {steps['stage 1']} steps of every prompt",
             f"{days['stage 1'] * CATEGORIES / DAY:,.0f}",
-            f"{4 * pixels:.1f} TB: pixels, gradients, two moments",
+            f"{4 * images:.1f} TB: images, gradients, two moments",
         ],
         [
             f"stage 2, {steps['stage 2']} steps, twice",

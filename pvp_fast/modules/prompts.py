@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.clip.preprocess import Preprocess
 from pvp_fast.errors import InputError
+from pvp_fast.modules.images import image_space
 from pvp_fast.modules.templates import CLIP_TEMPLATES
 
 Index = torch.Tensor | Sequence[int] | None
@@ -21,12 +22,13 @@ _AT_ONCE = 1024  # names whose templates are encoded at once
 class PseudoVisualPrompts(nn.Module):
     """P learnable images per category: P_c of METHOD section 3 (arXiv 2407.04994, 2405.06926).
 
-    Starts as noise of spread ``std`` in normalised pixel space, half of its variance in coarse
-    patches: fine noise alone is close to a flat grey for an encoder. A category's noise depends
-    on ``seed`` and its position only, so a larger vocabulary begins with the same images.
+    Starts as noise with the power of natural images over its frequencies, or half of it in coarse
+    patches where pixels are learned. A category's noise depends on ``seed`` and its position only,
+    so a larger vocabulary begins with the same images.
 
     Attributes:
-        pixels: parameter (C, P, 3, H, W) float32, in the backbone's normalised pixel space.
+        learned: parameter (C, P, 3, h, w) float32: coefficients of frequencies, or pixels.
+        space: what makes it pixels, see :mod:`pvp_fast.modules.images`.
     """
 
     def __init__(
@@ -36,26 +38,48 @@ class PseudoVisualPrompts(nn.Module):
         *,
         per_category: int = 1,
         seed: int = 0,
-        std: float = 0.5,
+        std: float | None = None,
+        frequencies: float = 0.5,
     ) -> None:
+        """Make the starting images.
+
+        Args:
+            std: root mean square of their pixels, in normalised pixel space; None is 0.15 for
+                frequencies and 0.5 for pixels.
+            frequencies: the share of each axis' frequencies that is learned, up to 1; 0 learns
+                pixels.
+        """
         super().__init__()
         if n_categories < 1 or per_category < 1:
             raise InputError(
                 f"n_categories={n_categories}, per_category={per_category}: both at least 1"
             )
-        if not std >= 0:
+        if std is not None and not std >= 0:
             raise InputError(f"std={std}: the spread of the starting noise is 0 or more")
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        first = starting_images(n_categories, size, per_category=per_category, seed=seed, std=std)
-        self.pixels = nn.Parameter(torch.stack(list(first)))
+        self.space = image_space(image_size, frequencies)
+        first = torch.stack(list(self.space.starts(n_categories, per_category, seed)))
+        self.learned = nn.Parameter(first if std is None else first * (std / self.space.spread))
+
+    def _load_from_state_dict(
+        self, state: dict[str, torch.Tensor], prefix: str, *rest: Any
+    ) -> None:
+        pixels = f"{prefix}pixels"  # in a run from before frequencies were learned
+        if pixels in state:
+            state[f"{prefix}learned"] = state.pop(pixels)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+    @property
+    def pixels(self) -> torch.Tensor:
+        """(C, P, 3, H, W) float32, in the backbone's normalised pixel space, differentiable."""
+        return self.space(self.learned)
 
     @property
     def n_categories(self) -> int:
-        return self.pixels.shape[0]
+        return self.learned.shape[0]
 
     @property
     def per_category(self) -> int:
-        return self.pixels.shape[1]
+        return self.learned.shape[1]
 
     def forward(
         self, backbone: Backbone, index: Index = None, *, batch_size: int = 128
@@ -67,21 +91,21 @@ class PseudoVisualPrompts(nn.Module):
             batch_size: images the encoder sees at once.
 
         Returns:
-            (n, P, D) unit rows v_c, differentiable in ``pixels``.
+            (n, P, D) unit rows v_c, differentiable in ``learned``.
         """
-        chosen = self.pixels if index is None else self.pixels[_as_index(index, self.pixels)]
+        chosen = self.learned if index is None else self.learned[_as_index(index, self.learned)]
         if batch_size < 1:
             raise InputError(f"batch_size={batch_size}: must be at least 1")
         if not len(chosen):
             return chosen.new_zeros(0, self.per_category, backbone.embed_dim)
         chunks = chosen.flatten(0, 1).split(batch_size)
-        features = torch.cat([backbone.encode_image(chunk) for chunk in chunks])
+        features = torch.cat([backbone.encode_image(self.space(chunk)) for chunk in chunks])
         return features.view(len(chosen), self.per_category, -1)
 
     @torch.no_grad()
     def images(self, preprocess: Preprocess) -> torch.Tensor:
         """The prompts as pictures: (C, P, H, W, 3) uint8 on the CPU."""
-        shown = preprocess.denormalize(self.pixels.detach()).mul(255).round()
+        shown = preprocess.denormalize(self.pixels).mul(255).round()
         return shown.to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().cpu()
 
 
@@ -214,24 +238,6 @@ def prompt_ensemble(
         features = backbone.encode_text(texts).view(len(some), len(templates), -1)
         parts.append(F.normalize(features.mean(dim=1), dim=-1))
     return torch.cat(parts)
-
-
-def starting_images(
-    count: int, size: tuple[Any, ...], *, per_category: int = 1, seed: int = 0, std: float = 0.5
-) -> Iterator[torch.Tensor]:
-    """What each category's images begin as, (P, 3, *size): see :class:`PseudoVisualPrompts`."""
-    generator = torch.Generator().manual_seed(seed)
-    for _ in range(count):
-        yield _noise(per_category, size, generator) * std
-
-
-def _noise(count: int, size: tuple[Any, ...], generator: torch.Generator) -> torch.Tensor:
-    """(count, 3, *size) of unit variance, half coarse and half fine."""
-    fine = torch.randn(count, 3, *size, generator=generator)
-    cells = (max(size[0] // 16, 2), max(size[1] // 16, 2))
-    coarse = torch.randn(count, 3, *cells, generator=generator)
-    coarse = F.interpolate(coarse, size, mode="nearest")
-    return (fine + coarse) * 0.5**0.5
 
 
 def _readable(name: str) -> str:

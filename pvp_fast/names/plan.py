@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +23,7 @@ import torch
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.modules.images import image_space
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.training import TrainConfig
@@ -205,7 +207,9 @@ def plan_training(
     many = names > EVERY
     templates = names * len(CLIP_TEMPLATES)  # the ensemble of the original bank
     stages = [("sentences", (sentences + templates) * costs.text + sentences * WRITING)]
-    pixels = 3 * backbone.image_size[0] * backbone.image_size[1] * visual.prompts_per_category
+    pixels = 3 * math.prod(backbone.image_size) * visual.prompts_per_category
+    learned = math.prod(image_space(backbone.image_size, visual.frequencies).shape)
+    learned *= visual.prompts_per_category
     memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
     memory += 4 * BUDGET  # a step's activations, and what passes through them backward
     disk = sentences * width * 2 + names * width * 4 * 3
@@ -213,8 +217,8 @@ def plan_training(
         at_once = step_width(names, visual.categories_per_step)
         images = at_once * visual.prompts_per_category
         stages.append(("visual prompts", visual.loop.steps * (images * costs.image + STEP)))
-        memory += at_once * pixels * 4 * 5
-        disk += names * pixels * 4 * ROW_COPIES if at_once < names else names * pixels * 4 * 4
+        memory += at_once * 4 * (5 * learned + 2 * pixels)
+        disk += names * 4 * (learned * ROW_COPIES if at_once < names else 3 * learned + pixels)
     prompts = step_width(names, text.categories_per_step) * costs.prompt
     words = text.loop.steps * (prompts + STEP)
     if config.learn != "full" or not many:

@@ -24,7 +24,7 @@ from pvp_fast.vocabulary.categories import Category, Vocabulary
 SENTENCES = 600
 STEPS = 60
 BATCH = 256
-LR_PIXELS = 0.1
+LR_IMAGES = 0.1
 LR_CTX = 5e-3
 SCALE = 4.0
 TRANSFER = 1.0
@@ -80,13 +80,13 @@ def add_category(
 
     visual_bank = F.normalize(banks.visual.mean(1), dim=-1).to(x.device)
     text_bank = banks.text.to(x.device)
-    groups = [{"params": [images.pixels], "lr": LR_PIXELS}]
+    groups = [{"params": [images.learned], "lr": LR_IMAGES}]
     if specific:
         groups.append({"params": [prompts.ctx], "lr": LR_CTX})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
-        for group, rate in zip(optimizer.param_groups, (LR_PIXELS, LR_CTX), strict=False):
+        for group, rate in zip(optimizer.param_groups, (LR_IMAGES, LR_CTX), strict=False):
             group["lr"] = rate * (1 - step / steps)
         rows = torch.randint(len(x), (BATCH,), generator=generator).to(x.device)
         with torch.enable_grad():

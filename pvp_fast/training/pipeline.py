@@ -89,7 +89,7 @@ class TrainConfig:
     def demo(cls, seed: int = 0) -> TrainConfig:
         """Sized for the pocket model on two CPU cores: about a minute and a half."""
         return cls(
-            visual=VisualPromptConfig(LoopConfig(steps=120, lr=0.1, batch_size=512, seed=seed)),
+            visual=VisualPromptConfig(LoopConfig(steps=60, lr=0.1, batch_size=512, seed=seed)),
             text=TextPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
             local_prompts=LocalPromptConfig(LoopConfig(steps=100, lr=5e-3, seed=seed)),
         ).with_seed(seed)
@@ -111,11 +111,17 @@ class TrainConfig:
         return dataclasses.replace(self, **sections)
 
     def without_gap(self) -> TrainConfig:
-        """Sentences as they are, and the settings of the stages that go with them."""
+        """Sentences as they are, and the settings of the stages that go with them.
+
+        Images are learned pixel by pixel then, in twice the steps.
+        """
+        loop = self.visual.loop
+        if self.visual.frequencies:
+            loop = dataclasses.replace(loop, steps=2 * loop.steps)
         return dataclasses.replace(
             self,
             gap=OFF,
-            visual=dataclasses.replace(self.visual, both_ways=False),
+            visual=dataclasses.replace(self.visual, loop=loop, both_ways=False, frequencies=0.0),
             adapter=AdapterConfig.plain(self.adapter.loop.seed),
             local_prompts=dataclasses.replace(self.local_prompts, weight=None, tile=0.0),
         )
@@ -446,7 +452,7 @@ def _claim(
         stored = {"gap": dataclasses.asdict(OFF), **found["config"]}
         earlier = (
             ("adapter", {"centre": False}),
-            ("visual", {"both_ways": False}),
+            ("visual", {"both_ways": False, "frequencies": 0.0}),
             ("local_prompts", {"tile": 0.0}),
         )
         for section, default in earlier:

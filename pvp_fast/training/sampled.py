@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import InputError
 from pvp_fast.losses import clip_loss
-from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts, starting_images
+from pvp_fast.modules.images import image_space
+from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import (
     EVERY,
@@ -33,6 +34,7 @@ from pvp_fast.training.features import (
 from pvp_fast.training.rows import RowOptimizer, RowTable, activation_bytes, bounded
 from pvp_fast.training.text import TextPromptConfig, inner_map
 from pvp_fast.training.visual import (
+    STILL,
     Translation,
     VisualPromptConfig,
     drawn_patches,
@@ -110,7 +112,7 @@ class SampledVisualPrompts:
     """Stage 1; see :class:`pvp_fast.training.visual.VisualPromptStage`.
 
     Args:
-        path: the file of the learned images, (P, 3, H, W) a category.
+        path: the file of what is learned of the images, (P, 3, h, w) a category.
     """
 
     name = "pseudo visual prompts"
@@ -126,19 +128,16 @@ class SampledVisualPrompts:
         self.backbone, self.train, self.held_out, self.config = backbone, train, held_out, config
         self.width = step_width(train.categories, config.categories_per_step)
         self.known = torch.unique(train.labels.indices)
-        size = backbone.image_size
-        shape = (config.prompts_per_category, 3, *size)
-        self.table = RowTable(path, train.categories, shape)
-        first = starting_images(
-            train.categories, size, per_category=shape[0], seed=config.loop.seed
-        )
+        self.space = image_space(backbone.image_size, config.frequencies).to(train.device)
+        each = config.prompts_per_category
+        self.table = RowTable(path, train.categories, (each, *self.space.shape))
         with Ranks().in_turn():
-            self.table.fill(first)
+            self.table.fill(self.space.starts(train.categories, each, config.loop.seed))
         self.optimizer = RowOptimizer(self.table, config.loop, train.device)
         pair = self.table.values(torch.tensor([0, min(1, train.categories - 1)]))
         some = drawn_patches(backbone, config.patches, torch.Generator())
         self._each = activation_bytes(
-            lambda images: self._images(images, some), pair.to(train.device)
+            lambda learned: self._images(learned, patches=some), pair.to(train.device)
         )
         self.module = _Bank(self.vectors())
         backbone.checkpoint_activations(config.checkpoint_activations)
@@ -146,21 +145,23 @@ class SampledVisualPrompts:
     def __len__(self) -> int:
         return len(self.train)
 
-    def _images(self, pixels: Tensor, patches: Tensor | None = None) -> Tensor:
-        return encoded(self.backbone, pixels, patches)
+    def _images(
+        self, learned: Tensor, move: Translation = STILL, patches: Tensor | None = None
+    ) -> Tensor:
+        return encoded(self.backbone, move(self.space(learned)), patches)
 
     def losses(self, batch: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         config, size = self.config, self.config.loop.batch_size
         step = _Step(self.train, self.known, self.width, batch, size, generator)
         move = Translation.drawn(config.shift, generator)
         some = drawn_patches(self.backbone, config.patches, generator)
-        pixels = self.optimizer.take(step.fresh)
+        learned = self.optimizer.take(step.fresh)
 
         def encode(part: Tensor) -> Tensor:
-            return self._images(move(part), some)
+            return self._images(part, move, some)
 
         fresh = Ranks().encode(
-            lambda own: bounded(encode, self._each, pixels[own]), torch.arange(len(step.fresh))
+            lambda own: bounded(encode, self._each, learned[own]), torch.arange(len(step.fresh))
         )
         vectors = step.vectors(self.module.bank, fresh)
         term = pooled_loss(config, step.x, vectors, step.y)
@@ -182,9 +183,12 @@ class SampledVisualPrompts:
     def prompts(self) -> PseudoVisualPrompts:
         """A copy of the learned images; of few categories."""
         prompts = PseudoVisualPrompts(
-            1, self.backbone.image_size, per_category=self.config.prompts_per_category
+            1,
+            self.backbone.image_size,
+            per_category=self.config.prompts_per_category,
+            frequencies=self.config.frequencies,
         )
-        prompts.pixels = nn.Parameter(self.table.values(torch.arange(self.table.count)))
+        prompts.learned = nn.Parameter(self.table.values(torch.arange(self.table.count)))
         return prompts.to(self.train.device)
 
     @torch.no_grad()

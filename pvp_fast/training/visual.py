@@ -30,10 +30,12 @@ class VisualPromptConfig:
     ``both_ways`` ranks the sentences of a category too, not only the categories of a sentence.
     ``shift`` pixels of random translation keep the prompts from relying on exact positions.
     ``patches`` is the share of its patches that a vision transformer looks at in a step, others
-    each time; a tower without patches always sees the whole.
+    each time; a tower without patches always sees the whole. ``frequencies`` is the share of each
+    axis' frequencies that is learned of an image; 0 learns its pixels
+    (:mod:`pvp_fast.modules.images`).
     """
 
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=400, lr=0.1, batch_size=512))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=200, lr=0.1, batch_size=512))
     loss: str = "ranking"
     scale: float = 4.0
     prompts_per_category: int = 1
@@ -42,11 +44,16 @@ class VisualPromptConfig:
     checkpoint_activations: bool = False
     both_ways: bool = True
     patches: float = 1.0
+    frequencies: float = 0.5
 
     def __post_init__(self) -> None:
         check_loss(self.loss)
         if not 0 < self.patches <= 1:
             raise InputError(f"VisualPromptConfig: patches={self.patches}: give a share, above 0")
+        if not 0 <= self.frequencies <= 1:
+            raise InputError(
+                f"VisualPromptConfig: frequencies={self.frequencies}: give a share, or 0 for pixels"
+            )
         if self.prompts_per_category > 1 and self.loss != "ranking":
             raise InputError(
                 f"VisualPromptConfig: prompts_per_category={self.prompts_per_category} pools "
@@ -78,6 +85,7 @@ class VisualPromptStage:
             backbone.image_size,
             per_category=config.prompts_per_category,
             seed=config.loop.seed,
+            frequencies=config.frequencies,
         ).to(train.device)
         self.module = _Visual(prompts)
         backbone.checkpoint_activations(config.checkpoint_activations)
@@ -90,10 +98,11 @@ class VisualPromptStage:
         x, y = part.x, part.dense(self.train.categories)
         move = Translation.drawn(self.config.shift, generator)
         some = drawn_patches(self.backbone, self.config.patches, generator)
-        pixels = self.module.prompts.pixels
+        prompts = self.module.prompts
 
         def encode(own: Tensor) -> Tensor:
-            return encoded(self.backbone, move(pixels[own.to(pixels.device)]), some)
+            pixels = prompts.space(prompts.learned[own.to(prompts.learned.device)])
+            return encoded(self.backbone, move(pixels), some)
 
         vectors = Ranks().encode(encode, torch.arange(self.train.categories))
         term = pooled_loss(self.config, x, vectors, y)
@@ -148,6 +157,9 @@ class Translation(NamedTuple):
         top, left = reach + self.dy, reach + self.dx
         moved = padded[..., top : top + height, left : left + width]
         return moved.reshape(pixels.shape)
+
+
+STILL = Translation(0, 0, 0)
 
 
 def drawn_patches(backbone: Backbone, share: float, generator: torch.Generator) -> Tensor | None:

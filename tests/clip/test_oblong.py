@@ -91,12 +91,14 @@ def test_a_trunk_with_positions_keeps_its_size(
     assert backbone.encode_regions(torch.zeros(1, 3, *SIDES)).shape == (1, 24, 16)
 
 
-def test_learned_images_have_the_towers_shape(tmp_path: Path) -> None:
+@pytest.mark.parametrize("frequencies", [0.0, 0.5])
+def test_learned_images_have_the_towers_shape(tmp_path: Path, frequencies: float) -> None:
     backbone = Backbone.load(saved(tmp_path, "squash"))
-    prompts = PseudoVisualPrompts(2, backbone.image_size)
+    prompts = PseudoVisualPrompts(2, backbone.image_size, frequencies=frequencies)
     prompts(backbone)[..., 0].sum().backward()
-    assert prompts.pixels.grad is not None
-    assert prompts.pixels.grad.shape == (2, 1, 3, *SIDES)
+    assert prompts.learned.grad is not None
+    sides = [round(side * (frequencies or 1)) for side in SIDES]
+    assert prompts.learned.grad.shape == (2, 1, 3, *sides)
     moved = Translation(4, 2, -3)(prompts.pixels)
     assert torch.equal(moved[..., :30, 3:], prompts.pixels[..., 2:, :45])
 

@@ -90,7 +90,10 @@ def test_a_step_moves_what_it_looked_at(corpus: Corpus, tmp_path: Path, sampled:
     tower = timm_tower("vit", "token", None)
     x = tower.encode_text(corpus.sentences).numpy()
     data = Sentences(x, label_lists(corpus.labels), len(corpus.vocabulary))
-    config = VisualPromptConfig(patches=0.25, shift=0, categories_per_step=2 if sampled else 0)
+    some_categories = 2 if sampled else 0
+    config = VisualPromptConfig(
+        patches=0.25, shift=0, categories_per_step=some_categories, frequencies=0.0
+    )
     moved = []
     if sampled:
         some = SampledVisualPrompts(tower, data, data, config, tmp_path / "rows")
@@ -99,7 +102,7 @@ def test_a_step_moves_what_it_looked_at(corpus: Corpus, tmp_path: Path, sampled:
     else:
         stage = VisualPromptStage(tower, data, data, config)
         sum(stage.losses(torch.arange(4), torch.Generator().manual_seed(1)).values()).backward()
-        gradient = stage.module.prompts.pixels.grad
+        gradient = stage.module.prompts.learned.grad
     assert gradient is not None
     for image in gradient.flatten(0, 1):
         blocks = image.abs().sum(0).unflatten(0, (4, 8)).unflatten(2, (4, 8)).sum((1, 3)) > 0

@@ -50,20 +50,35 @@ def test_visual_prompts_encode_to_unit_rows_of_the_chosen_categories(backbone: B
 def test_only_the_chosen_images_get_a_gradient(backbone: Backbone) -> None:
     prompts = PseudoVisualPrompts(4, (32, 32))
     prompts(backbone, [2, 0])[..., 0].sum().backward()
-    moved = prompts.pixels.grad.abs().sum(dim=(1, 2, 3, 4)) > 0  # type: ignore[union-attr]
+    moved = prompts.learned.grad.abs().sum(dim=(1, 2, 3, 4)) > 0  # type: ignore[union-attr]
     assert moved.tolist() == [True, False, True, False]
     assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_noise_has_its_spread_its_seed_and_its_place() -> None:
+@pytest.mark.parametrize(
+    ("frequencies", "alike"),
+    [
+        (0.0, (0.35, 0.6)),  # half of the variance is coarse
+        (0.5, (0.8, 1.0)),
+        (1.0, (0.7, 0.9)),
+    ],
+)
+def test_noise_has_its_spread_its_seed_and_its_place(
+    frequencies: float, alike: tuple[float, float]
+) -> None:
+    def start(count: int, seed: int) -> torch.Tensor:
+        prompts = PseudoVisualPrompts(count, 64, std=0.5, seed=seed, frequencies=frequencies)
+        return prompts.pixels.detach()
+
     before = torch.get_rng_state()
-    first = PseudoVisualPrompts(8, 64, std=0.5, seed=1).pixels.detach()
+    first = start(8, 1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert abs(float(first.std()) - 0.5) < 0.03
-    assert torch.equal(first, PseudoVisualPrompts(9, 64, std=0.5, seed=1).pixels[:8])
-    assert not torch.equal(first, PseudoVisualPrompts(8, 64, std=0.5, seed=2).pixels)
+    assert first.shape == (8, 1, 3, 64, 64)
+    assert abs(float(first.square().mean().sqrt()) - 0.5) < 0.05
+    torch.testing.assert_close(first, start(9, 1)[:8], atol=1e-6, rtol=0)
+    assert not torch.allclose(first, start(8, 2), atol=0.1)
     neighbours = (first[..., :-1] * first[..., 1:]).mean() / first.square().mean()
-    assert 0.35 < float(neighbours) < 0.6  # half of the variance is coarse
+    assert alike[0] < float(neighbours) < alike[1]
 
 
 def test_prompts_can_be_looked_at() -> None:
@@ -82,6 +97,7 @@ def test_prompts_can_be_looked_at() -> None:
         ({"n_categories": 0}, None, "n_categories=0"),
         ({"per_category": 0}, None, "per_category=0"),
         ({"std": -1.0}, None, "std=-1.0"),
+        ({"frequencies": 1.5}, None, "frequencies=1.5"),
         ({}, [2], "from 0 to 1"),
         ({}, [-1], "from 0 to 1"),
         ({}, torch.tensor([0.5]), "index has dtype"),

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.artifacts import every_tensor
 from support.training import Toy, config, settings, small
 
@@ -114,7 +116,14 @@ def test_a_run_from_before_there_was_a_gap_goes_on_without_one(
     run = json.loads(path.read_text())
     del run["config"]["gap"], run["config"]["adapter"]["centre"]
     del run["config"]["visual"]["both_ways"], run["config"]["visual"]["loop"]["keep_best"]
+    del run["config"]["visual"]["frequencies"]
     path.write_text(json.dumps(run))
+    learned = tmp_path / "visual" / "checkpoint.safetensors"
+    with safe_open(learned, "pt") as stream:
+        tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118
+        about = stream.metadata()
+    tensors["module.prompts.pixels"] = tensors.pop("module.prompts.learned")
+    save_file(tensors, learned, about)
     assert train(backbone, corpus, tmp_path, off, progress=False).version == first.version
     with pytest.raises(InputError, match="another config"):
         train(backbone, corpus, tmp_path, small(), progress=False)

@@ -1,6 +1,6 @@
 """Stage 1 of a ViT to the same mAP on held-out sentences: today's way beside the plain one.
 
-``python benchmarks/bench_visual.py [--model ViT-B-32] [--steps 40] [--json FILE]``
+``python benchmarks/bench_visual.py [--model ViT-B-32 | --vit FILE] [--steps 40] [--json FILE]``
 
 The ways take turns, a step each, so that a busy machine slows all of them: float32 with torch's
 own attention and patch convolution and images learned pixel by pixel, which is how this began; the
@@ -8,13 +8,15 @@ same with ``pvp_fast.clip.frozen``; in the precision that "auto" takes here; wit
 their frequencies; and the last with some of the patches a step. All learn
 the same 80 categories from the same features, batches and seed. Every few steps the held-out mAP is
 noted beside the seconds of the processor that were spent on steps; judging is not counted. Without
-weights at hand they are random: the encoder's time does not depend on them, the mAP does.
+weights at hand they are random: the encoder's time does not depend on them, the mAP does. ``--vit``
+takes the trained tower that ``tools/train_pocket_vit.py`` writes, and the 70 categories it knows.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -27,8 +29,14 @@ from pvp_fast import Backbone, Vocabulary, build_corpus
 from pvp_fast.clip import frozen
 from pvp_fast.sentences import grammar_sentences
 from pvp_fast.training.features import Sentences, label_lists
+from pvp_fast.training.gap import Perturbation
 from pvp_fast.training.loop import LoopConfig
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tools"))
+from pocket.vit import load
+
+SIGMA = 1.5  # the noise of sentences, about what auto_sigma finds
 
 
 def torchs_own(backbone: Backbone) -> Backbone:
@@ -88,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="ViT-B-32")
     parser.add_argument("--weights", default="random", help="a tag or file")
+    parser.add_argument("--vit", type=Path, help="weights of the pocket model with a ViT")
     parser.add_argument("--sentences", type=int, default=3000)
     parser.add_argument("--steps", type=int, default=40, help="of each way")
     parser.add_argument("--every", type=int, default=5, help="steps between two notes")
@@ -97,13 +106,19 @@ def main() -> None:
     options = parser.parse_args()
 
     torch.manual_seed(0)
-    first = Backbone.load(options.model, options.weights)
-    vocabulary = Vocabulary.builtin("coco80")
+    if options.vit:
+        first, vocabulary = load(options.vit), Vocabulary.builtin("pocket70")
+    else:
+        first = Backbone.load(options.model, options.weights)
+        vocabulary = Vocabulary.builtin("coco80")
     corpus = build_corpus(grammar_sentences(vocabulary, options.sentences, seed=0), vocabulary)
     seen, unseen = corpus.split(0.1, 0)
     sentences, held_out = (
         Sentences(
-            first.encode_text(part.sentences).numpy(), label_lists(part.labels), len(vocabulary)
+            first.encode_text(part.sentences).numpy(),
+            label_lists(part.labels),
+            len(vocabulary),
+            gap=Perturbation(SIGMA),
         )
         for part in (seen, unseen)
     )
@@ -122,7 +137,8 @@ def main() -> None:
         plain = backbone("float32", plain=True)
         kinds.append(("float32, torch's own layers, pixels", plain, 1.0, 0.0))
         kinds.append(("float32, pixels", backbone("float32"), 1.0, 0.0))
-    kinds.append((f"{fast.precision}, pixels", fast, 1.0, 0.0))
+    if options.skip_plain or fast.precision != "float32":
+        kinds.append((f"{fast.precision}, pixels", fast, 1.0, 0.0))
     kinds.append((f"{fast.precision}, frequencies", fast, 1.0, usual))
     kinds += [
         (f"{fast.precision}, frequencies, {share:g} of the patches", fast, share, usual)
@@ -132,7 +148,8 @@ def main() -> None:
     for name, model, share, frequencies in kinds:
         loop = LoopConfig(lr=0.1, batch_size=512)
         config = VisualPromptConfig(loop, patches=share, frequencies=frequencies)
-        ways.append(Way(name, VisualPromptStage(model, sentences, held_out, config)))
+        stage = VisualPromptStage(model, sentences, held_out.perturbed(), config)
+        ways.append(Way(name, stage))
     for step in range(options.steps + 1):
         for way in ways:
             if step:
@@ -149,8 +166,8 @@ def main() -> None:
     print(table(["way", "CPU s", "wall s", "times as fast"], rows))
     if options.json:
         record = {
-            "model": options.model,
-            "weights": options.weights,
+            "model": "the pocket model with a ViT" if options.vit else options.model,
+            "weights": options.vit.name if options.vit else options.weights,
             "categories": len(vocabulary),
             "aim_map": aim,
             "seconds_to_aim": times,

@@ -223,6 +223,9 @@ def tag(
     chosen = Chosen(
         artifact, vocabulary, learn, minutes, captions, model, pretrained, cache, writer
     )
+    from pvp_fast.clip.light import import_torch
+
+    import_torch()
     from pvp_fast.sinks import BESIDE, format_for, open_sink
     from pvp_fast.sinks.captions import CaptionStyle
     from pvp_fast.sinks.ledger import describe

@@ -49,15 +49,14 @@ def load_pocket(pretrained: str | None) -> ClipParts:
         raise BackboneError(
             f"pretrained={pretrained!r}: the pocket model has one set of weights; leave it out"
         )
-    from pvp_fast.clip.pocket import load_model
+    from pvp_fast.clip.pocket import load_model, tokenizer
 
     with _rng_kept():
         model, config = load_model()
-        tokenizer = config["tokenizer"] if callable(config.get("tokenizer")) else _simple(model)
     mean, std = (tuple(float(v) for v in config[key]) for key in ("mean", "std"))
     size = int(config["image_size"])
     interpolation = config.get("interpolation", "bicubic")
-    return ClipParts(model, tokenizer, Preprocess(size, mean, std, interpolation))  # type: ignore[arg-type]
+    return ClipParts(model, tokenizer(), Preprocess(size, mean, std, interpolation))  # type: ignore[arg-type]
 
 
 def load_open_clip(
@@ -286,13 +285,6 @@ def _size(name: str, visual: Any, said: tuple[int, int]) -> tuple[int, int]:
     )
     visual.image_size = size
     return size
-
-
-def _simple(model: Any) -> Callable[..., torch.Tensor]:
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer: Callable[..., torch.Tensor] = SimpleTokenizer(context_length=model.context_length)
-    return tokenizer
 
 
 @contextlib.contextmanager

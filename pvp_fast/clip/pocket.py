@@ -9,6 +9,7 @@ Large matrices are stored as int8 with one float16 scale a row, the rest as floa
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pvp_fast.clip.undrawn import undrawn
 from pvp_fast.errors import BackboneError
 from pvp_fast.files import atomic_write
 
@@ -58,7 +60,13 @@ def tokenizer() -> Any:
     """open_clip's tokenizer at the pocket model's context length."""
     import open_clip
 
-    return open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+    # A tenth of a second goes into its table; the one that open_clip has made at its import has it.
+    made = getattr(open_clip.tokenizer, "_tokenizer", None)
+    if not isinstance(made, open_clip.SimpleTokenizer):
+        return open_clip.SimpleTokenizer(context_length=CONTEXT_LENGTH)
+    own = copy.copy(made)
+    own.context_length = CONTEXT_LENGTH
+    return own
 
 
 class CompactVocabulary:
@@ -151,6 +159,7 @@ def load_model(folder: Path = FOLDER) -> tuple[open_clip.CLIP, dict[str, Any]]:
         raise BackboneError(f"the pocket model in {folder} cannot be read: {error}") from error
     table = CompactVocabulary(token_ids).expand(state["token_embedding.weight"])
     state["token_embedding.weight"] = table
-    model = build_model()
+    with undrawn():
+        model = build_model()
     model.load_state_dict(state)
     return model.eval(), config

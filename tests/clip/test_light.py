@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import torch
 from support.waiting import PATIENCE
 
 from pvp_fast.artifact import Artifact
@@ -19,7 +20,8 @@ PROGRAM = """
 import json, sys
 from pvp_fast.cli import run
 code = run(sys.argv[1:])
-heavy = ("torch", "torch._dynamo", "transformers", "timm", "open_clip", "PIL")
+heavy = ("torch", "torch._dynamo", "torch._meta_registrations", "transformers", "timm", "open_clip",
+         "torchvision.models", "torchvision.datasets", "huggingface_hub", "PIL")
 print(json.dumps([code, [name for name in heavy if name in sys.modules]]))
 """
 
@@ -58,8 +60,10 @@ def test_an_artifacts_command_loads_what_its_model_uses(tmp_path: Path) -> None:
 
 def test_what_was_left_out_can_still_be_loaded() -> None:
     program = (
-        "from pvp_fast.clip.light import import_open_clip_for as load; load('pocket')\n"
-        "import torch, torchvision, transformers, timm\n"
+        "from pvp_fast.clip import light\n"
+        "light.import_torch(); light.import_open_clip_for('pocket')\n"
+        "import sys, torch, torchvision, transformers, timm, huggingface_hub\n"
+        "assert torchvision.models.resnet18 and torchvision.datasets.CIFAR10\n"
         "box = torch.tensor([[0, 0, 0, 4.0, 4.0]])\n"
         "print(torchvision.ops.roi_align(torch.ones(1, 3, 8, 8), box, 2).sum().item())\n"
         "print(torch.compile(lambda x: 2 * x, backend='eager')(torch.ones(1)).item())"
@@ -72,3 +76,40 @@ def test_what_was_left_out_can_still_be_loaded() -> None:
         check=True,
     )
     assert done.stdout.split() == ["12.0", "2.0"]
+
+
+def test_torchs_compiler_finds_torch_whole() -> None:
+    program = (
+        "from pvp_fast.clip.light import import_torch; import_torch(); import_torch()\n"
+        "import sys, torch\n"
+        "assert 'torch._decomp' not in sys.modules\n"
+        "print(torch.rand(1, generator=torch.Generator().manual_seed(0)).item())\n"
+        "ways = [torch.compile(lambda x: x.cumsum(0).sum(), backend='aot_eager')]\n"
+        "assert 'torch._decomp' in sys.modules\n"
+        "print(ways[0](torch.ones(3)).item())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    expected = torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
+    assert [float(line) for line in done.stdout.split()] == [expected, 6.0]
+
+
+def test_another_models_command_finds_torch_whole() -> None:
+    program = (
+        "from pvp_fast.clip import light\n"
+        "light.import_torch(); light.import_open_clip_for('ViT-L-16-SigLIP-256')\n"
+        "import sys; print('torch._meta_registrations' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=True,
+    )
+    assert done.stdout.split() == ["True"]

@@ -75,9 +75,14 @@ def atomic_write(
             stream.flush()
             sync_file(stream.fileno())
             if name is None:
-                # With a folder Python calls linkat(), which follows; link() would not.
-                unnamed = stream.fileno()
-                os.link(_link(unnamed), beside, src_dir_fd=unnamed, follow_symlinks=True)
+                if before is not None:
+                    before()
+                # A new file needs no other name in between, which a kill could leave behind.
+                if _give_name(stream.fileno(), target):
+                    sync_folder(target.parent)
+                    return
+                if not _give_name(stream.fileno(), beside):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(beside))
                 name = beside
         _make_like(name, target)
         if before is not None:
@@ -101,6 +106,18 @@ def _unnamed(folder: Path) -> int | None:
         return handle
     os.close(handle)  # without /proc it could not get a name
     return None
+
+
+def _give_name(handle: int, name: Path) -> bool:
+    """Name a file without one; False where there is another of that name."""
+    with contextlib.suppress(OSError):
+        os.fchmod(handle, _plain_mode())
+    try:
+        # With a folder Python calls linkat(), which follows; link() would not.
+        os.link(_link(handle), name, src_dir_fd=handle, follow_symlinks=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _link(handle: int) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 CUDA_MAX_K: int
 
 def pack(*, w: object, panels: object) -> None: ...
+def encode_int8(*, w: object, centre: object, words: object) -> None: ...
 def topk(
     *,
     x: object,

@@ -81,9 +81,10 @@ def centre_of(rows: Tensor) -> Tensor:
 def faster_dtype(rows: Tensor) -> str:
     """Who finds the float32 answer for (C, D) CPU rows sooner: "int8" or "float32".
 
-    Measured: from 1,000 categories on the 8-bit search is never slower, and the faster the more
-    there are (benchmarks/NOTES.md), where its bounds leave few categories open. Here 256 of the
-    rows are looked for among themselves: at most a quarter may reach the tenth best.
+    Measured: at 1,000 categories the 8-bit search takes about float32's time for many queries and
+    less than half of it for one; the more there are, the less (benchmarks/NOTES.md), where its
+    bounds leave few categories open. Here 256 of the rows are looked for among themselves: at most
+    a quarter may reach the tenth best.
     """
     categories, width = rows.shape
     if categories < _MANY or width > INT8_WIDTH:

@@ -1,6 +1,5 @@
 #include "cpu.h"
 
-#include <array>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -72,15 +71,7 @@ const description kDescriptions[kIsas] = {
 
 const char* isa_name(isa set) { return kDescriptions[static_cast<int>(set)].name; }
 
-// Asked once: under a hypervisor cpuid leaves the guest, which takes microseconds.
-bool runs_here(isa set) {
-  static const std::array<bool, kIsas> here = [] {
-    std::array<bool, kIsas> answers{};
-    for (std::size_t i = 0; i < answers.size(); ++i) answers[i] = kDescriptions[i].runs_here();
-    return answers;
-  }();
-  return here[static_cast<std::size_t>(set)];
-}
+bool runs_here(isa set) { return kDescriptions[static_cast<int>(set)].runs_here(); }
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

@@ -238,10 +238,10 @@ def tag(
         from pvp_fast.loaders import Search
         from pvp_fast.pictures.settings import pictures_of
 
-        if output is None or append or dry_run or redo or embeddings is not None:
+        if output is None or append or dry_run or redo or embeddings is not None or only or without:
             raise InputError(
                 "--engine ray: give images and -o FOLDER, and no --append, --dry-run, --redo, "
-                "--embeddings"
+                "--embeddings, --only, --without"
             )
         folder = chosen.folder(device)
         _bulk(

@@ -135,7 +135,8 @@ def clip_loss(
     )
     if w.dtype not in FUSED:
         w = w.to(x.dtype)
-    return infonce.evaluated(x, w, y, heat, shift, normalize, engine, regime == "recompute")
+    value, _, _ = infonce.evaluated(x, w, y, heat, shift, normalize, engine, regime == "recompute")
+    return value
 
 
 class CLIPLoss(nn.Module):

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
+
 from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ArtifactError, InputError
@@ -34,10 +36,10 @@ from pvp_fast.sentences import Corpus, FeatureCache, build_corpus, grammar_sente
 from pvp_fast.training import TrainConfig, train
 from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.gap import Perturbation
-from pvp_fast.training.vectors import VectorConfig, learn_vectors, noise_length
+from pvp_fast.training.vectors import VectorConfig, judged_map, learn_vectors, noise_length
 from pvp_fast.vocabulary.categories import Vocabulary
 
-FORMAT = 1  # of the keys: another way to make an artifact is another key
+FORMAT = 2  # of the keys: another way to make an artifact is another key
 GRAMMAR = 6000
 PER_NAME = 6  # sentences, where that is more
 MOST = 100_000  # sentences, whatever the number of names
@@ -262,23 +264,35 @@ def _make(
 def _from_vectors(
     backbone: Backbone, corpus: Corpus, plain: Head, config: VectorConfig, folder: Path
 ) -> Artifact:
+    """Class vectors half way from the names' to those that centred sentences teach.
+
+    What all sentences have in common, the names do not have, being centred; nor is it in an image.
+    Left in, it is what a class vector first learns to avoid, and the more so the fewer of the
+    sentences are about it: among many names each would rank worse than alone (NOTES-method.md).
+    """
     seen, unseen = corpus.split(HELD_OUT, config.seed)
     cache = FeatureCache(folder / "features")
     train_on, judged = (
         Sentences(cache.features(backbone, part), label_lists(part.labels), len(plain))
         for part in (seen, unseen if len(unseen) else seen)
     )
+    middle = train_on.middle()
+    train_on, judged = train_on.without(middle), judged.without(middle)
     names = plain.adapter.original
     sigma = noise_length(train_on, names, config.seed)
     perturbed = dataclasses.replace(train_on, gap=Perturbation(sigma, MIX))
     found = learn_vectors(perturbed, judged, names, config)
+    vectors = F.normalize(names + found.w, dim=-1)
     return Artifact(
         vocabulary=corpus.vocabulary,
         backbone=backbone.record(),
-        head=head_of(names, found.w, alpha=1.0),
+        head=head_of(names, vectors, alpha=1.0),
         config={"learn": "text", **dataclasses.asdict(config)},
         metrics={
-            "held_out_map": {"names": found.names_map, "class vectors": found.learned_map},
+            "held_out_map": {
+                "names": found.names_map,
+                "class vectors": judged_map(judged, vectors, config.seed),
+            },
             "sentences": len(seen),
             "held_out": len(unseen),
             "gap_sigma": sigma,

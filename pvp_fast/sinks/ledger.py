@@ -237,8 +237,7 @@ class Ledger:
             return True
         if record.error is None:
             return False
-        unknown = content is None or known is None
-        return self.retry_failed or unknown or not is_lasting(record.error)
+        return self.retry_failed or content is None or not is_lasting(record.error)
 
     def see(self, key: str) -> Content | None:
         """Note size and time of an image's file, before it is read."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -174,6 +175,23 @@ class Sentences:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    def middle(self) -> Tensor:
+        """What the sentences have in common: the mean (D,) of their features, float64."""
+        total = torch.zeros(self.features.shape[1], dtype=torch.float64)
+        for start in range(0, len(self), JUDGED_ROWS):
+            part = np.asarray(self.features[start : start + JUDGED_ROWS], np.float64)
+            total += torch.from_numpy(part.sum(0))
+        return total / max(1, len(self))
+
+    def without(self, middle: Tensor) -> Sentences:
+        """The same sentences as unit rows of their features less ``middle`` (D,), in memory."""
+        features = np.empty(self.features.shape, np.float16)
+        for start in range(0, len(self), JUDGED_ROWS):
+            part = np.asarray(self.features[start : start + JUDGED_ROWS], np.float32)
+            rows = unit_(torch.from_numpy(part - middle.numpy().astype(np.float32)))
+            features[start : start + len(part)] = rows.numpy()
+        return dataclasses.replace(self, features=features)
 
     def rows(self, picked: Tensor) -> Labelled:
         """Some rows, features on the device."""

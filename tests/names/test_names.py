@@ -10,11 +10,15 @@ import pytest
 import torch
 
 from pvp_fast import Backbone, Tagger, Vocabulary
+from pvp_fast.demo import demo_set
 from pvp_fast.errors import BackboneError, InputError
+from pvp_fast.evaluation import read_folder
+from pvp_fast.metrics import mean_average_precision
 from pvp_fast.names import NameVectors, Request, cache_folder, prepare, zero_shot
 from pvp_fast.names import learn as learning
 from pvp_fast.names.plan import Costs, choose, plan_none, plan_training, plan_vectors, shortened
-from pvp_fast.names.zero_shot import calibration
+from pvp_fast.names.zero_shot import ImageSide, calibration
+from pvp_fast.sentences import grammar_sentences
 from pvp_fast.training import LoopConfig, TrainConfig
 from pvp_fast.training.vectors import VectorConfig
 
@@ -264,3 +268,28 @@ def test_what_was_made_from_names_can_be_evaluated(backbone: Backbone, tmp_path:
         ("zero-shot CLIP", [100.0]),
         ("+ dual adapter", [100.0]),
     ]
+
+
+@pytest.mark.parametrize("learn", ["none", "text"])
+def test_categories_rank_among_many_others_as_they_do_alone(
+    pocket: Backbone, tmp_path: Path, learn: str
+) -> None:
+    scenes = read_folder(demo_set())
+    z = ImageSide.of(pocket, tmp_path / "models").z
+    own = Vocabulary(scenes.names)
+    others = [f"kind{i} {head}" for i, head in enumerate(("lamp", "tower", "plate") * 60)]
+
+    def ranked(names: list[str]) -> float:
+        words = Vocabulary(names)
+        # As many sentences a name: among others it is mentioned no less.
+        written = tuple(grammar_sentences(words, 12 * len(names))) if learn == "text" else None
+        made = prepare(Request(words, learn, sentences=written), pocket, cache=tmp_path)
+        places = torch.tensor([words.index(name) for name in own.names])
+        with torch.no_grad():
+            scores = made.loaded().head.take(places).cosines(z)
+        return 100 * mean_average_precision(scores, scenes.labels > 0)
+
+    alone = ranked(list(own.names))
+    assert alone > 65
+    inside = ranked([*others[:90], *own.names, *others[90:]])
+    assert inside == pytest.approx(alone, abs=0 if learn == "none" else 0.7)

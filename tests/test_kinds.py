@@ -157,7 +157,8 @@ KINDS: dict[str, dict[str, str]] = {
         "a_stripped_end_marker_costs_no_word marks_are_spaces_before_a_tokenizer_that_deletes_them",
     },
     "one picture for backbone and stream": {
-        "clip/test_settings.py": "preprocess_is_the_streams_picture",
+        "clip/test_settings.py": "preprocess_is_the_streams_picture "
+        "preprocess_is_the_streams_picture_in_every_mode",
     },
     "sentences in place of tracebacks": {
         "clip/test_settings.py": "a_torchscript_archive_is_refused_with_advice_that_works "

@@ -15,6 +15,7 @@ from open_clip import factory
 from open_clip import pretrained as published
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.image_files import exif_block, scene
 from support.towers import TEXT, VIT
 
 from pvp_fast.clip import hub
@@ -484,3 +485,34 @@ def test_preprocess_is_the_streams_picture(image: Image.Image, tmp_path: Path) -
         (batch,) = stream
     with Image.open(path) as opened:
         assert torch.equal(preprocess(opened), batch.pixels[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "options"),
+    [
+        ("x.jpg", "CMYK", {}),
+        ("x.jpg", "YCbCr", {"progressive": True}),
+        ("x.tif", "LAB", {}),
+        ("x.tif", "F", {}),
+        ("x.png", "1", {}),
+        ("x.png", "P", {"transparency": bytes(range(256))}),
+        ("x.png", "RGB", {"transparency": (0, 0, 0)}),
+        ("x.webp", "LA", {"lossless": True}),
+        ("x.jpg", "RGB", {"exif": exif_block(6)}),
+        ("x.png", "RGB", {"exif": exif_block(8)[6:]}),
+        ("x.webp", "RGB", {"exif": exif_block(5)}),
+    ],
+)
+def test_preprocess_is_the_streams_picture_in_every_mode(
+    tmp_path: Path, name: str, mode: str, options: dict[str, Any]
+) -> None:
+    from pvp_fast.loaders import ImageStream, ItemSource
+
+    path, preprocess = tmp_path / name, Preprocess(16)
+    scene(90, 70).convert(mode).save(path, **options)
+    with ImageStream(ItemSource([("x", path)]), preprocess, 1, torch.device("cpu")) as stream:
+        (batch,) = stream
+    with Image.open(path) as opened:
+        found = preprocess.denormalize(preprocess(opened))
+    gap = (found - preprocess.denormalize(batch.pixels[0])).abs().max() * 255
+    assert gap < 1.01  # one level: the stream resizes in other arithmetic

@@ -4,6 +4,7 @@
 is one, in bfloat16, else on the CPU, in float32 at the sizes it can do in a second. ``--losses``,
 ``--categories``, ``--batches``, ``--widths``, ``--dtype`` and ``--contenders`` choose;
 ``--seconds`` is the most that it may take.
+``--cpu-time`` counts the CPU time of one thread, which other work on the machine disturbs less.
 ``pytest benchmarks/bench_losses.py`` times the same cases with pytest-benchmark.
 
 A call takes raw features and class vectors and gives the loss and the gradients of both and of the
@@ -36,7 +37,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Contender, machine, peak_memory, rotate, table, timings, write_results
+from common import Clock, Contender, machine, peak_memory, rotate, table, timings, write_results
 from loss_cases import CATEGORIES, LOSSES, Case, Inputs, cases, error, truth
 from loss_contenders import Forward, Unavailable, contenders
 from peaks import Peaks, measure_gpu_peaks, measure_peaks
@@ -44,6 +45,8 @@ from peaks import Peaks, measure_gpu_peaks, measure_peaks
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Beyond twice the error of eager PyTorch plus 1e-4, ours is wrong; beyond this, anyone is.
 WRONG = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
+# What holds everyone to an instruction set.
+LIMITS = ("PVP_FAST_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA")
 GRAPHED_WORK = 1e11  # multiply-adds beyond which launches cost nothing
 
 
@@ -144,14 +147,18 @@ class Race:
                     torch.cuda.synchronize()
         return found
 
-    def rows(self, rounds: int, peaks: Peaks) -> list[dict[str, Any]]:
+    def rows(
+        self, rounds: int, peaks: Peaks, clock: Clock = time.perf_counter
+    ) -> list[dict[str, Any]]:
         case, calls = self.case, self.calls()
         memory = {
             name: peak_memory(call, case.device)
             for name, call in calls.items()
             if not name.endswith("+ graph")
         }
-        times = timings(calls, rounds=rounds, warmup=2, device=case.device, least_ms=1.0)
+        times = timings(
+            calls, rounds=rounds, warmup=2, device=case.device, least_ms=1.0, clock=clock
+        )
         least = floor_ms(case, peaks)
         size = {
             "loss": case.loss, "rows": case.rows, "regions": case.regions,
@@ -268,12 +275,18 @@ def main() -> int:
     parser.add_argument("--device", type=torch.device, default=default_device())
     parser.add_argument("--rounds", type=int, default=9, help="interleaved rounds (median)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="start no case after these")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of one thread, for a machine with other work"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all runs")
     parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     device = options.device
     dtype = DTYPES[options.dtype] if options.dtype else default_dtype(device)
     start = time.monotonic()
+    clock = time.process_time if options.cpu_time else time.perf_counter
+    if options.cpu_time:
+        torch.set_num_threads(1)
     peaks = device_peaks(device)
     rows: list[dict[str, Any]] = []
     wrong, left_out = [], []
@@ -286,7 +299,7 @@ def main() -> int:
             continue
         print(f"{time.monotonic() - start:6.0f} s  {case.loss} {case.size}", file=sys.stderr)
         race = Race(case, options.contenders)
-        rows += race.rows(options.rounds, peaks)
+        rows += race.rows(options.rounds, peaks, clock)
         wrong += [f"{case.loss} {case.size} {name}: {race.skipped[name]}" for name in race.wrong]
         torch.compiler.reset()
         if device.type == "cuda":
@@ -298,7 +311,9 @@ def main() -> int:
     if wrong:
         print("\nWRONG:\n" + "\n".join(wrong))
     if options.json is not None:
-        write_results(options.json, {"peaks": peaks.to_dict(), "rows": rows}, device)
+        limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
+        record = {"limits": limits, "peaks": peaks.to_dict(), "rows": rows}
+        write_results(options.json, record, device)
     return 1 if wrong else 0
 
 

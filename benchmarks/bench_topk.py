@@ -46,7 +46,7 @@ from peaks import Peaks, measure_peaks
 
 from pvp_fast import TagIndex, native
 from pvp_fast.topk.index import TopK
-from pvp_fast.topk.panels import DTYPES
+from pvp_fast.topk.panels import DTYPES, faster_dtype
 
 WIDTH, KEPT, QUERY_SETS = 512, 10, 4
 CATEGORIES, BATCHES = (10, 80, 1_000, 10_000, 100_000), (1, 12, 64, 256)
@@ -213,7 +213,7 @@ def measure(problem: Problem, batch: int, rounds: int, clock: Clock) -> dict[str
     times = race(problem.contenders(batch), rounds=rounds, warmup=warmup, least_ms=1.0, clock=clock)
     return {
         "categories": categories, "batch": batch, "width": WIDTH, "k": KEPT,
-        "ms": times, "recall": recall, "pack_ms": problem.pack_ms,
+        "ms": times, "recall": recall, "pack_ms": problem.pack_ms, "auto": faster_dtype(problem.w),
     }  # fmt: skip
 
 
@@ -235,10 +235,13 @@ def shares(row: dict[str, Any], peaks: Peaks) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> str:
-    """One line a size: milliseconds of all, then ours against the best other of its kind."""
+    """One line a size: milliseconds of all, then ours against the best other of its kind.
+
+    "auto" is the time of the dtype that ``TagIndex(w, "auto")`` takes for float32's answer.
+    """
     names = list(rows[0]["ms"])
     full = [n for n in names if not n.startswith("ours") and "bf" not in n and "SQ" not in n]
-    header = ["C", "B", *names, "f32: best other / ours", "bf16: torch / ours",
+    header = ["C", "B", *names, "f32: best other / ours", "/ auto", "bf16: torch / ours",
               "int8: torch bf16 / ours", "bf16 % peak", "bf16 GB/s"]  # fmt: skip
     body = []
     for row in rows:
@@ -250,6 +253,7 @@ def show(rows: list[dict[str, Any]]) -> str:
                 f"{row['batch']}",
                 *(f"{ms[name]:.3f}" for name in names),
                 f"{min(ms[name] for name in full) / ms['ours float32']:.2f}",
+                f"{min(ms[name] for name in full) / ms['ours ' + row['auto']]:.2f}",
                 f"{torch16 / ms['ours bfloat16']:.2f}",
                 f"{torch16 / ms['ours int8']:.2f}",
                 "" if bf16["of_peak"] is None else f"{100 * bf16['of_peak']:.0f}",

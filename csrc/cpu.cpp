@@ -1,5 +1,6 @@
 #include "cpu.h"
 
+#include <array>
 #include <cstdlib>
 #include <stdexcept>
 
@@ -71,7 +72,15 @@ const description kDescriptions[kIsas] = {
 
 const char* isa_name(isa set) { return kDescriptions[static_cast<int>(set)].name; }
 
-bool runs_here(isa set) { return kDescriptions[static_cast<int>(set)].runs_here(); }
+// Asked once: under a hypervisor cpuid leaves the guest, which takes microseconds.
+bool runs_here(isa set) {
+  static const std::array<bool, kIsas> here = [] {
+    std::array<bool, kIsas> answers{};
+    for (std::size_t i = 0; i < answers.size(); ++i) answers[i] = kDescriptions[i].runs_here();
+    return answers;
+  }();
+  return here[static_cast<std::size_t>(set)];
+}
 
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;

@@ -10,6 +10,7 @@ from typing import Any
 CUDA_MAX_K: int
 
 def pack(*, w: object, panels: object) -> None: ...
+def encode_int8(*, w: object, centre: object, words: object) -> None: ...
 def topk(
     *,
     x: object,
@@ -57,7 +58,6 @@ def loss(
     settings: Mapping[str, float],
     scale: float,
     bias: float,
-    sums: object,
     threads: int,
     labels: object | None = None,
     offsets: object | None = None,
@@ -66,7 +66,7 @@ def loss(
     x_inverse_norm: object | None = None,
     w_inverse_norm: object | None = None,
     weight: object | None = None,
-) -> None: ...
+) -> tuple[float, float, float]: ...
 def infonce(
     *,
     products: object,
@@ -131,6 +131,16 @@ def ascends(*, offsets: object, indices: object, categories: int) -> bool: ...
 def project(
     *, gradients: object, t: object, inverse_norm: object | None, factor: float, threads: int
 ) -> None: ...
+def norms(
+    *,
+    t: object,
+    norms: object,
+    inverse: object,
+    least: float,
+    most: float,
+    known: bool,
+    threads: int,
+) -> bool: ...
 def cuda_status() -> str: ...
 def isa(dtype: str = "") -> str: ...
 def isas() -> list[str]: ...

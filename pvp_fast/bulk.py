@@ -313,7 +313,8 @@ class _Actor:
         job = self.job
         for window, (keys, images) in enumerate(_images(part, 4 * job.batch_size)):
             # Before it is read: what is copied meanwhile is another content afterwards.
-            contents = [content_of(i) if isinstance(i, str) else None for i in images]
+            pairs = zip(keys, images, strict=True)
+            contents = [_content(part, key, image) for key, image in pairs]
             alone = window in journal.suspects
             size = 1 if alone else len(images)
             for first in range(0, len(images), size):
@@ -419,6 +420,20 @@ def _images(part: _Partition, size: int) -> Iterator[tuple[list[str], list[Any]]
             pairs = [(n, d or b"") for n, d in zip(names, data, strict=True) if _take(wanted, n)]
             if pairs:
                 yield [n for n, _ in pairs], [d for _, d in pairs]
+
+
+def _content(part: _Partition, key: str, image: Any) -> Content | None:
+    """What an image is read from: its own file, or the shard or table that it is in."""
+    if isinstance(image, str):
+        return content_of(image)
+    if part.group == _SHARD:
+        return content_of(part.file + key[len(part.shard) :])
+    return _content_in(part.file, key)
+
+
+def _content_in(table: str, key: str) -> Content | None:
+    found = content_of(table)
+    return None if found is None else found._replace(path=key)
 
 
 def _encoded(image: Any) -> Any:
@@ -530,7 +545,9 @@ def _left(
     """Partitions still to do, and how many images earlier runs have done."""
 
     def plan(passed: PassedOver, wanted: Callable[[str], bool]) -> list[_Partition]:
-        def chosen(key: str) -> bool:
+        def chosen(key: str, table: str | None) -> bool:
+            if table is not None:
+                done.ledger.note(key, _content_in(table, key))
             return (part is None or in_part(key, *part)) and wanted(key)
 
         return list(_partitions(source, done.settings, size, chosen, search, passed))
@@ -553,7 +570,7 @@ def _partitions(
     source: Source,
     settings: dict[str, Any],
     size: int,
-    wanted: Callable[[str], bool],
+    wanted: Callable[[str, str | None], bool],
     search: Search | None,
     passed: PassedOver,
 ) -> Iterator[_Partition]:
@@ -561,21 +578,23 @@ def _partitions(
     tables = [each for each in map(Path, sources) if each.suffix == ".parquet"]
     seen: set[str] = set()
 
-    def fresh(key: str) -> bool:
+    def fresh(key: str, table: str | None = None) -> bool:
         name = plain(place(key))
         new = name not in seen
         seen.add(name)
-        return new and wanted(key)
+        return new and wanted(key, table)
 
     named: list[str] = []
     for table in tables:
         for group, keys, embedded in _row_groups(table):
-            chosen = [key for key in keys if fresh(key)]
+            file = str(table.absolute())
+            chosen = [key for key in keys if fresh(key, file if embedded else None)]
             if not embedded:
                 named += chosen
             elif chosen:
-                name = _name(chosen, settings)
-                yield _Partition(name, chosen, None, str(table.absolute()), group)
+                content = (content_of(file) or (file, 0, 0))[1:]
+                name = _name(chosen, settings, content)
+                yield _Partition(name, chosen, None, file, group)
     others = [each for each in sources if Path(each).suffix != ".parquet"]
     shards = []
     for path, trouble in FileSource(others, search).found(passed) if others else ():

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,9 @@ def cache_folder(given: str | os.PathLike[str] | None = None) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_write(
+    path: str | os.PathLike[str], mode: str = "wb", before: Callable[[], object] | None = None
+) -> Iterator[IO[Any]]:
     """Open a temporary file that replaces ``path`` only when the block ends without an error.
 
     It has no name until then where the system offers such files (Linux, on most local file
@@ -50,6 +52,8 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     Args:
         path: the file to write; its folder is created.
         mode: "wb" for bytes or "w" for UTF-8 text.
+        before: called when all is written, just before the file is replaced; what it raises keeps
+            the old one.
     """
     target, descriptor = _destination(path)
     if descriptor is not None or _is_special(target):
@@ -61,18 +65,28 @@ def atomic_write(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[
     beside = target.with_name(f".{target.name[:32]}.{secrets.token_hex(4)}.tmp")
     handle, name = _unnamed(target.parent), None
     if handle is None:
-        handle, name = os.open(beside, _NEW, 0o600), beside
+        try:
+            handle, name = os.open(beside, _NEW, 0o600), beside
+        except OSError as error:  # of the file that was meant
+            raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     try:
         with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
             yield stream
             stream.flush()
             sync_file(stream.fileno())
             if name is None:
-                # With a folder Python calls linkat(), which follows; link() would not.
-                unnamed = stream.fileno()
-                os.link(_link(unnamed), beside, src_dir_fd=unnamed, follow_symlinks=True)
+                if before is not None:
+                    before()
+                # A new file needs no other name in between, which a kill could leave behind.
+                if _give_name(stream.fileno(), target):
+                    sync_folder(target.parent)
+                    return
+                if not _give_name(stream.fileno(), beside):
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(beside))
                 name = beside
         _make_like(name, target)
+        if before is not None:
+            before()
         _replace(name, target)
     except BaseException:
         if name is not None:
@@ -92,6 +106,18 @@ def _unnamed(folder: Path) -> int | None:
         return handle
     os.close(handle)  # without /proc it could not get a name
     return None
+
+
+def _give_name(handle: int, name: Path) -> bool:
+    """Name a file without one; False where there is another of that name."""
+    with contextlib.suppress(OSError):
+        os.fchmod(handle, _plain_mode())
+    try:
+        # With a folder Python calls linkat(), which follows; link() would not.
+        os.link(_link(handle), name, src_dir_fd=handle, follow_symlinks=True)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _link(handle: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from dataclasses import asdict
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import Any
 
 import pytest
 from support.image_files import encoded, scene, write_shard
+from support.killed_runs import tiny_artifact
+from support.tiny import CLIP
 
 from pvp_fast import bulk
+from pvp_fast.artifact import Artifact
+from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders import FileSource, Search
 from pvp_fast.loaders.passed import PassedOver
 from pvp_fast.loaders.sources import open_source
 from pvp_fast.pictures import open_image
-from pvp_fast.sinks.ledger import Ledger
+from pvp_fast.pictures.settings import PictureSettings
+from pvp_fast.sinks.ledger import Ledger, describe
 
 PHOTO = encoded(scene(40, 30))
 SETTINGS = {"artifact": "x", "top_k": 1, "format": "parquet"}
@@ -26,7 +32,9 @@ SETTINGS = {"artifact": "x", "top_k": 1, "format": "parquet"}
 def planned(source: Any, size: int = 3, **search: Any) -> tuple[list[bulk._Partition], PassedOver]:
     passed = PassedOver()
     chosen = Search(**search)
-    return list(bulk._partitions(source, SETTINGS, size, lambda key: True, chosen, passed)), passed
+    return list(
+        bulk._partitions(source, SETTINGS, size, lambda key, table: True, chosen, passed)
+    ), passed
 
 
 @pytest.fixture
@@ -91,3 +99,65 @@ def test_parts_of_a_bulk_run_are_those_of_every_command(
     for wrong in ((0, 3), (4, 3)):
         with pytest.raises(InputError, match="shard"):
             bulk.tag_dataset("in", tmp_path, tmp_path / "out", part=wrong)
+
+
+def test_images_in_shards_and_tables_that_were_mended_are_done_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their content is that of the file that they are in; the workers run in this process."""
+    pytest.importorskip("ray")
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(Backbone, "load", lambda *_, **__: CLIP)
+    artifact = tiny_artifact(tmp_path)
+    version, pictures = Artifact.load(artifact).version, PictureSettings().to_dict()
+    settings = {"artifact": version, "format": "parquet", "pictures": pictures}
+    said = describe(top_k=5, **pictures)
+    shard, table, out = tmp_path / "s.tar", tmp_path / "t.parquet", tmp_path / "out"
+    good = [encoded(scene(40, 30, seed)) for seed in range(4)]
+
+    def write(when: int, *data: bytes) -> None:
+        write_shard(shard, {f"{n}.jpg": each for n, each in enumerate(data)})
+        rows = {"image": [f"row {n}" for n in range(len(data))], "bytes": list(data)}
+        parquet.write_table(pyarrow.table(rows), table)
+        for file in (shard, table):
+            os.utime(file, (when, when))
+
+    def tag() -> list[int]:
+        """Images, failures, what was done before, and of them failures."""
+        with bulk._claimed(out, settings) as staging:
+            done = bulk._Done(out, settings, Ledger(said))
+            source = [str(shard), str(table)]
+            parts, skipped = bulk._left(source, done, 2, None, None, PassedOver())
+            job = bulk._Job(
+                str(artifact), version, said, str(staging), "parquet", 5, 0.0, 1, "cpu", pictures, 1
+            )
+            counts = [0, 0]
+            for part in parts:
+                found = bulk._Actor(asdict(job))({"partition": [json.dumps(asdict(part))]})
+                counts[0] += found["images"][0]
+                counts[1] += found["failures"][0]
+                done.replace(part, staging)
+            return [*counts, skipped, done.ledger.failed_before]
+
+    def tags() -> dict[str, Any]:
+        files = (out / "tags").glob("*.parquet")
+        rows = [row for file in files for row in parquet.read_table(file).to_pylist()]
+        found = {row["image"]: row["tags"] for row in rows}
+        assert len(found) == len(rows)
+        return found
+
+    write(1, good[0], good[1][:500], good[2])
+    assert tag() == [4, 2, 0, 0]
+    before = tags()
+    assert tag() == [0, 0, 6, 2]  # damaged, and as they were
+    write(2, good[0], good[1], good[3])  # one mended and one replaced, of both
+    assert tag() == [6, 0, 0, 0]
+    assert not any((out / "failures").iterdir())
+    after = tags()
+    assert len(after) == 6
+    for name, key in (("0", "row 0"), ("1", "row 1"), ("2", "row 2")):
+        assert after[key] == after[f"{shard}/{name}"]
+    assert after["row 0"] == before["row 0"]
+    assert after["row 2"] != before["row 2"]
+    assert tag() == [0, 0, 6, 0]

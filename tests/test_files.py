@@ -252,3 +252,46 @@ def test_a_file_that_is_a_mount_of_its_own_is_filled_anew(tmp_path: Path) -> Non
     finally:
         subprocess.run(["umount", str(inside)], check=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inside", "outside"]
+
+
+@pytest.mark.skipif(not hasattr(os, "O_TMPFILE"), reason="files without a name")
+def test_a_new_file_has_no_other_name_before_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a kill at any moment leaves it whole or nothing at all."""
+    path, named = tmp_path / "new", []
+    link = os.link
+
+    def linked(source: str, name: Path, **options: Any) -> None:
+        link(source, name, **options)
+        named.append(Path(name))
+        raise KeyboardInterrupt  # as a kill: nothing comes behind it
+
+    monkeypatch.setattr(os, "link", linked)
+    with pytest.raises(KeyboardInterrupt), atomic_write(path) as stream:
+        stream.write(b"whole")
+    if not named:
+        pytest.skip("this file system has none")
+    assert named == [path]
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"whole"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+
+
+def test_what_is_called_before_a_file_is_replaced_keeps_the_old_one(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise ValueError("no")
+
+    for path in (tmp_path / "new", tmp_path / "old"):
+        if path.name == "old":
+            path.write_bytes(b"old")
+        with pytest.raises(ValueError, match="no"), atomic_write(path, before=refuse) as stream:
+            stream.write(b"other")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert (tmp_path / "old").read_bytes() == b"old"
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -71,6 +71,7 @@ KINDS: dict[str, dict[str, str]] = {
         "a_damaged_file_is_remembered_until_it_changes "
         "what_is_copied_while_it_is_read_is_done_once_more",
         "test_bulk.py": "failures_are_tried_again_and_replaced_photos_are_done_again",
+        "test_bulk_sources.py": "images_in_shards_and_tables_that_were_mended_are_done_again",
     },
     "embeddings know their source": {
         "tagging/test_embeddings.py": "another_source_cannot_finish_the_folder "
@@ -118,7 +119,18 @@ KINDS: dict[str, dict[str, str]] = {
         "two_images_of_one_caption_are_reported what_was_there_comes_back_to_the_byte "
         "what_tags_behind_commas_would_spoil_is_left_alone replacing_takes_back_ours_alone",
     },
-    "only beside a file that exists": {"sinks/test_xmp.py": "only_beside_a_file_that_exists"},
+    "only beside a file that exists": {
+        "sinks/test_xmp.py": "only_beside_a_file_that_exists",
+        "sinks/test_beside.py": "what_lies_beside_images_that_were_moved_is_taken_back "
+        "a_folder_that_takes_no_file_is_told_in_a_dry_run_too",
+    },
+    "other programs and stopped runs beside images": {
+        "sinks/test_beside.py": "what_another_program_writes_meanwhile_is_kept "
+        "a_file_that_is_written_all_the_time_is_that_images_failure "
+        "a_caption_whose_run_was_stopped_is_still_taken_back "
+        "a_record_that_was_cut_off_costs_that_line_alone "
+        "a_reader_that_goes_away_ends_a_dry_run",
+    },
     "inside the image": {
         "sinks/test_inside.py": "into_an_image_and_out_of_it the_user_s_keywords_stay "
         "where_iptc_keywords_are_every_reader_sees_both",

@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <string>
 #include <type_traits>
+#include <vector>
 
 #include "buffers.h"
 #include "loss/loss.h"
@@ -129,15 +130,14 @@ void read_lists(const buffer& offsets, const buffer& indices, bool ranks, loss_t
   }
 }
 
-void loss(py::handle products, const std::string& kind, const py::dict& settings, double scale,
-          double bias, py::handle sums, int threads, py::handle labels, py::handle offsets,
-          py::handle indices, int64_t first, py::handle x_inverse_norm, py::handle w_inverse_norm,
-          py::handle weight) {
+py::tuple loss(py::handle products, const std::string& kind, const py::dict& settings, double scale,
+               double bias, int threads, py::handle labels, py::handle offsets, py::handle indices,
+               int64_t first, py::handle x_inverse_norm, py::handle w_inverse_norm,
+               py::handle weight) {
   const buffer products_(products, "products"), labels_(labels, "labels", true),
       offsets_(offsets, "offsets", true), indices_(indices, "indices", true),
       x_inverse(x_inverse_norm, "x_inverse_norm", true),
-      w_inverse(w_inverse_norm, "w_inverse_norm", true), weight_(weight, "weight", true),
-      sums_(sums, "sums");
+      w_inverse(w_inverse_norm, "w_inverse_norm", true), weight_(weight, "weight", true);
   check_threads(threads);
   if (labels_.given() == offsets_.given() || offsets_.given() != indices_.given()) {
     throw std::invalid_argument("give either labels, or offsets and indices");
@@ -159,14 +159,22 @@ void loss(py::handle products, const std::string& kind, const py::dict& settings
   }
   tile.first = first;
   tile.weight = weight_.contiguous<const float>({tile.columns});
-  static_assert(sizeof(loss_sums) == 3 * sizeof(double));
-  auto* of_rows = reinterpret_cast<loss_sums*>(sums_.contiguous<double>({tile.rows, 3}));
   if (ranks && (first != 0 || tile.columns >= (int64_t{1} << 31))) {
     throw std::invalid_argument("ranking takes all categories at once: first = 0, fewer than 2^31");
   }
   const loss_functions& by = *best(kLosses, most_isa()).use;
-  const py::gil_scoped_release unlocked;
-  by.loss(tile, set, threads, of_rows);
+  loss_sums total{0, 0, 0};
+  {
+    const py::gil_scoped_release unlocked;
+    std::vector<loss_sums> of_rows(static_cast<size_t>(tile.rows));
+    by.loss(tile, set, threads, of_rows.data());
+    for (const loss_sums& row : of_rows) {
+      total.loss += row.loss;
+      total.dbias += row.dbias;
+      total.dscale += row.dscale;
+    }
+  }
+  return py::make_tuple(total.loss, total.dbias, total.dscale);
 }
 
 void project(py::handle gradients, py::handle t, py::handle inverse_norm, double factor, int threads) {
@@ -190,21 +198,49 @@ void project(py::handle gradients, py::handle t, py::handle inverse_norm, double
   by.project(task, threads);
 }
 
+// Whether every norm is in [least, most], which NaN is not.
+bool norms(py::handle t, py::handle norms, py::handle inverse, double least, double most, bool known,
+           int threads) {
+  const buffer t_(t, "t"), norms_(norms, "norms"), inverse_(inverse, "inverse");
+  check_threads(threads);
+  norm_task task{};
+  task.half = t_.holds<uint16_t>();
+  task.t = task.half ? static_cast<const void*>(t_.contiguous<const uint16_t>({kAnySize, kAnySize}))
+                     : t_.contiguous<const float>({kAnySize, kAnySize});
+  task.rows = t_.size(0);
+  task.width = t_.size(1);
+  task.least = static_cast<float>(least);
+  task.known = known;
+  task.norms = norms_.contiguous<float>({task.rows});
+  task.inverse = inverse_.contiguous<float>({task.rows});
+  const loss_functions& by = *best(kLosses, most_isa()).use;
+  const py::gil_scoped_release unlocked;
+  by.norms(task, threads);
+  bool usual = true;
+  for (int64_t b = 0; b < task.rows; ++b) {
+    usual = usual && task.norms[b] >= task.least && task.norms[b] <= static_cast<float>(most);
+  }
+  return usual;
+}
+
 }  // namespace
 
 void bind_loss(py::module_& m) {
   using py::arg;
   m.def("loss", &loss, py::kw_only(), arg("products"), arg("kind"), arg("settings"), arg("scale"),
-        arg("bias"), arg("sums"), arg("threads"), arg("labels") = py::none(),
+        arg("bias"), arg("threads"), arg("labels") = py::none(),
         arg("offsets") = py::none(), arg("indices") = py::none(), arg("first") = 0,
         arg("x_inverse_norm") = py::none(), arg("w_inverse_norm") = py::none(),
         arg("weight") = py::none(),
-        "Overwrite products by their gradient; fill (rows, 3) float64 sums. Contract: loss/loss.h.");
+        "Overwrite products by their gradient; returns the loss, dbias and dscale. Contract: loss/loss.h.");
   m.def("ascends", &ascends, py::kw_only(), arg("offsets"), arg("indices"), arg("categories"),
         "Whether each list of indices ascends strictly within [0, categories).");
   m.def("project", &project, py::kw_only(), arg("gradients"), arg("t"), arg("inverse_norm"),
         arg("factor"), arg("threads"),
         "Take out of each gradient what is along its row of t. Contract: loss/loss.h.");
+  m.def("norms", &norms, py::kw_only(), arg("t"), arg("norms"), arg("inverse"), arg("least"),
+        arg("most"), arg("known"), arg("threads"),
+        "Norms, unless known, and their inverses; returns whether all are in [least, most].");
 }
 
 }  // namespace pvp_fast

@@ -71,12 +71,23 @@ struct projection {
   float factor;
 };
 
+// Norms of rows and their inverses, 1 / max(norm, least).
+struct norm_task {
+  const void* t;  // (rows, width): float, or bfloat16 bits
+  bool half;
+  int64_t rows, width;
+  float least;
+  bool known;  // norms are there already
+  float *norms, *inverse;  // [rows]
+};
+
 // By one instruction set; `threads` share the rows, and any number of them gives the same bits.
 struct loss_functions {
   // sums[b] for each row b. Ranking needs tiles of all categories, fewer than 2^31.
   // Throws std::bad_alloc, of ranking's 3 * columns words a thread.
   void (*loss)(const loss_tile& tile, const loss_settings& settings, int threads, loss_sums* sums);
   void (*project)(const projection& task, int threads);
+  void (*norms)(const norm_task& task, int threads);
 };
 namespace portable { extern const loss_functions kLoss; }
 #if defined(PVP_FAST_X86)

@@ -378,8 +378,25 @@ void project(const projection& task, int threads) {
   for_rows(task.rows, task.width, threads, [&](int64_t b, int) { row_project(task, b); });
 }
 
+template <class T>
+float norm_of(const norm_task& task, int64_t row) {
+  const T* t = static_cast<const T*>(task.t) + row * task.width;
+  float sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t d = 0; d < task.width; ++d) sum += load(t + d) * load(t + d);
+  return __builtin_sqrtf(sum);
+}
+
+void norms(const norm_task& task, int threads) {
+  for_rows(task.rows, task.known ? 1 : task.width, threads, [&](int64_t b, int) {
+    if (!task.known) task.norms[b] = task.half ? norm_of<uint16_t>(task, b) : norm_of<float>(task, b);
+    const float norm = task.norms[b];
+    task.inverse[b] = 1.0f / (norm < task.least ? task.least : norm);  // NaN stays NaN
+  });
+}
+
 }  // namespace
 
-const loss_functions PVP_FAST_SET::kLoss{loss, project};
+const loss_functions PVP_FAST_SET::kLoss{loss, project, norms};
 
 }  // namespace pvp_fast

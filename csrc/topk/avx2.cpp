@@ -1,4 +1,5 @@
 // The tiles for AVX2 + FMA.
+#include "topk/round.h"
 #include "topk/tile_avx2.h"
 
 namespace pvp_fast {
@@ -147,23 +148,78 @@ void widen_avx2(const uint32_t* words, int64_t steps, uint32_t* wide) {
   }
 }
 
-// One chain a category, so that eight are in flight.
-void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots) {
-  __m128 sums[kRescored];
-  const float* rows[kRescored];
+namespace {
+
+// Eight rows of eight floats from d on as eight columns.
+inline void load_transposed(const float* const* rows, int64_t d, __m256 (&columns)[8]) {
+  __m256 halves[8];
   PVP_FAST_UNROLL
-  for (int i = 0; i < kRescored; ++i) {
-    sums[i] = _mm_setzero_ps();
-    rows[i] = w[i < count ? i : 0];
-  }
-  for (int64_t d = 0; d < width; ++d) {
-    const __m128 value = _mm_load_ss(x + d);
+  for (int i = 0; i < 4; ++i) {
     PVP_FAST_UNROLL
-    for (int i = 0; i < kRescored; ++i) {
-      sums[i] = _mm_fmadd_ss(value, _mm_load_ss(rows[i] + d), sums[i]);
+    for (int half = 0; half < 2; ++half) {
+      const __m128 low = _mm_loadu_ps(rows[i] + d + 4 * half);
+      const __m128 high = _mm_loadu_ps(rows[i + 4] + d + 4 * half);
+      halves[4 * half + i] = _mm256_insertf128_ps(_mm256_castps128_ps256(low), high, 1);
     }
   }
-  for (int i = 0; i < count; ++i) dots[i] = _mm_cvtss_f32(sums[i]);
+  PVP_FAST_UNROLL
+  for (int half = 0; half < 8; half += 4) {
+    const __m256 a = _mm256_unpacklo_ps(halves[half], halves[half + 1]);
+    const __m256 b = _mm256_unpackhi_ps(halves[half], halves[half + 1]);
+    const __m256 c = _mm256_unpacklo_ps(halves[half + 2], halves[half + 3]);
+    const __m256 e = _mm256_unpackhi_ps(halves[half + 2], halves[half + 3]);
+    columns[half] = _mm256_shuffle_ps(a, c, _MM_SHUFFLE(1, 0, 1, 0));
+    columns[half + 1] = _mm256_shuffle_ps(a, c, _MM_SHUFFLE(3, 2, 3, 2));
+    columns[half + 2] = _mm256_shuffle_ps(b, e, _MM_SHUFFLE(1, 0, 1, 0));
+    columns[half + 3] = _mm256_shuffle_ps(b, e, _MM_SHUFFLE(3, 2, 3, 2));
+  }
 }
+
+// A chain a lane, G vectors of them, so that their latencies overlap.
+template <int G>
+inline void rescore_groups(const float* x, const float* const* rows, int64_t width, float* dots) {
+  __m256 sums[G];
+  PVP_FAST_UNROLL
+  for (int g = 0; g < G; ++g) sums[g] = _mm256_setzero_ps();
+  int64_t d = 0;
+  for (; d + 8 <= width; d += 8) {
+    PVP_FAST_UNROLL
+    for (int g = 0; g < G; ++g) {
+      __m256 columns[8];
+      load_transposed(rows + 8 * g, d, columns);
+      PVP_FAST_UNROLL
+      for (int i = 0; i < 8; ++i) sums[g] = _mm256_fmadd_ps(_mm256_set1_ps(x[d + i]), columns[i], sums[g]);
+    }
+  }
+  for (; d < width; ++d) {
+    PVP_FAST_UNROLL
+    for (int g = 0; g < G; ++g) {
+      float column[8];
+      for (int i = 0; i < 8; ++i) column[i] = rows[8 * g + i][d];
+      sums[g] = _mm256_fmadd_ps(_mm256_set1_ps(x[d]), _mm256_loadu_ps(column), sums[g]);
+    }
+  }
+  PVP_FAST_UNROLL
+  for (int g = 0; g < G; ++g) _mm256_storeu_ps(dots + 8 * g, sums[g]);
+}
+
+}  // namespace
+
+void rescore_avx2(const float* x, const float* const* w, int count, int64_t width, float* dots) {
+  const float* rows[kRescored];
+  float padded[kRescored];
+  for (int i = 0; i < kRescored; ++i) rows[i] = w[i < count ? i : 0];
+  static_assert(kRescored == 32, "four vectors");
+  if (count > 16) {
+    rescore_groups<4>(x, rows, width, padded);
+  } else if (count > 8) {
+    rescore_groups<2>(x, rows, width, padded);
+  } else {
+    rescore_groups<1>(x, rows, width, padded);
+  }
+  std::memcpy(dots, padded, static_cast<size_t>(count) * sizeof(float));
+}
+
+rounded_row round_avx2(const round_args& args) { return round_row(args); }
 
 }  // namespace pvp_fast

@@ -49,6 +49,19 @@ void pack(py::handle w, py::handle panels) {
   pack_cpu(from, to);
 }
 
+void encode_int8(py::handle w, py::handle centre, py::handle words) {
+  const buffer rows(w, "w"), middle(centre, "centre"), encoded(words, "words");
+  const matrix from = read_matrix(rows);
+  if (from.columns > kInt8Width) {
+    rows.refuse("is too wide; int8 sums fit 32 bits up to " + std::to_string(kInt8Width));
+  }
+  const float* at = middle.contiguous<const float>({from.columns});
+  int32_t* to = encoded.contiguous<int32_t>(
+      {from.rows, step_count(scalar::int8, from.columns) + kInt8Stats});
+  const py::gil_scoped_release unlocked;
+  encode_int8_cpu(from, at, reinterpret_cast<uint32_t*>(to));
+}
+
 // The panels' type is that of their elements: float32, bfloat16 as uint16, or int8.
 scalar type_of(const buffer& panels) {
   if (panels.holds<float>()) return scalar::float32;
@@ -155,6 +168,8 @@ void bind_topk(py::module_& m) {
   using py::arg;
   m.def("pack", &pack, py::kw_only(), arg("w"), arg("panels"),
         "Write (C, D) float32 w as panels (ceil(C / 32), D, 32) float32.");
+  m.def("encode_int8", &encode_int8, py::kw_only(), arg("w"), arg("centre"), arg("words"),
+        "Write (C, D) float32 w less its centre (D,) as int32 words of int8 lanes (C, ceil(D / 4) + 5).");
   m.def("topk", &topk, py::kw_only(), arg("x"), arg("panels"), arg("categories"), arg("threshold"),
         arg("thresholds"), arg("bias"), arg("scale"), arg("scores"), arg("indices"), arg("counts"),
         arg("threads"), arg("vectors") = py::none(), arg("centre") = py::none(),

@@ -14,28 +14,16 @@
 #pragma once
 
 #include <cstring>
-#include <functional>
 #include <vector>
 
 #include "topk/topk.h"
 #include "topk/heap.h"
-#include "topk/tile.h"
+#include "topk/round.h"
 
 namespace pvp_fast {
 namespace {
 
-// The factors of a query in 8 bits, times the scale: with those of a category (topk/topk.h) its value is
-// step s <p, q> + shift <m, w - m> + offset + bias, give or take length |r| + error |w - m| + slack.
-struct rounded_row {
-  float step = 0.0f;
-  float offset = 0.0f;
-  float shift = 0.0f;
-  float length = kInfinity;
-  float error = kInfinity;
-  float slack = 0.0f;
-};
-
-// The same for the rows of a wave.
+// Those of topk/round.h for the rows of a wave.
 struct row_bounds {
   std::vector<float> step, offset, shift, length, error, slack;
 
@@ -52,103 +40,44 @@ struct row_bounds {
   }
 };
 
-// Queries outside are not quantised: every category is rescored.
-constexpr double kSmallest8 = 1e-15, kLargest8 = 1e15;
-constexpr double kSmallestScaled = 1e-18, kLargestScaled = 1e18;  // times the scale
-constexpr double kSmallestProduct = 1e-30;  // far from denormals, whose relative error is large
-
+// Rounds queries one by one: what they share, and room for one of them.
 class query_rounder {
  public:
   // top: the largest byte.
-  query_rounder(const float* centre, int64_t width, float scale, int top)
-      : width_(width), scale_(scale), largest_byte_(top), words_(step_count(scalar::int8, width)) {
-    const size_t padded = static_cast<size_t>(4 * words_);
-    row_.assign(padded, 0.0);
-    centre_.assign(padded, 0.0);
-    bytes_.assign(padded, 0);
-    if (centre) std::copy(centre, centre + width, centre_.begin());
-    for (const double value : centre_) square_ += value * value;
+  query_rounder(round_function function, const float* centre, int64_t width, float scale, int top)
+      : function_(function) {
+    const size_t padded = static_cast<size_t>(4 * step_count(scalar::int8, width));
+    row_.resize(padded);
+    bytes_.resize(padded);
+    if (centre) {
+      centre_.assign(padded, 0.0);
+      std::copy(centre, centre + width, centre_.begin());
+      for (const double value : centre_) args_.square += value * value;
+    }
+    args_.width = width;
+    args_.padded = static_cast<int64_t>(padded);
+    args_.centre = args_.square > 0.0 ? centre_.data() : nullptr;
+    args_.scale = scale;
+    args_.top = top;
+    args_.row = row_.data();
+    args_.bytes = bytes_.data();
   }
 
   // to[i * stride]: four values of the row, each + (top + 1).
   rounded_row operator()(const float* row, uint32_t* to, int64_t stride) {
-    std::copy(row, row + width_, row_.begin());
-    const double largest = top();
-    const double square = sum([](double value, double) { return value * value; });
-    const double along = sum([](double value, double middle) { return value * middle; });
-    const double magnitude = std::fabs(static_cast<double>(scale_));
-    const double scaled = magnitude * largest;
-    const bool usable = std::isfinite(square) &&
-                        (largest == 0.0 || (largest >= kSmallest8 && largest <= kLargest8)) &&
-                        (scaled == 0.0 || (scaled >= kSmallestScaled && scaled <= kLargestScaled));
-    if (!usable) {
-      const uint32_t zeros = 0x01010101u * static_cast<uint32_t>(largest_byte_ + 1);
-      for (int64_t i = 0; i < words_; ++i) to[i * stride] = zeros;
-      return {};
+    args_.from = row;
+    const rounded_row result = function_(args_);
+    for (int64_t i = 0; 4 * i < args_.padded; ++i) {
+      std::memcpy(to + i * stride, args_.bytes + 4 * i, 4);
     }
-    double multiple = square_ > 0.0 ? along / square_ : 0.0;
-    if (!(magnitude * std::fabs(multiple) >= kSmallestProduct && std::isfinite(multiple))) multiple = 0.0;
-    for (size_t d = 0; d < row_.size(); ++d) row_[d] -= multiple * centre_[d];
-    double step = static_cast<double>(static_cast<float>(top() / largest_byte_));
-    if (magnitude * step < kSmallestProduct || step < kSmallestProduct) step = 0.0;
-    const double inverse = step > 0.0 ? 1.0 / step : 0.0;
-    constexpr double kRound = 0x1.8p52;  // added and subtracted: to the nearest integer, ties to even
-    const auto rounded = [inverse](double value) { return (value * inverse + kRound) - kRound; };
-    for (size_t d = 0; d < row_.size(); ++d) {
-      bytes_[d] = static_cast<uint8_t>(static_cast<int>(rounded(row_[d])) + largest_byte_ + 1);
-    }
-    for (int64_t i = 0; i < words_; ++i) std::memcpy(to + i * stride, bytes_.data() + 4 * i, 4);
-    const double kept = step * step * sum([rounded](double value, double) {
-                          const double p = rounded(value);
-                          return p * p;
-                        });
-    const double lost = sum([rounded, step](double value, double) {
-      const double left = value - step * rounded(value);
-      return left * left;
-    });
-    constexpr double kUp = 1.0 + 0x1p-20;
-    const double rounding = static_cast<double>(width_ + 16) * 0x1p-23 * std::sqrt(square);
-    rounded_row result;
-    result.step = static_cast<float>(scale_ * step);
-    result.offset = static_cast<float>(scale_ * along);
-    result.shift = static_cast<float>(scale_ * multiple);
-    result.length = static_cast<float>(kUp * magnitude * std::sqrt(kept));
-    result.error = static_cast<float>(kUp * magnitude * (std::sqrt(lost) + rounding));
-    // The constant covers what underflows.
-    result.slack = static_cast<float>(kUp * magnitude * rounding * std::sqrt(square_) +
-                                      1e-37 * (1.0 + magnitude));
     return result;
   }
 
  private:
-  // Four sums side by side, which the compiler makes vectors of.
-  template <class Term>
-  double sum(Term term) const {
-    double sums[4] = {};
-    for (size_t d = 0; d < row_.size(); d += 4) {
-      for (size_t j = 0; j < 4; ++j) sums[j] += term(row_[d + j], centre_[d + j]);
-    }
-    return (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  }
-
-  double top() const {
-    double tops[4] = {};
-    for (size_t d = 0; d < row_.size(); d += 4) {
-      for (size_t j = 0; j < 4; ++j) {
-        const double size = std::fabs(row_[d + j]);
-        tops[j] = tops[j] < size ? size : tops[j];
-      }
-    }
-    return std::max(std::max(tops[0], tops[1]), std::max(tops[2], tops[3]));
-  }
-
-  int64_t width_;
-  float scale_;
-  int largest_byte_;
-  int64_t words_;
+  round_function function_;
+  round_args args_{};
   std::vector<double> row_, centre_;  // padded with zeros to whole words
   std::vector<uint8_t> bytes_;
-  double square_ = 0.0;
 };
 
 // The largest |r| and |w - m| in one panel.
@@ -185,58 +114,110 @@ void find_reach(const row_bounds& bounds, int64_t first, int rows, const float* 
   }
 }
 
-// What the float32 value of a category is not above and not below, from what the tile stored.
-struct interval {
-  float top;
-  float low;
+// What the float32 value of a category is not above, from what the tile stored.
+class top_finder {
+ public:
+  top_finder(const row_bounds& bounds, size_t row)
+      : offset_(bounds.offset[row]),
+        length_(bounds.length[row]),
+        error_(bounds.error[row]),
+        slack_(bounds.slack[row]) {}
+
+  float operator()(const uint32_t* stats, float part) const {
+    const float error = length_ * as_float(stats[2 * kLanes]) + error_ * as_float(stats[3 * kLanes]) + slack_;
+    const float value = part + offset_;
+    // An infinite part, from the bias of a category switched off or always on, is exact.
+    const float size = std::fabs(part);
+    const float rounding = size > kLargest ? 0.0f : 0x1p-18f * (size + std::fabs(value) + error);
+    const float top = value + error + rounding;
+    return top == top ? top : kInfinity;
+  }
+
+ private:
+  static constexpr float kLargest = std::numeric_limits<float>::max();
+  float offset_, length_, error_, slack_;
 };
 
-interval find_interval(const row_bounds& bounds, size_t row, const uint32_t* stats, float part) {
-  const double error = static_cast<double>(bounds.length[row]) * as_float(stats[2 * kLanes]) +
-                       static_cast<double>(bounds.error[row]) * as_float(stats[3 * kLanes]) +
-                       static_cast<double>(bounds.slack[row]);
-  const double value = static_cast<double>(part) + static_cast<double>(bounds.offset[row]);
-  // An infinite part, from the bias of a category switched off or always on, is exact.
-  const double rounding = std::isinf(part) ? 0.0 : 0x1p-19 * (std::fabs(static_cast<double>(part)) +
-                                                              std::fabs(value) + error);
-  const double top = value + error + rounding;
-  return {std::isnan(top) ? kInfinity : static_cast<float>(top),
-          static_cast<float>(value - error - rounding)};
-}
-
-struct candidate {
-  float bound;  // the float32 value is not above it
-  int64_t category;
-};
-
-struct by_bound {  // the heap's front has the largest
-  bool operator()(const candidate& a, const candidate& b) const { return a.bound < b.bound; }
-};
-
-// The categories of one row and split that may be among its k best, while they are only bounded.
-// k categories are at least as good as the k-th largest lower bound: the cut for upper bounds.
+// The categories of one row and split that may be among its k best, while they are only bounded: the
+// float32 value is not above the bound. Loops without branches, for nobody could foresee them.
 struct short_list {
-  float* lows;  // heap, the smallest at the front
-  int64_t low_count;
-  int64_t capacity;
-  candidate* waiting;
+  float* bounds;
+  int64_t* categories;
   int64_t count;
 
-  // True when k lower bounds are known and the smallest of them is another one.
-  bool add_low(float low) {
-    if (low_count == capacity) {
-      if (!(low > lows[0])) return false;
-      std::pop_heap(lows, lows + capacity, std::greater<float>());
-      --low_count;
-    }
-    lows[low_count++] = low;
-    std::push_heap(lows, lows + low_count, std::greater<float>());
-    return low_count == capacity;
+  void add(float bound, int64_t category) {
+    bounds[count] = bound;
+    categories[count++] = category;
   }
 
   void drop_below(float cut) {
-    count = std::remove_if(waiting, waiting + count, [cut](const candidate& c) { return c.bound < cut; }) -
-            waiting;
+    int64_t left = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float bound = bounds[i];
+      bounds[left] = bound;
+      categories[left] = categories[i];
+      left += !(bound < cut);
+    }
+    count = left;
+  }
+
+  // Moves some of large bounds to `taken`, which has a place more: `least` to `most` where a few
+  // halvings find such a bound, else fewer, but one at least. Returns how many.
+  int take(int least, int most, int64_t* taken) {
+    const float pivot = count <= most ? -kInfinity : find_pivot(least, most);
+    int64_t left = 0;
+    int at = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const float bound = bounds[i];
+      const bool goes = bound >= pivot && at < most;
+      const int64_t category = categories[i];
+      taken[at] = category;
+      bounds[left] = bound;
+      categories[left] = category;
+      at += goes;
+      left += !goes;
+    }
+    count = left;
+    return at;
+  }
+
+ private:
+  // Side by side, which the compiler makes vectors of.
+  static constexpr int kAbreast = 8;
+
+  int count_from(float low) const {
+    int found[kAbreast] = {};
+    const int64_t whole = count - count % kAbreast;
+    for (int64_t i = 0; i < whole; i += kAbreast) {
+      for (int j = 0; j < kAbreast; ++j) found[j] += bounds[i + j] >= low ? 1 : 0;
+    }
+    int sum = 0;
+    for (int j = 0; j < kAbreast; ++j) sum += found[j];
+    for (int64_t i = whole; i < count; ++i) sum += bounds[i] >= low ? 1 : 0;
+    return sum;
+  }
+
+  float find_pivot(int least, int most) const {
+    float lows[kAbreast], highs[kAbreast];
+    std::copy(bounds, bounds + kAbreast, lows);
+    std::copy(bounds, bounds + kAbreast, highs);
+    for (int64_t i = 0; i + kAbreast <= count; i += kAbreast) {  // a few may be left out
+      for (int j = 0; j < kAbreast; ++j) {
+        const float bound = bounds[i + j];
+        lows[j] = bound < lows[j] ? bound : lows[j];
+        highs[j] = highs[j] < bound ? bound : highs[j];
+      }
+    }
+    float low = *std::min_element(lows, lows + kAbreast);
+    float high = *std::max_element(highs, highs + kAbreast);
+    for (int halvings = 0; halvings < 10; ++halvings) {
+      const float middle = 0.5f * low + 0.5f * high;
+      const int found = count_from(middle);
+      if (found >= least && found <= most) return middle;
+      if (found == 0) break;
+      (found > most ? low : high) = middle;
+    }
+    return high;
   }
 };
 

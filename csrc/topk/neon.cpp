@@ -56,17 +56,20 @@ uint32_t tile_neon(const tile_args& tile) { return by_rows<float32, by_lane>(til
 uint32_t tile_neon_bf16(const tile_args& tile) { return flushing(by_rows<bfloat16, by_lane>, tile); }
 uint32_t tile_neon_int8(const tile_args& tile) { return by_rows<int8, by_lane>(tile); }
 
-// One chain a category, so that eight are in flight.
+// One chain a category, eight in flight.
 void rescore_neon(const float* x, const float* const* w, int count, int64_t width, float* dots) {
-  float sums[kRescored] = {};
-  const float* rows[kRescored];
-  PVP_FAST_UNROLL
-  for (int i = 0; i < kRescored; ++i) rows[i] = w[i < count ? i : 0];
-  for (int64_t d = 0; d < width; ++d) {
+  constexpr int kChains = 8;
+  for (int first = 0; first < count; first += kChains) {
+    float sums[kChains] = {};
+    const float* rows[kChains];
     PVP_FAST_UNROLL
-    for (int i = 0; i < kRescored; ++i) sums[i] = __builtin_fmaf(x[d], rows[i][d], sums[i]);
+    for (int i = 0; i < kChains; ++i) rows[i] = w[first + i < count ? first + i : first];
+    for (int64_t d = 0; d < width; ++d) {
+      PVP_FAST_UNROLL
+      for (int i = 0; i < kChains; ++i) sums[i] = __builtin_fmaf(x[d], rows[i][d], sums[i]);
+    }
+    for (int i = 0; i < kChains && first + i < count; ++i) dots[first + i] = sums[i];
   }
-  for (int i = 0; i < count; ++i) dots[i] = sums[i];
 }
 
 }  // namespace pvp_fast

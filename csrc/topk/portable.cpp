@@ -2,6 +2,7 @@
 // baseline target (aarch64, POWER, RISC-V); exact but slow where fmaf is a library call.
 #include <cmath>
 
+#include "topk/round.h"
 #include "topk/tile.h"
 
 namespace pvp_fast {
@@ -162,5 +163,7 @@ void rescore_portable(const float* x, const float* const* w, int count, int64_t 
     dots[i] = sum;
   }
 }
+
+rounded_row round_portable(const round_args& args) { return round_row(args); }
 
 }  // namespace pvp_fast

@@ -72,7 +72,7 @@ struct tile_kind {
 };
 
 // The float32 dot products (topk/topk.h) of one query with `count` <= kRescored class vectors.
-constexpr int kRescored = 8;
+constexpr int kRescored = 32;
 using rescore_function = void (*)(const float* x, const float* const* w, int count, int64_t width,
                                   float* dots);
 

@@ -9,8 +9,7 @@
 #include <cfenv>
 #include <cmath>
 #include <cstring>
-#include <functional>
-#include <iterator>
+#include <memory>
 #include <new>
 #include <vector>
 
@@ -35,6 +34,7 @@ constexpr int64_t kWaveEntries = 1 << 22;    // heap entries of a wave before sp
 constexpr double kThreadWork = 4e6;          // float32 multiply-adds that repay waking one more thread
 constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
 constexpr int64_t kLeastWaiting = 128;
+constexpr int kFewRescored = 16;  // at a time: two vectors of AVX2
 constexpr int64_t kManyRows = 7;  // repay parts
 constexpr int64_t kPartSteps = 128;  // of a chain: lanes of 16 KiB and a tile's 6 KiB of queries
 
@@ -114,6 +114,13 @@ constexpr rescore_function kRescores[kIsas] = {
 #endif
 };
 
+constexpr round_function kRounds[kIsas] = {
+    round_portable,
+#if defined(PVP_FAST_X86)
+    round_avx2,
+#endif
+};
+
 isa_entry<tile_kind> best_tile(scalar type, isa most) {
   return best(type == scalar::float32    ? kFloat32Tiles
               : type == scalar::bfloat16 ? kBfloat16Tiles
@@ -124,6 +131,7 @@ isa_entry<tile_kind> best_tile(scalar type, isa most) {
 struct chosen_path {
   tile_kind kind;
   rescore_function rescore;
+  round_function round;
 };
 
 // Rounded to nearest even; a NaN stays one.
@@ -185,6 +193,17 @@ wave_plan plan_wave(const topk_query& q, int64_t first) {
   return plan;
 }
 
+// Memory of a known size that is written before it is read: a vector would fill it with zeros.
+template <class T>
+class room {
+ public:
+  void resize(size_t size) { memory_.reset(new T[size]); }
+  T* data() const { return memory_.get(); }
+
+ private:
+  std::unique_ptr<T[]> memory_;
+};
+
 class wave {
  public:
   wave(const topk_query& query, const topk_result& result, const chosen_path& path, int64_t first)
@@ -209,9 +228,9 @@ class wave {
       rows_.resize(rows * static_cast<size_t>(q_.x.columns));
       bounds_.resize(rows);
       lists_.resize(states_.size());
-      lows_.resize(heaps_.size());
       most_waiting_ = std::clamp(4 * plan_.capacity, kLeastWaiting, kMostWaiting);
       waiting_.resize(states_.size() * static_cast<size_t>(most_waiting_));
+      tops_.resize(states_.size() * static_cast<size_t>(most_waiting_));
     }
     // The last panel may be part empty: its bias and thresholds are read from padded copies.
     const int64_t tail = (panel_count(q_.categories) - 1) * kLanes;
@@ -278,7 +297,7 @@ class wave {
   }
 
   void round_tile(int64_t begin, int64_t end, uint32_t* to) {
-    query_rounder round(q_.centre, q_.x.columns, q_.scale, path_.kind.query_top);
+    query_rounder round(path_.round, q_.centre, q_.x.columns, q_.scale, path_.kind.query_top);
     for (int64_t row = begin; row < end; ++row) {
       float* copy = rows_.data() + row * q_.x.columns;
       const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
@@ -295,8 +314,8 @@ class wave {
       states_[at] = {heaps_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity};
       cuts_[at] = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
       if (q_.type == scalar::int8) {
-        lists_[at] = {lows_.data() + at * static_cast<size_t>(plan_.capacity), 0, plan_.capacity,
-                      waiting_.data() + at * static_cast<size_t>(most_waiting_), 0};
+        const size_t first_waiting = at * static_cast<size_t>(most_waiting_);
+        lists_[at] = {tops_.data() + first_waiting, waiting_.data() + first_waiting, 0};
       }
     }
     const int64_t panels = panel_count(q_.categories);
@@ -425,61 +444,51 @@ class wave {
   void wait(int64_t split, int64_t row, int64_t category, const tile_args& tile, int tile_row,
             uint32_t mask) {
     const size_t at = slot(split, row);
-    short_list& list = lists_[at];
     const float* parts = tile.values + tile_row * kLanes;
     const uint32_t* stats = tile.panel + tile.steps * kLanes;
+    const top_finder find_top(bounds_, static_cast<size_t>(row));
+    if (most_waiting_ - lists_[at].count < kLanes) shorten(at, row);
+    short_list list = lists_[at];
+    const float cut = cuts_[at];
     for (; mask != 0; mask &= mask - 1) {
       const int lane = lowest_bit(mask);
-      const interval value =
-          find_interval(bounds_, static_cast<size_t>(row), stats + lane, parts[lane]);
-      if (value.top < cuts_[at] || value.top < tile.thresholds[lane]) continue;
-      list.waiting[list.count++] = {value.top, category + lane};
-      // Only what passes the thresholds for sure may displace others.
-      if (value.low >= tile.thresholds[lane] && value.low >= q_.threshold &&
-          value.low > -kInfinity && list.add_low(value.low)) {
-        raise_cut(at, row, list.lows[0], list.lows[0]);
-      }
-      if (list.count == most_waiting_) shorten(split, row);
+      const float top = find_top(stats + lane, parts[lane]);
+      list.bounds[list.count] = top;
+      list.categories[list.count] = category + lane;
+      list.count += !(top < cut || top < tile.thresholds[lane]);
     }
+    lists_[at].count = list.count;
   }
 
-  // Makes room in a short list: by its cut, or where that leaves much, by exact values.
-  void shorten(int64_t split, int64_t row) {
-    const size_t at = slot(split, row);
+  // Makes room for a panel in a short list: exact values of its best give a cut for the bounds of the others.
+  void shorten(size_t at, int64_t row) {
     short_list& list = lists_[at];
-    list.drop_below(cuts_[at]);
-    if (4 * list.count < 3 * most_waiting_) return;
     row_state& best = states_[at];
-    rescore(row, list.waiting, list.count, best);
-    list.count = list.low_count = 0;
-    for (int64_t i = 0; i < best.count; ++i) list.add_low(best.heap[i].value);
-    if (best.full()) raise_cut(at, row, list.lows[0], list.lows[0]);
+    do {
+      rescore_some(row, list, best);
+      if (best.full()) raise_cut(at, row, best.heap[0].value, best.heap[0].value);
+      list.drop_below(cuts_[at]);
+    } while (2 * list.count > most_waiting_ || (!best.full() && list.count > 0));
   }
 
-  // Merges the float32 values of candidates into the best, those with the largest bounds first; ends
-  // when no bound left reaches the worst of the best. The candidates are reordered.
-  void rescore(int64_t row, candidate* candidates, int64_t count, row_state& best) {
-    std::make_heap(candidates, candidates + count, by_bound{});
-    const float* x = rows_.data() + row * q_.x.columns;
-    while (count > 0 && !(best.full() && candidates[0].bound < best.heap[0].value)) {
-      int64_t categories[kRescored];
-      const float* vectors[kRescored];
-      const int taken = static_cast<int>(std::min<int64_t>(count, kRescored));
-      for (int i = 0; i < taken; ++i) {
-        categories[i] = candidates[0].category;
-        vectors[i] = q_.vectors + categories[i] * q_.x.columns;
-        std::pop_heap(candidates, candidates + count--, by_bound{});
-      }
-      float dots[kRescored];
-      path_.rescore(x, vectors, taken, q_.x.columns, dots);
-      for (int i = 0; i < taken; ++i) {
-        const int64_t category = categories[i];
-        const float value = std::fma(q_.scale, dots[i], q_.bias ? q_.bias[category] : 0.0f);
-        if (std::isnan(value)) {
-          report_nan(row);
-        } else if (value >= q_.threshold && !(q_.thresholds && value < q_.thresholds[category])) {
-          best.merge({value, category});
-        }
+  // Merges the float32 values of those with the largest bounds into the best; they leave the list.
+  void rescore_some(int64_t row, short_list& list, row_state& best) {
+    const int wanted = static_cast<int>(
+        std::clamp<int64_t>(best.capacity - best.count, kFewRescored / 2, kRescored));
+    int64_t categories[kRescored + 1];
+    const int most = wanted > kFewRescored ? kRescored : kFewRescored;
+    const int taken = list.take(wanted, most, categories);
+    const float* vectors[kRescored];
+    for (int i = 0; i < taken; ++i) vectors[i] = q_.vectors + categories[i] * q_.x.columns;
+    float dots[kRescored];
+    path_.rescore(rows_.data() + row * q_.x.columns, vectors, taken, q_.x.columns, dots);
+    for (int i = 0; i < taken; ++i) {
+      const int64_t category = categories[i];
+      const float value = std::fma(q_.scale, dots[i], q_.bias ? q_.bias[category] : 0.0f);
+      if (std::isnan(value)) {
+        report_nan(row);
+      } else if (value >= q_.threshold && !(q_.thresholds && value < q_.thresholds[category])) {
+        best.merge({value, category});
       }
     }
   }
@@ -537,20 +546,23 @@ class wave {
 
   // The cut of all splits together is higher than that of each.
   void finish_short_lists(int64_t row, row_state& best) {
-    short_list& all = lists_[slot(0, row)];
-    for (int64_t split = 1; split < plan_.splits; ++split) {
-      const short_list& other = lists_[slot(split, row)];
-      for (int64_t i = 0; i < other.low_count; ++i) all.add_low(other.lows[i]);
+    short_list all = lists_[slot(0, row)];
+    std::vector<float> tops;
+    std::vector<int64_t> categories;
+    if (plan_.splits > 1) {
+      for (int64_t split = 0; split < plan_.splits; ++split) {
+        const short_list& list = lists_[slot(split, row)];
+        tops.insert(tops.end(), list.bounds, list.bounds + list.count);
+        categories.insert(categories.end(), list.categories, list.categories + list.count);
+      }
+      all = {tops.data(), categories.data(), static_cast<int64_t>(tops.size())};
     }
-    float cut = shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed);
-    if (all.low_count == all.capacity) cut = std::max(cut, all.lows[0]);
-    std::vector<candidate> left;
-    for (int64_t split = 0; split < plan_.splits; ++split) {
-      const short_list& list = lists_[slot(split, row)];
-      std::copy_if(list.waiting, list.waiting + list.count, std::back_inserter(left),
-                   [cut](const candidate& c) { return !(c.bound < cut); });
+    all.drop_below(shared_cuts_[static_cast<size_t>(row)].load(std::memory_order_relaxed));
+    for (;;) {
+      if (best.full()) all.drop_below(best.heap[0].value);
+      if (all.count == 0) return;
+      rescore_some(row, all, best);
     }
-    rescore(row, left.data(), static_cast<int64_t>(left.size()), best);
   }
 
   const topk_query& q_;
@@ -562,19 +574,19 @@ class wave {
   const bool by_parts_;      // tile_kind::part
   const bool wide_;          // and widened
   const int64_t row_steps_;  // of a query
-  std::vector<uint32_t> packed_x_;  // tiles of [steps][rows]
-  std::vector<entry> heaps_;       // [splits][rows][capacity]
+  room<uint32_t> packed_x_;  // tiles of [steps][rows]
+  room<entry> heaps_;       // [splits][rows][capacity]
   std::vector<row_state> states_;  // [splits][rows]
   std::vector<float> cuts_;        // [splits][rows]: values below are not wanted
   std::vector<std::atomic<float>> shared_cuts_;  // [rows]: nor are those, by all splits
   std::atomic<int64_t> first_nan_{0};
   std::atomic<bool> out_of_memory_{false};
   // int8 alone:
-  std::vector<float> rows_;  // the queries, [rows][width]
+  room<float> rows_;  // the queries, [rows][width]
   row_bounds bounds_;
   std::vector<short_list> lists_;   // [splits][rows]
-  std::vector<float> lows_;         // [splits][rows][capacity]
-  std::vector<candidate> waiting_;  // [splits][rows][most_waiting]
+  room<float> tops_;                // [splits][rows][most_waiting]
+  room<int64_t> waiting_;           // [splits][rows][most_waiting]
   int64_t most_waiting_ = 0;
   float no_bias_[kRowPanels * kLanes];
   float no_threshold_[kRowPanels * kLanes];
@@ -599,8 +611,24 @@ void pack_cpu(const matrix& w, float* packed) {
   }
 }
 
+void encode_int8_cpu(const matrix& w, const float* centre, uint32_t* words) {
+  const int64_t steps = step_count(scalar::int8, w.columns);
+  const size_t padded = static_cast<size_t>(4 * steps);
+  std::vector<double> middle(padded), wide(padded);
+  std::copy(centre, centre + w.columns, middle.begin());
+  for (int64_t row = 0; row < w.rows; ++row, words += steps + kInt8Stats) {
+    const float* from = w.data + row * w.row_stride;
+    for (int64_t d = 0; d < w.columns; ++d) wide[static_cast<size_t>(d)] = from[d * w.column_stride];
+    const rounded_category made = round_category(wide.data(), middle.data(), 4 * steps, words);
+    const float floats[] = {made.step, made.residual, made.length, made.offset};
+    std::memcpy(words + steps, &made.bias, sizeof made.bias);
+    std::memcpy(words + steps + 1, floats, sizeof floats);
+  }
+}
+
 int64_t topk_cpu(const topk_query& query, const topk_result& result, isa most) {
-  const chosen_path path{best_tile(query.type, most).use, best(kRescores, most).use};
+  const chosen_path path{best_tile(query.type, most).use, best(kRescores, most).use,
+                         best(kRounds, most).use};
   for (int64_t first = 0; first < query.x.rows;) {
     wave next(query, result, path, first);
     const int64_t nan = next.run();

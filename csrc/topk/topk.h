@@ -88,6 +88,10 @@ struct topk_result {
 // Writes panel_count(w.rows) * w.columns * kLanes floats to packed.
 void pack_cpu(const matrix& w, float* packed);
 
+// The int8 words of w: w.rows * (step_count(int8) + kInt8Stats) of them, category by category, from which
+// panels are made. centre: (w.columns). Throws std::bad_alloc.
+void encode_int8_cpu(const matrix& w, const float* centre, uint32_t* words);
+
 // Returns -1, or the first row that has a NaN value; the result is then incomplete.
 // `most` bounds the choice: the best path of the query's type that is not better. Throws std::bad_alloc.
 int64_t topk_cpu(const topk_query& query, const topk_result& result, isa most);

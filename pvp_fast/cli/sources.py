@@ -50,15 +50,17 @@ def named_source(
     exclude: list[str] | None = None,
     follow: bool = False,
     shard: str | None = None,
+    endings: frozenset[str] = frozenset(),
 ) -> Source:
-    """The images that a command line names.
+    """The images that a command line names, and in folders also files of ``endings``.
 
     Raises:
         InputError: none of the names leads anywhere, or ``shard`` is no I/N.
     """
     from pvp_fast.loaders import Search, open_source
 
-    return open_source(names, Search(hidden, tuple(exclude or ()), follow), part_of(shard))
+    search = Search(hidden, tuple(exclude or ()), follow, endings)
+    return open_source(names, search, part_of(shard))
 
 
 def part_of(shard: str | None) -> tuple[int, int] | None:

@@ -49,22 +49,31 @@ def untag(
     """
     from pvp_fast.loaders.sources import passed_over
 
-    source = named_source(images, hidden, exclude, follow, shard)
+    beside = frozenset({".xmp", caption_ending.lower()})
+    source = named_source(images, hidden, exclude, follow, shard, beside)
     taking = _Taking(from_inside, caption_ending, dry_run)
     seen = bad = 0
     for sample in source.samples(None):
         if callable(sample.image) or isinstance(sample.image, bytes):
             continue  # in a shard: there is nothing beside it
-        seen += 1
+        is_image = Path(sample.key).suffix.lower() not in beside
+        seen += is_image
         try:
             if isinstance(sample.image, ImageError) and Path(sample.key).is_dir():
                 raise InputError(sample.image.reason)
-            taking.out_of(sample.key)
+            if is_image:
+                taking.out_of(sample.key)
+            else:
+                taking.out_of_one_alone(Path(sample.key))
+        except BrokenPipeError:
+            raise
         except (OSError, InputError) as error:
             bad += 1
             tell(sample.key, str(error))
     verb = "would be changed" if dry_run else "changed"
     word = f"looked at, {taking.changed} files of theirs {verb}"
+    if taking.alone:
+        word += f", {taking.alone} without an image {verb}"
     line = summary_line(seen - bad, word, failed=bad, passed=passed_over(source))
     progress_console().print(line, soft_wrap=True, markup=False)
     if bad:
@@ -75,35 +84,60 @@ class _Taking:
     """Takes what is ours out of the files of one image after the other."""
 
     def __init__(self, from_inside: bool, caption_ending: str, dry_run: bool) -> None:
+        from pvp_fast.sinks.captions import Records
+
         self.from_inside, self.caption_ending, self.dry_run = from_inside, caption_ending, dry_run
-        self.changed = 0
+        self.changed = self.alone = 0
+        self._records = Records()
         self._done: set[Path] = set()  # one sidecar may be that of two images
 
     def out_of(self, image: str) -> None:
         """Raises OSError or InputError where that cannot be."""
-        from pvp_fast.files import atomic_write
         from pvp_fast.sinks import captions, inside, xmp
-        from pvp_fast.sinks.beside import refuse_read_only
 
-        found = (*xmp.untag(image), *captions.untag(image, self.caption_ending))
-        for path, _, new in found:
-            if path in self._done:
-                continue
-            self._done.add(path)
-            refuse_read_only(path)
-            self.changed += 1
-            if self.dry_run:
-                print(f"{path} ({'taken away' if new is None else 'changed'})")
-                continue
-            if new is None:
-                path.unlink()
-            else:
-                with atomic_write(path) as stream:
-                    stream.write(new)
-            if path.suffix == self.caption_ending:
-                captions.forget(path)
+        found = (*xmp.untag(image), *captions.untag(image, self.caption_ending, self._records))
+        self.changed += sum([self._put(*each) for each in found])
         if self.from_inside:
             there = inside.untag(image, dry_run=self.dry_run)
             self.changed += there
             if there and self.dry_run:
                 print(f"{image} (changed)")
+
+    def out_of_one_alone(self, path: Path) -> None:
+        """A sidecar or caption whose image is gone; others are their images'."""
+        from pvp_fast.sinks import captions, xmp
+
+        if path in self._done or _has_image(path):
+            return
+        if path.suffix.lower() != ".xmp":
+            found = captions.untag(str(path), self.caption_ending, self._records)
+        elif b"pvp-fast" in path.read_bytes().replace(b"\0", b""):  # in UTF-16, too
+            found = xmp.untag_sidecar(path)
+        else:
+            return
+        self.alone += sum([self._put(*each) for each in found])
+
+    def _put(self, path: Path, old: bytes, new: bytes | None) -> bool:
+        from pvp_fast.sinks import captions
+        from pvp_fast.sinks.beside import put, refuse_read_only
+
+        if path in self._done:
+            return False
+        self._done.add(path)
+        refuse_read_only(path)
+        if self.dry_run:
+            print(f"{path} ({'taken away' if new is None else 'changed'})")
+            return True
+        put(path, new, old)
+        if path.suffix == self.caption_ending:
+            captions.forget(path, self._records)
+        return True
+
+
+def _has_image(path: Path) -> bool:
+    """Whether there is an image that a file beside images may be of."""
+    from pvp_fast.pictures.kinds import SUFFIXES
+    from pvp_fast.sinks.beside import others
+
+    full = path.with_suffix("")
+    return (full.suffix.lower() in SUFFIXES and full.exists()) or bool(others(str(path)))

@@ -7,9 +7,11 @@ of Pillow-SIMD's: within two levels of Pillow's own, four times faster. All of i
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import re
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,7 @@ from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders.augment import Augment, View
 from pvp_fast.loaders.samples import Sample
 from pvp_fast.pictures import PictureSettings, open_image
-from pvp_fast.pictures.jpeg import reduced, reduction
+from pvp_fast.pictures.jpeg import is_progressive, reduced, reduction
 from pvp_fast.pictures.reader import DEFAULT
 from pvp_fast.pictures.turn import AS_STORED, Turn, jpeg_turn
 
@@ -34,6 +36,7 @@ except ImportError:  # Pillow then decodes everything: same pixels, half the spe
 _JPEG = b"\xff\xd8\xff"
 _MAX_BYTES = 1 << 29  # a JPEG file over half a GiB is left to Pillow, which reads it by pieces
 _PADDING = re.compile(r"Corrupt JPEG data: (\d+) extraneous bytes before marker 0xd9")
+_ONE_AT_A_TIME = threading.Lock()  # large progressive JPEGs
 # What libjpeg warns of when pixels are missing or wrong; its other warnings are about oddities.
 _DAMAGE = re.compile(r"Corrupt JPEG data|Premature end of JPEG")
 
@@ -122,10 +125,13 @@ def decode(jpeg: Jpeg, least: tuple[int, int] = (0, 0)) -> np.ndarray:
     if least != (0, 0):
         # Five to seven eighths would take longer than the full size, which has vector code.
         scaled = {"min_width": least[0], "min_height": least[1], "min_factor": 2}
-    try:
-        pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg.data, **scaled)
-    except ValueError as error:
-        return _second_opinion(jpeg, str(error))
+    # Its memory is that of all coefficients, three bytes a pixel, whatever the fraction.
+    alone = jpeg.by > 1 and is_progressive(jpeg.data)
+    with _ONE_AT_A_TIME if alone else contextlib.nullcontext():
+        try:
+            pixels: np.ndarray = simplejpeg.decode_jpeg(jpeg.data, **scaled)
+        except ValueError as error:
+            return _second_opinion(jpeg, str(error))
     return pixels
 
 
@@ -177,7 +183,7 @@ class Square:
         self._size = columns, rows
 
     def __call__(self, found: Jpeg | np.ndarray, chance: random.Random | None = None) -> np.ndarray:
-        """(3, S, S) uint8, contiguous.
+        """(3, S, S) uint8.
 
         Args:
             chance: where the augmentation's draws come from.
@@ -207,13 +213,14 @@ class Square:
             _, height, width = resized.shape
             whole[:, -plan.top : height - plan.top, -plan.left : width - plan.left] = resized
             return whole
-        return resized[:, plan.top : plan.top + rows, plan.left : plan.left + columns]
+        square = resized[:, plan.top : plan.top + rows, plan.left : plan.left + columns]
+        return _in_order(square, turn)
 
     def _view(self, pixels: np.ndarray, view: View, turn: Turn) -> np.ndarray:
         width, height = turn.size(pixels.shape[1], pixels.shape[0])
         left, top, right, bottom = turn.box(view.box, width, height)
         square = self._resize(pixels[top:bottom, left:right], turn.size(*self._size))
-        return (turn.mirrored() if view.flip else turn).array(square)
+        return _in_order((turn.mirrored() if view.flip else turn).array(square), turn)
 
     def _least(self, jpeg: Jpeg) -> tuple[int, int]:
         if self.augment is not None or self.preprocess.resize_mode == "squash":
@@ -238,6 +245,12 @@ class Square:
         )
         array: np.ndarray = resized[0].numpy()
         return array
+
+
+def _in_order(square: np.ndarray, turn: Turn) -> np.ndarray:
+    """Rows and columns that were exchanged, as bytes in order: made floats as they lie, the same
+    square takes twice as long."""
+    return np.ascontiguousarray(square) if turn.exchange else square
 
 
 class Normalise:

@@ -55,11 +55,13 @@ class Search:
         hidden: also names that start with a dot, and thumbnail and recycle folders.
         exclude: patterns of what is left out, as in a .gitignore, from the folder that is walked.
         follow: also enter links to folders, each folder once.
+        endings: also files of these endings, in small letters, though they are no images.
     """
 
     hidden: bool = False
     exclude: tuple[str, ...] = ()
     follow: bool = False
+    endings: frozenset[str] = frozenset()
 
 
 def walk(root: str, search: Search, passed: PassedOver) -> Iterator[Found]:
@@ -105,7 +107,7 @@ def walk(root: str, search: Search, passed: PassedOver) -> Iterator[Found]:
                     entered.add(place)
                 below.append((entry.path, path + "/", rules))
             else:
-                yield from _file(entry, passed)
+                yield from _file(entry, passed, search.endings)
         waiting += reversed(below)
 
 
@@ -144,9 +146,9 @@ def _files_below(folder: str) -> int:
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
-def _file(entry: os.DirEntry[str], passed: PassedOver) -> Iterator[Found]:
+def _file(entry: os.DirEntry[str], passed: PassedOver, endings: frozenset[str]) -> Iterator[Found]:
     ending = os.path.splitext(entry.name)[1].lower()
-    wanted = ending in SUFFIXES or is_shard(entry.name)
+    wanted = ending in SUFFIXES or ending in endings or is_shard(entry.name)
     try:
         regular = stat.S_ISREG(entry.stat().st_mode)
     except OSError as error:

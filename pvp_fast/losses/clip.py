@@ -135,8 +135,7 @@ def clip_loss(
     )
     if w.dtype not in FUSED:
         w = w.to(x.dtype)
-    value, _, _ = infonce.evaluated(x, w, y, heat, shift, normalize, engine, regime == "recompute")
-    return value
+    return infonce.evaluated(x, w, y, heat, shift, normalize, engine, regime == "recompute")
 
 
 class CLIPLoss(nn.Module):

@@ -37,6 +37,8 @@ REGIMES = ("auto", "small", "chunked", "recompute")
 # Scores of one tile: 1 MiB of float32 on a CPU, 24 MiB in a GPU's L2 (not yet measured).
 _TILE = {"cpu": 1 << 18}
 _TILE_ELSEWHERE = 6 << 20
+# The extension passes over a tile once, so that few and large products gain more than the cache.
+_NATIVE_TILES = 4
 # Rows of a tile, which share one pass over w and dw.
 _ROWS = {"cpu": 256}
 _ROWS_ELSEWHERE = 1024
@@ -118,12 +120,12 @@ def regime_of(regime: str, kind: str, dtype: torch.dtype, n_categories: int, tri
 
 
 def tile_of(
-    regime: str, device: torch.device, rows: int, n_categories: int, by_row: bool
+    regime: str, device: torch.device, rows: int, n_categories: int, by_row: bool, tiles: int = 1
 ) -> tuple[int, int]:
-    """Rows and categories of a tile, all categories where ``by_row``."""
+    """Rows and categories of a tile as large as ``tiles``; all categories where ``by_row``."""
     if regime == "small":
         return max(1, rows), max(1, n_categories)
-    budget = _TILE.get(device.type, _TILE_ELSEWHERE)
+    budget = tiles * _TILE.get(device.type, _TILE_ELSEWHERE)
     height = _ROWS.get(device.type, _ROWS_ELSEWHERE)
     whole = min(_WHOLE_ROWS, _WHOLE_TILE // max(1, n_categories))
     if regime == "recompute":
@@ -136,7 +138,8 @@ def tile_of(
 
 def evaluate(problem: Problem, needs: Needs, engine: str, regime: str) -> Gradients:
     x, loss = problem.x, problem.loss
-    tile = tile_of(regime, x.device, len(x), len(problem.w), loss.by_row)
+    tiles_in_one = _NATIVE_TILES if engine == "native" else 1
+    tile = tile_of(regime, x.device, x.shape[0], problem.w.shape[0], loss.by_row, tiles_in_one)
     if engine == "native":
         if loss.by_row:
             tile = native_steps.rows_of_ranking(tile[0] * tile[1], tile[1]), tile[1]
@@ -359,10 +362,10 @@ def fused_loss(
         return unknown or why_not_triton(x, w)
 
     def not_native() -> str | None:
-        return unknown or native_steps.why_not(loss.name, settings, x.device, len(w), y, learns)
+        return unknown or native_steps.why_not(loss.name, settings, x.device, w.shape[0], y, learns)
 
     engine = choose(backend, x.device, {"triton": not_triton, "native": not_native})
-    regime = regime_of(regime, loss.name, x.dtype, len(w), engine == "triton")
+    regime = regime_of(regime, loss.name, x.dtype, w.shape[0], engine == "triton")
     scale = scalar("scale", scale, x)
     bias = None if bias is None else scalar("bias", bias, x)
     weight = None if weight is None else weight.to(x.device, torch.float32).contiguous()
@@ -388,6 +391,6 @@ def fused_loss(
         engine,
         regime,
         needs,
-        reduction_factor(reduction, torch.Size((len(x), len(w)))),
+        reduction_factor(reduction, torch.Size((x.shape[0], w.shape[0]))),
     )
     return total

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.dispatch import with_gradient
+from pvp_fast.dispatch import is_plain, with_gradient
 from pvp_fast.errors import BackendError
 from pvp_fast.losses import native_pairs
 from pvp_fast.losses.problem import EPS, HALF, combine_online, inverse_norms
@@ -262,8 +262,7 @@ def _loss(
     Of "native" (2, 3, N), norms of x and w among them, and products for scores.
     """
     n = len(x)
-    stats = torch.zeros(2, 3 if engine == "native" else 2, n, dtype=torch.float32, device=x.device)
-    stats[:, 0] = float("-inf")
+    stats = native_pairs.empty_stats(n, 3 if engine == "native" else 2, x.device)
     aimed = stats.new_zeros(n)
     kept = stats.new_empty((n, n) if _keeps(x, engine, recompute) else (0,))
     with torch.autocast(x.device.type, enabled=False):
@@ -283,9 +282,7 @@ def _loss(
                     for mine, found in ((stats[0, :, rows], row), (stats[1, :, cols], col)):
                         mine.copy_(combine_online(torch.stack((mine, found), 1)))
                     aimed[rows] += part
-        # Small differences, not one of large sums.
-        each = (stats[:, 0] - aimed / 2) + stats[:, 1].log()
-        return each.sum() / (2 * max(1, n)), stats, kept
+        return native_pairs.mean_of(stats, aimed), stats, kept
 
 
 loss = torch.library.custom_op("pvp_fast::clip_loss", _loss, mutates_args=())
@@ -431,5 +428,88 @@ def _no_second(ctx, *grads: Tensor):  # type: ignore[no-untyped-def]
     )
 
 
-evaluated = with_gradient(loss, _loss, _backward, _setup)
+_by_operator = with_gradient(loss, _loss, _backward, _setup)
 _gradients = with_gradient(loss_backward, _loss_backward, _no_second)
+
+
+class _AtOnce(torch.autograd.Function):
+    """Of few pairs by "native": the gradients with the loss, so that backward only multiplies."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        w: Tensor,
+        y: Tensor | None,
+        scale: Tensor,
+        bias: Tensor,
+        normalize: bool,
+        needs_x: bool,
+        needs_w: bool,
+    ) -> tuple[Tensor, ...]:
+        arguments = x, w, y, scale, normalize, needs_x, needs_w
+        if torch.is_autocast_enabled("cpu"):  # a context takes longer than asking
+            with torch.autocast("cpu", enabled=False):
+                found = native_pairs.at_once(*arguments)
+        else:
+            found = native_pairs.at_once(*arguments)
+        # Outputs, so that second derivatives raise instead of being left out.
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*found[1:], bias)
+        return found
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *_unused: Tensor | None) -> tuple[Tensor | None, ...]:
+        *found, bias = ctx.saved_tensors
+        dx, dw, dscale = _times(g, *found)
+        asked = ctx.needs_input_grad
+        return (
+            dx if asked[0] else None,
+            dw if asked[1] else None,
+            None,
+            dscale if asked[3] else None,
+            torch.zeros_like(bias) if asked[4] else None,
+            *(None,) * 3,
+        )
+
+
+class _Times(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+        return tuple((t * g).to(t.dtype) for t in found)
+
+    backward = staticmethod(_no_second)
+
+
+def _times(g: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
+    if not torch.is_grad_enabled() and g.item() == 1.0:
+        return found
+    return _Times.apply(g, *found)
+
+
+def evaluated(
+    x: Tensor,
+    w: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor,
+    normalize: bool,
+    engine: str,
+    recompute: bool,
+) -> Tensor:
+    """The loss () float32, with its gradient."""
+    learns = [t.requires_grad for t in (x, w, scale)]
+    if (
+        engine == "native"
+        and not recompute
+        and x.numel()
+        and native_pairs.is_one_panel(x.shape[0])
+        and torch.is_grad_enabled()
+        and any(learns)
+        and is_plain(x, w, y, scale, bias)
+    ):
+        needs = learns[0] or learns[2], learns[1]
+        value: Tensor = _AtOnce.apply(x, w, y, scale, bias, normalize, *needs)[0]
+        return value
+    value, _, _ = _by_operator(x, w, y, scale, bias, normalize, engine, recompute)
+    return value

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pvp_fast import native
+from pvp_fast.losses import exact
 from pvp_fast.losses.native_steps import Operand
 from pvp_fast.losses.problem import add_product, blocks, multiplies
 
@@ -55,7 +56,7 @@ class _Chunk(NamedTuple):
     real: Tensor | None  # (images, L) bool
     offsets: Tensor  # where each image's regions begin
     left: Operand
-    wide: Tensor | None  # the regions in float32, in which products of half precision are exact
+    wide: Tensor | None  # the regions as exact products take them, unless those are kept
 
 
 class _Chunks:
@@ -84,13 +85,9 @@ class _Chunks:
                 rows, offsets = part[real], F.pad(real.sum(1).cumsum(0), (1, 0))
             at = slice(done, done + len(rows))
             done = at.stop
-            wide = None if again and len(saved.kept) else rows.float()
             norms = saved.norms[at] if self.normalize else None
-            if norms is not None and wide is not None and not again:
-                torch.linalg.vector_norm(wide, dim=1, out=norms)
-            left = Operand(rows, self.normalize, self.half, norms)
-            if left.undo is not None and wide is not None:
-                wide = left.rows.float()
+            left = Operand(rows, self.normalize, self.half, norms, again)
+            wide = None if again and len(saved.kept) else exact.operand(left.rows)
             yield _Chunk(images, at, real, offsets, left, wide)
 
     def products(self, chunk: _Chunk, cols: slice, saved: Saved) -> tuple[Tensor, Tensor]:
@@ -99,7 +96,7 @@ class _Chunks:
         scratch = self._scratch[: shape[0] * shape[1]].view(shape)
         out = saved.kept[chunk.rows] if len(saved.kept) else scratch
         if chunk.wide is not None:
-            torch.mm(chunk.wide, self.right.rows[cols].float().T, out=out)
+            exact.product(chunk.wide, self.right.rows[cols], out)
         return out, scratch
 
     def call(

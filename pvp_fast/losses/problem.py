@@ -338,7 +338,7 @@ def check_inputs(x: Tensor, w: Tensor, y: Labels, weight: Tensor | None) -> None
         )
     if not (x.is_floating_point() and w.is_floating_point()):
         raise InputError(f"x and w must be floating point, not {x.dtype} and {w.dtype}")
-    rows, n_categories = len(x), len(w)
+    rows, n_categories = x.shape[0], w.shape[0]
     check_labels(y, rows, n_categories)
     found = y.indices.device if isinstance(y, CSRLabels) else y.device
     for name, device in (("w", w.device), ("y", found)):

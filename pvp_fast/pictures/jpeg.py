@@ -28,7 +28,7 @@ def reduction(
     pixels = width * height
     if pixels <= settings.max_pixels:
         return 1
-    progressive = _frame(data) not in (0xC0, 0xC1)
+    progressive = is_progressive(data)
     most = settings.max_pixels * (_MOST_PROGRESSIVE if progressive else _MOST)
     if pixels > most or (not progressive and pixels > size * _LEAST_BYTES):
         raise too_large(width, height, settings, name)
@@ -38,6 +38,18 @@ def reduction(
 def reduced(width: int, height: int, by: int) -> tuple[int, int]:
     """The size that libjpeg gives."""
     return -(-width // by), -(-height // by)
+
+
+def is_progressive(data: bytes) -> bool:
+    """Whether a decoder needs all coefficients at once.
+
+    Args:
+        data: the file's beginning, up to its frame header at least.
+
+    Raises:
+        ImageError: there is no frame header.
+    """
+    return _frame(data) not in (0xC0, 0xC1)
 
 
 def _frame(data: bytes) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import errno
 import functools
 import os
@@ -19,6 +20,7 @@ from pvp_fast.sinks.ledger import Content, Ledger
 if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
+_TRIES = 3  # where another program writes the same file
 _FULL = {errno.ENOSPC, errno.EDQUOT}  # what concerns all images that follow
 
 
@@ -82,13 +84,21 @@ class Beside(Sink):
                 "names start from"
             )
         names = [tag.name for tag in result.tags]
-        try:
-            return self._write(result.image, names, self._fields(content))
-        except OSError as error:
-            if error.errno in _FULL:
-                raise SinkError(f"cannot write beside {result.image}: {error.strerror}") from error
-            name = os.path.basename(error.filename or result.image)
-            return f"{name} cannot be written: {error.strerror or error}"
+        for attempt in range(_TRIES):
+            try:
+                return self._write(result.image, names, self._fields(content))
+            except BrokenPipeError:  # of a dry run: nobody reads any more
+                raise
+            except BlockingIOError as error:
+                if attempt == _TRIES - 1:
+                    return f"{os.path.basename(error.filename)} cannot be written: {error.strerror}"
+            except OSError as error:
+                if error.errno in _FULL:
+                    why = f"cannot write beside {result.image}: {error.strerror}"
+                    raise SinkError(why) from error
+                name = os.path.basename(error.filename or result.image)
+                return f"{name} cannot be written: {error.strerror or error}"
+        raise AssertionError(attempt)
 
     @abc.abstractmethod
     def _write(self, image: str, names: list[str], fields: dict[str, str]) -> str | None:
@@ -96,7 +106,7 @@ class Beside(Sink):
 
     def _put(self, path: Path, data: bytes | None, old: bytes | None, lines: list[str]) -> None:
         """Put new bytes in place (None: take the file away), or say what would be done."""
-        if data != old and old is not None:
+        if data != old:
             refuse_read_only(path)
         if self.dry_run:
             if self._say is not None and data != old:
@@ -104,11 +114,30 @@ class Beside(Sink):
                 self._say(f"{path} ({what})")
                 for line in lines:
                     self._say(f"  {line}")
-        elif data is None:
-            path.unlink()
         elif data != old:
-            with atomic_write(path) as stream:
-                stream.write(data)
+            put(path, data, old)
+
+
+def put(path: Path, data: bytes | None, old: bytes | None) -> None:
+    """Put new bytes in the place of old ones (None: no file), if those are there still.
+
+    Raises:
+        BlockingIOError: another program has written the file since it was read.
+        OSError: it cannot be written.
+    """
+
+    def check() -> None:
+        if read_old(path) != old:
+            raise BlockingIOError(
+                errno.EAGAIN, "another program is writing it; run this again", os.fspath(path)
+            )
+
+    if data is None:
+        check()
+        path.unlink()
+    else:
+        with atomic_write(path, before=check) as stream:
+            stream.write(data)
 
 
 def read_old(path: Path) -> bytes | None:
@@ -126,10 +155,13 @@ def read_old(path: Path) -> bytes | None:
 
 
 def refuse_read_only(path: str | os.PathLike[str]) -> None:
-    """Raise PermissionError for a file that its owner has closed to writing: renaming another over
-    it would not ask."""
-    if not os.stat(path).st_mode & 0o222:
-        raise PermissionError(errno.EACCES, "it is read-only", os.fspath(path))
+    """Raise PermissionError for a file that its owner has closed to writing, as renaming another
+    over it would not ask, and where its folder takes none."""
+    with contextlib.suppress(FileNotFoundError):
+        if not os.stat(path).st_mode & 0o222:
+            raise PermissionError(errno.EACCES, "it is read-only", os.fspath(path))
+    if not os.access(os.path.dirname(path) or ".", os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, "its folder cannot be written to here", os.fspath(path))
 
 
 def find(image: str, ending: str, style: str | None) -> tuple[Path, str | None]:
@@ -174,7 +206,8 @@ def others(image: str) -> list[str]:
 
     folder, name = os.path.split(image)
     stem, mine = os.path.splitext(name)
-    if _stems(folder or ".", os.stat(folder or ".").st_mtime_ns)[stem] < 2:
+    known = _stems(folder or ".", os.stat(folder or ".").st_mtime_ns)[stem]
+    if known <= (mine.lower() in SUFFIXES):
         return []
     return sorted(
         entry

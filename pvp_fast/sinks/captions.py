@@ -6,7 +6,9 @@ in the same folder, one JSON line a write; the last line of a file counts.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pvp_fast.errors import InputError
-from pvp_fast.sinks.beside import Beside, others, read_old
+from pvp_fast.sinks.beside import Beside, others, read_old, refuse_read_only
 from pvp_fast.sinks.ledger import Ledger
 from pvp_fast.sinks.names import plain
 
@@ -89,7 +91,7 @@ class CaptionSink(Beside):
         super().__init__(artifact, ledger, skip=skip, dry_run=dry_run, say=say)
         self.style = style or CaptionStyle()
         self.replace, self.into_text = replace, into_text
-        self._records = _Records()
+        self._records = Records()
 
     def _recorded(self, key: str) -> dict[str, str] | None:
         found = self._records.get(self._path(key))
@@ -122,24 +124,44 @@ class CaptionSink(Beside):
             new = new.removesuffix("\n")
         lines = [f"+ {', '.join(a for a in added if a not in ours)}"]
         lines += [f"- {', '.join(o for o in ours if o not in added)}"]
-        self._put(path, new.encode("utf-8"), old, [line for line in lines if line[2:]])
-        if not self.dry_run and (new.encode("utf-8") != old or record.get("fields") != fields):
-            end = str(record.get("end", "")) if ours else _end(base, self.style)
-            said = {"separator": self.style.separator, "prefix": self.style.prefix, "end": end}
-            self._records.put(path, {"added": added, "new": made, "fields": fields, **said})
+        data, lines = new.encode("utf-8"), [line for line in lines if line[2:]]
+        if self.dry_run or (data == old and record.get("fields") == fields):
+            self._put(path, data, old, lines)
+            return None
+        end = str(record.get("end", "")) if ours else _end(base, self.style)
+        said: dict[str, Any] = {"separator": self.style.separator, "prefix": self.style.prefix}
+        said |= {"end": end, "new": made}
+        if data != old:
+            refuse_read_only(path)
+            # Before the caption: what a run that is killed here has not written is taken out of
+            # nothing, but what it has written must not count as the user's.
+            both = list(dict.fromkeys([*ours, *added]))
+            self._records.put(path, {"added": both, **said})
+        try:
+            self._put(path, data, old, lines)
+        except OSError:
+            self._records.put(path, record or _NOTHING)
+            raise
+        self._records.put(path, {"added": added, "fields": fields, **said})
         return None
 
 
-def untag(image: str, ending: str) -> list[tuple[Path, bytes, bytes | None]]:
+def untag(
+    image: str, ending: str, records: Records | None = None
+) -> list[tuple[Path, bytes, bytes | None]]:
     """The caption of an image, if tags of ours are in it: path, bytes now, and without them.
 
     The last is None where nothing else is in it.
+
+    Args:
+        image: the image, which may be gone, or the caption itself.
+        records: for many images one after the other, so that each folder's are read once.
 
     Raises:
         OSError: it cannot be read.
     """
     path = Path(image).with_suffix(ending)
-    record = _Records().get(path)
+    record = (records or Records()).get(path)
     old = read_old(path)
     if old is None or not record.get("added"):
         return []
@@ -156,12 +178,16 @@ def untag(image: str, ending: str) -> list[tuple[Path, bytes, bytes | None]]:
     return [(path, old, None if alone else data)]
 
 
-def forget(path: Path) -> None:
-    """Record that a caption holds nothing of ours any more."""
-    _Records().put(path, {"added": [], "new": False})
+def forget(path: Path, records: Records | None = None) -> None:
+    """Record that a caption holds nothing of ours any more; the record of the last one is taken
+    away."""
+    (records or Records()).put(path, _NOTHING)
 
 
-class _Records:
+_NOTHING: dict[str, Any] = {"added": [], "new": False}
+
+
+class Records:
     """The records of the folders met so far."""
 
     def __init__(self) -> None:
@@ -175,9 +201,31 @@ class _Records:
 
     def put(self, path: Path, record: dict[str, Any]) -> None:
         self.get(path)
+        known = {**self._folders[path.parent], plain(path.name): record}
+        file = path.parent / RECORD
+        if any(each.get("added") or each.get("fields") for each in known.values()):
+            _append(file, json.dumps({"file": plain(path.name), **record}))
+        else:
+            file.unlink(missing_ok=True)
         self._folders[path.parent][plain(path.name)] = record
-        with open(path.parent / RECORD, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"file": plain(path.name), **record}) + "\n")
+
+
+def _append(file: Path, line: str) -> None:
+    with open(file, "ab+") as stream:
+        before = stream.tell()
+        if before:
+            stream.seek(-1, os.SEEK_END)
+            if stream.read(1) != b"\n":  # a crash has cut the last line off
+                line = f"\n{line}"
+        try:
+            stream.write(f"{line}\n".encode())
+            stream.flush()
+        except OSError:  # a full disk: no half of a line, nor an empty file
+            with contextlib.suppress(OSError):
+                stream.truncate(before)
+            if not before:
+                file.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:

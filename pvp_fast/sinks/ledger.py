@@ -237,7 +237,8 @@ class Ledger:
             return True
         if record.error is None:
             return False
-        return self.retry_failed or content is None or not is_lasting(record.error)
+        unknown = content is None or known is None
+        return self.retry_failed or unknown or not is_lasting(record.error)
 
     def see(self, key: str) -> Content | None:
         """Note size and time of an image's file, before it is read."""

@@ -78,12 +78,16 @@ def untag(image: str) -> list[tuple[Path, bytes, bytes | None]]:
     Raises:
         OSError, XmpError: one cannot be read.
     """
-    found = []
-    for path in dict.fromkeys(find(image, ".xmp", style)[0] for style in STYLES):
-        old = read_old(path)
-        if old is None:
-            continue
-        new = take_back(old).packet
-        if new != old:
-            found.append((path, old, new))
-    return found
+    paths = dict.fromkeys(find(image, ".xmp", style)[0] for style in STYLES)
+    return [found for path in paths for found in untag_sidecar(path)]
+
+
+def untag_sidecar(path: Path) -> list[tuple[Path, bytes, bytes | None]]:
+    """The same of one sidecar, whose image may be gone.
+
+    Raises:
+        OSError, XmpError: it cannot be read.
+    """
+    old = read_old(path)
+    new = None if old is None else take_back(old).packet
+    return [] if old is None or new == old else [(path, old, new)]

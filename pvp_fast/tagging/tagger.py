@@ -79,7 +79,7 @@ class Tagger:
         self.pictures = pictures_of(artifact.config)
         self._head = artifact.head.to(backbone.device)
         vectors, intercept, gain = self._head.linear()
-        self._index = TagIndex(vectors.cpu(), normalize=False)
+        self._index = TagIndex(vectors.cpu(), "auto", normalize=False)
         self._intercept = intercept.cpu()
         self._gain = None if gain is None else gain.cpu()
 

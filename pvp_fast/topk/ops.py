@@ -62,6 +62,9 @@ def engine(backend: str, device: torch.device, k: int) -> str:
         InputError: a word that names none of them. BackendError: an explicit one that cannot run.
     """
 
+    if backend == "auto" and device.type == "cpu":
+        return "native"  # what choose() says, without what it asks
+
     def why_not_cuda() -> str | None:
         if device.type != "cuda":
             return f"it needs tensors on a GPU, not on {device}"
@@ -69,8 +72,6 @@ def engine(backend: str, device: torch.device, k: int) -> str:
             return f"it keeps at most {native.extension().CUDA_MAX_K}, k is {k}"
         return native.call("cuda_status") or None
 
-    if backend == "auto" and device.type == "cpu":
-        return "native"  # what choose() says, without what it asks
     here = {"native": lambda: why_not_native(device), "cuda": why_not_cuda}
     return choose(backend, device, here)
 
@@ -142,31 +143,38 @@ def _check_values(query: Query) -> None:
 
 
 def _fill_on_cpu(x: Tensor, query: Query, scores: Memory, indices: Memory, counts: Memory) -> None:
-    _check_values(query)
+    thresholds = bias = None  # a call of one query spends its time here: nothing is done for None
+    if query.thresholds is not None or query.bias is not None:
+        _check_values(query)
+        thresholds, bias = _array(query.thresholds), _array(query.bias)
     row = native.call_with_arrays(
         "topk",
         {
-            "x": native.array(x),
-            "panels": _array(query.w),
+            "x": native.array(x) if x.is_neg() else x.numpy(),
+            "panels": _memory(query.w),
             "categories": query.categories,
             "threshold": query.threshold,
-            "thresholds": _array(_contiguous(query.thresholds)),
-            "bias": _array(_contiguous(query.bias)),
+            "thresholds": thresholds,
+            "bias": bias,
             "scale": query.scale,
-            "scores": _array(scores),
-            "indices": _array(indices),
-            "counts": _array(counts),
+            "scores": _memory(scores),
+            "indices": _memory(indices),
+            "counts": _memory(counts),
             "threads": torch.get_num_threads(),
-            "vectors": _array(query.vectors),
-            "centre": _array(query.centre),
+            "vectors": _memory(query.vectors),
+            "centre": _memory(query.centre),
         },
     )
     if row >= 0:
         raise _nan_error(row)
 
 
-def _array(values: Memory | None) -> Any:
-    return values if values is None or type(values) is np.ndarray else native.array(values)
+def _memory(values: Memory | None) -> Any:
+    return native.array(values) if isinstance(values, Tensor) else values
+
+
+def _array(values: Tensor | None) -> Any:
+    return None if values is None else native.array(values.resolve_neg().contiguous())
 
 
 def _contiguous(values: Tensor | None) -> Tensor | None:

@@ -18,7 +18,7 @@ NATIVE = {"backend": "native", "learn_weight": False}
 @pytest.fixture
 def tiny_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles in both directions."""
-    monkeypatch.setattr(fused, "_TILE", {"cpu": 640})
+    monkeypatch.setattr(fused, "_TILE", {"cpu": 160})
     monkeypatch.setattr(fused, "_ROWS", {"cpu": 16})
 
 

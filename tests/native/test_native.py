@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -30,8 +31,7 @@ def topk_arguments(**change: Any) -> dict[str, Any]:
 def loss_arguments(**change: Any) -> dict[str, Any]:
     good = {
         "products": randn(3, 5), "kind": "bce", "settings": {}, "scale": 1.0, "bias": 0.0,
-        "sums": torch.empty(3, 3, dtype=torch.float64), "threads": 1,
-        "labels": torch.eye(3, 5) > 0,
+        "threads": 1, "labels": torch.eye(3, 5) > 0,
     }  # fmt: skip
     return {**good, **change}
 
@@ -110,7 +110,6 @@ def test_topk_says_what_it_takes(change: dict[str, Any], message: str):
         ({"labels": torch.zeros(5, 3, dtype=torch.int8).T}, "labels.*gaps"),
         ({"labels": None}, "either labels, or offsets and indices"),
         ({"offsets": torch.zeros(4, dtype=torch.int64)}, "either labels"),
-        ({"sums": torch.empty(3, 3)}, r"sums, float32 \(3, 3\), must be float64"),
         ({"x_inverse_norm": torch.ones(5)}, r"x_inverse_norm.*\(3,\)"),
         ({"w_inverse_norm": torch.ones(3)}, r"w_inverse_norm.*\(5,\)"),
         ({"weight": torch.ones(10)[::2]}, "weight.*not contiguous"),
@@ -175,6 +174,26 @@ def test_project_takes_either_precision(half: tuple[str, ...]):
         native.call(
             "project", **{**both, "t": randn(2, 8)}, inverse_norm=None, factor=1.0, threads=1
         )
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_norms_and_whether_they_are_usual(half: bool):
+    t = randn(5, 77)
+    t[1] = 0.0
+    t[3] *= 1e17
+    t = t.bfloat16() if half else t
+    norms, inverse = torch.empty(2, 5)
+    call = functools.partial(native.call, "norms", inverse=inverse, most=1e15, threads=2)
+    assert not call(t=t, norms=norms, least=1e-12, known=False)
+    torch.testing.assert_close(norms.double(), t.double().norm(dim=1), rtol=1e-6, atol=0)
+    assert torch.equal(inverse, 1 / norms.clamp_min(1e-12))
+    usual = torch.tensor([1.0, 2.0, 4.0, 0.5, 0.25])
+    assert call(t=t, norms=usual, least=0.25, known=True)
+    assert torch.equal(inverse, 1 / usual)
+    assert not call(t=t, norms=usual, least=0.3, known=True)
+    usual[2] = float("nan")
+    assert not call(t=t, norms=usual, least=0.25, known=True)
+    assert inverse[2].isnan()
 
 
 def test_the_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch):

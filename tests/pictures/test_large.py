@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import struct
+import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,6 +73,33 @@ def test_the_stream_reads_it_as_the_rest_does(backend: str, monkeypatch) -> None
         plain = torch.cat([batch.pixels for batch in stream])
     gaps = (square.denormalize(plain) - square.denormalize(reference)).abs() * 255
     assert gaps.mean() < 1
+
+
+@pytest.mark.skipif(decoding.simplejpeg is None, reason="simplejpeg")
+@pytest.mark.parametrize("progressive", [True, False])
+def test_large_progressive_jpegs_are_decoded_one_at_a_time(
+    progressive: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each needs its memory for all coefficients; others go on side by side."""
+    data = encoded(PHOTO, progressive=progressive)
+    decode, meeting = decoding.simplejpeg.decode_jpeg, threading.Barrier(2)
+    met = []
+
+    def decoded(*arguments: Any, **options: Any) -> np.ndarray:
+        try:
+            meeting.wait(1 if progressive else 60)
+            met.append(True)
+        except threading.BrokenBarrierError:  # nobody comes while one is in here
+            met.append(False)
+        return decode(*arguments, **options)
+
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", decoded)
+    settings = PictureSettings(max_megapixels=0.3)
+    items = [(str(n), data) for n in range(2)]
+    options = {"backend": "torch", "workers": 2, "pictures": settings}
+    with ImageStream(items, Preprocess(48), 2, **options) as stream:
+        assert sum(len(batch.pixels) for batch in stream) == 2
+    assert met == [not progressive] * 2
 
 
 def test_what_cannot_be_decoded_smaller_is_refused_and_names_the_option() -> None:

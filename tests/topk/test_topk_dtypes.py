@@ -489,3 +489,34 @@ def test_compiles_without_a_graph_break(dtype):
 def test_int8_equals_the_function_form():
     x, w = problem(7, 60, 16)
     assert same(TagIndex(w, "int8").topk(x, 4), topk(x, w, 4))
+
+
+@pytest.mark.parametrize("width", [33, 512])
+def test_auto_is_int8_where_its_bounds_tell_categories_apart(width):
+    """The same answer either way, by the way that is faster."""
+    x, w = problem(5, 1100, width)
+    many, few = TagIndex(w, "auto"), TagIndex(w[:900], "auto")
+    assert (many.dtype, few.dtype) == ("int8", "float32")
+    assert same(many.topk(x, 9), TagIndex(w).topk(x, 9))
+    # One component outshines the others: they round to nothing, and all would be scored again.
+    w[:, 0] = 1e4 * torch.linspace(-1, 1, 1100).sign()
+    loose = TagIndex(w, "auto", normalize=False)
+    assert loose.dtype == "float32"
+    w[7] = 1e30  # not quantised; among the sample or not, the answer is float32's
+    wild = TagIndex(w, "auto", normalize=False)
+    assert same(wild.topk(x, 9), TagIndex(w, normalize=False).topk(x, 9))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("k", [1, 10, 40, 700])
+def test_int8_is_float32_where_short_lists_overflow(isa, k, monkeypatch):
+    """Rows near one another: the bounds leave most categories open, in lists that hold few."""
+    monkeypatch.setenv("PVP_FAST_ISA", isa)
+    w = random(1, 1, 40) + 1e-3 * random(2, 650, 40)
+    w[300:340] = w[3]
+    x = torch.cat([w[:3] + 1e-3 * random(3, 3, 40), random(4, 4, 40), w[3:4] * 1e20])
+    index, exact = TagIndex(w, "int8"), TagIndex(w)
+    bias = 1e-4 * random(5, 650)
+    bias[::50] = -math.inf
+    for options in ({}, {"bias": bias}, {"threshold": 0.5}, {"per_category_threshold": bias}):
+        assert same(index.topk(x, k, **options), exact.topk(x, k, **options))

@@ -158,6 +158,24 @@ void check_projection(int64_t rows, int64_t width) {
   }
 }
 
+void check_norms(int64_t rows, int64_t width) {
+  random_numbers random(static_cast<uint32_t>(width));
+  walled<float> t(static_cast<size_t>(rows * width)), norms(static_cast<size_t>(rows)),
+      inverse(static_cast<size_t>(rows));
+  for (float& value : t) value = random.value();
+  for (int64_t d = 0; d < width; ++d) t[static_cast<size_t>(d)] = 0;  // a row that is shorter than any
+  const loss_functions& by = *best(kLosses, most_isa()).use;
+  by.norms({t.data(), false, rows, width, 0.5f, false, norms.data(), inverse.data()}, 2);
+  for (int64_t b = 0; b < rows; ++b) {
+    real square = 0;
+    for (int64_t d = 0; d < width; ++d) square += real{t[static_cast<size_t>(b * width + d)]} * t[static_cast<size_t>(b * width + d)];
+    const real norm = std::sqrt(square), least = 0.5L, longer = norm < least ? least : norm;
+    const size_t at = static_cast<size_t>(b);
+    REQUIRE(std::fabs(norms[at] - norm) <= 1e-6L * norm, "norm, width %ld", static_cast<long>(width));
+    REQUIRE(std::fabs(inverse[at] * longer - 1) < 1e-6L, "inverse, width %ld", static_cast<long>(width));
+  }
+}
+
 }  // namespace
 
 int check_losses() {
@@ -181,5 +199,6 @@ int check_losses() {
     }
   }
   for (const int64_t width : {1, 5, 64, 77}) check_projection(3, width);
+  for (const int64_t width : {1, 5, 64, 77}) check_norms(3, width);
   return losses;
 }

@@ -87,15 +87,18 @@ def _ascending(y: CSRLabels, n_categories: int) -> tuple[Tensor, Tensor]:
     offsets, indices = y.offsets.long().contiguous(), y.indices.long().contiguous()
     if native.call("ascends", offsets=offsets, indices=indices, categories=n_categories):
         return offsets, indices
-    y.check(n_categories)
     # By NumPy, whose calls take a fraction of the time of torch's on a few lists.
-    row = np.repeat(np.arange(len(y)), np.diff(offsets.numpy()))
-    key = np.sort(row * n_categories + indices.numpy())
+    ends, found = offsets.numpy(), indices.numpy()
+    if found.min() < 0 or found.max() >= n_categories:
+        y.check(n_categories)  # raises
+    row = np.repeat(np.arange(len(ends) - 1) * n_categories, ends[1:] - ends[:-1])
+    key = np.sort(row + found)
     if (key[1:] == key[:-1]).any():
         key = np.unique(key)
-        counts = np.bincount(key // n_categories, minlength=len(y))
+        counts = np.bincount(key // n_categories, minlength=len(ends) - 1)
         offsets = torch.from_numpy(np.concatenate(([0], counts.cumsum())))
-    return offsets, torch.from_numpy(key % n_categories)
+        row = key - key % n_categories
+    return offsets, torch.from_numpy(key - row)
 
 
 class Operand:

@@ -97,6 +97,8 @@ class _Taking:
 
         found = (*xmp.untag(image), *captions.untag(image, self.caption_ending, self._records))
         self.changed += sum([self._put(*each) for each in found])
+        if not self.dry_run:
+            captions.forget_unwritten(image, self.caption_ending, self._records)
         if self.from_inside:
             there = inside.untag(image, dry_run=self.dry_run)
             self.changed += there

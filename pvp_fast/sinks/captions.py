@@ -170,7 +170,7 @@ def untag(
     style = CaptionStyle(ending, mark)
     text = without(old.decode("utf-8", "surrogateescape"), list(record["added"]), style)
     first, rest = split(text)
-    if record.get("end") and first == first.rstrip().removesuffix(mark).rstrip():
+    if record.get("end") and first == first.rstrip().removesuffix(style.mark).rstrip():
         text = f"{first}{record['end']}{rest}"
     data = text.encode("utf-8", "surrogateescape")
     prefix = str(record.get("prefix", ""))
@@ -182,6 +182,13 @@ def forget(path: Path, records: Records | None = None) -> None:
     """Record that a caption holds nothing of ours any more; the record of the last one is taken
     away."""
     (records or Records()).put(path, _NOTHING)
+
+
+def forget_unwritten(image: str, ending: str, records: Records) -> None:
+    """Forget an image's caption that a run was about to make when it was stopped."""
+    path = Path(image).with_suffix(ending)
+    if records.get(path).get("added") and not path.exists():
+        records.put(path, _NOTHING)
 
 
 _NOTHING: dict[str, Any] = {"added": [], "new": False}

@@ -150,6 +150,13 @@ def test_a_caption_whose_run_was_stopped_is_still_taken_back(
         with pytest.raises(KeyboardInterrupt):
             put(photo, "txt", "dog", "cat")
     assert (b"dog" in (caption.read_bytes() if caption.exists() else b"")) is written
+    assert run(["untag", str(photo.parent)]) == 0
+    assert (caption.read_bytes() if caption.exists() else None) == old
+    assert not (photo.parent / RECORD).exists()
+    with monkeypatch.context() as patched:
+        patched.setattr(beside, "put", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            put(photo, "txt", "dog", "cat")
     # It is not done: the run that goes on writes what is missing.
     with open_sink("txt", sys.stdout, V1, append=True) as sink:
         assert not sink.has(str(photo))

@@ -33,10 +33,11 @@ import torch
 from torch import Tensor
 
 from pvp_fast import native
+from pvp_fast.dispatch import is_plain
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.topk.arrays import Array, check_device, class_vectors, float32, matrix, positions
 from pvp_fast.topk.file import load_panels, save_panels
-from pvp_fast.topk.ops import Query, TopK, engine, is_plain, search, search_plainly
+from pvp_fast.topk.ops import Query, TopK, engine, search, search_plainly
 from pvp_fast.topk.panels import DTYPES, Panels, bfloat16_rows, faster_dtype, pack_on_device
 
 _FLOAT32_INFINITY = 2.0**128 - 2.0**103  # the least number that rounds to it

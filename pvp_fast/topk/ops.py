@@ -88,21 +88,12 @@ def search(x: Tensor, query: Query, k: int) -> TopK:
 
 
 def search_plainly(x: Tensor, query: Query, k: int) -> TopK:
-    """As search, where :func:`is_plain` and on a CPU: the operator would only cost 50 us a call."""
+    """As search, of a plain call on a CPU, where the operator would only cost 50 us."""
     rows = x.shape[0]  # NumPy allocates in a fraction of the time that torch takes
     scores, indices = np.empty((rows, k), np.float32), np.empty((rows, k), np.int64)
     counts = np.empty(rows, np.int64)
     _fill_on_cpu(x, query, scores, indices, counts)
     return TopK(torch.from_numpy(scores), torch.from_numpy(indices), torch.from_numpy(counts))
-
-
-def is_plain(x: Tensor) -> bool:
-    """Nobody traces, fakes or watches this call."""
-    return (
-        type(x) is Tensor
-        and not torch.compiler.is_compiling()
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 @torch.library.custom_op("pvp_fast::topk", mutates_args=("scores", "indices", "counts"))

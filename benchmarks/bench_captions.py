@@ -3,10 +3,10 @@
 ``python benchmarks/bench_captions.py CAPTIONS [--model ViT-B-32] [--count 1024] [--json FILE]``
 
 CAPTIONS holds one caption a line, as Flickr8k's ``image#n<TAB>caption``. The contenders take turns
-on the same captions: open_clip's own ``encode_text``, which computes all padding; ours on batches
-in the file's order, each cut to its longest caption; ours as it is, which sorts them by length;
-and the same in the precision that "auto" takes here. Weights are random: no time depends on them.
-Times are of the process, one thread.
+on the same captions: ours on batches in the file's order, each cut to its longest caption; ours as
+it is, which sorts them by length; and the same in the precision that "auto" takes here. open_clip's
+own ``encode_text``, which computes all padding, is timed once. Weights are random: no time depends
+on them. Times are of the process, one thread.
 """
 
 from __future__ import annotations
@@ -52,20 +52,22 @@ def main() -> None:
         return torch.cat(list(parts))
 
     contenders = {
-        "open_clip, float32": own,
         "file's order, float32": lambda: torch.cat([plain.encode_text(b) for b in batches]),
         "like length, float32": lambda: plain.encode_text(texts, batch_size=BATCH),
         f"like length, {fast.precision}": lambda: fast.encode_text(texts, batch_size=BATCH),
     }
+    begin = time.process_time()
     expected = own()
+    padded = 1e3 * (time.process_time() - begin)
     least = {
         name: float(F.cosine_similarity(expected, encode().float()).min())
         for name, encode in contenders.items()
     }
     times = race(contenders, rounds=options.rounds, warmup=0, clock=time.process_time)
+    times["open_clip, float32, once"] = padded
     first = times["file's order, float32"]
     rows = [
-        [name, f"{ms / len(texts):.2f}", f"{first / ms:.2f}", f"{least[name]:.6f}"]
+        [name, f"{ms / len(texts):.2f}", f"{first / ms:.2f}", f"{least.get(name, 1.0):.6f}"]
         for name, ms in times.items()
     ]
     print(table(["", "ms a caption", "times as fast", "least cosine"], rows))

@@ -418,9 +418,13 @@ def test_one_image_s_trouble_is_its_own(photo: Path, monkeypatch: pytest.MonkeyP
     def refuse(*_: Any, **__: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied", f"{photo}.xmp")
 
+    assert put(photo, "cat") is None  # a file that is there is replaced, a new one only named
+    before = Path(f"{photo}.xmp").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", refuse)
         assert "Permission denied" in (put(photo, "dog") or "")
+    assert Path(f"{photo}.xmp").read_bytes() == before
+    Path(f"{photo}.xmp").unlink()
     Path(f"{photo}.xmp").mkdir()
     assert "Is a directory" in (put(photo, "dog") or "")
 

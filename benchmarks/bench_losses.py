@@ -37,7 +37,17 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Clock, Contender, machine, peak_memory, rotate, table, timings, write_results
+from common import (
+    Clock,
+    Contender,
+    limits,
+    machine,
+    peak_memory,
+    rotate,
+    table,
+    timings,
+    write_results,
+)
 from loss_cases import CATEGORIES, LOSSES, Case, Inputs, cases, error, truth
 from loss_contenders import Forward, Unavailable, contenders
 from peaks import Peaks, measure_gpu_peaks, measure_peaks
@@ -45,8 +55,6 @@ from peaks import Peaks, measure_gpu_peaks, measure_peaks
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Beyond twice the error of eager PyTorch plus 1e-4, ours is wrong; beyond this, anyone is.
 WRONG = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-# What holds everyone to an instruction set.
-LIMITS = ("PVP_FAST_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA")
 GRAPHED_WORK = 1e11  # multiply-adds beyond which launches cost nothing
 
 
@@ -311,8 +319,7 @@ def main() -> int:
     if wrong:
         print("\nWRONG:\n" + "\n".join(wrong))
     if options.json is not None:
-        limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
-        record = {"limits": limits, "peaks": peaks.to_dict(), "rows": rows}
+        record = {"limits": limits(), "peaks": peaks.to_dict(), "rows": rows}
         write_results(options.json, record, device)
     return 1 if wrong else 0
 

@@ -41,7 +41,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from common import Clock, machine, race, table, write_results
+from common import Clock, limits, machine, race, table, write_results
 from peaks import Peaks, measure_peaks
 
 from pvp_fast import TagIndex, native
@@ -50,10 +50,6 @@ from pvp_fast.topk.panels import DTYPES, faster_dtype
 
 WIDTH, KEPT, QUERY_SETS = 512, 10, 4
 CATEGORIES, BATCHES = (10, 80, 1_000, 10_000, 100_000), (1, 12, 64, 256)
-LIMITS = (
-    "PVP_FAST_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA",
-    "OPENBLAS_CORETYPE", "FAISS_SIMD_LEVEL",
-)  # fmt: skip
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 
 
@@ -313,8 +309,7 @@ def main() -> None:
     print(show(rows))
     if options.json is not None:
         data = "random" if options.vectors is None else f"{options.vectors.stem}, tiled with noise"
-        limits = {name: os.environ[name] for name in LIMITS if name in os.environ}
-        record = {"data": data, "limits": limits, "instruction_sets": instruction_sets()}
+        record = {"data": data, "limits": limits(), "instruction_sets": instruction_sets()}
         write_results(options.json, {**record, "peaks": peaks.to_dict(), "rows": rows})
 
 

@@ -21,6 +21,11 @@ import torch
 
 from pvp_fast.files import atomic_write
 
+# What holds a library to an instruction set.
+LIMITS = (
+    "PVP_FAST_ISA", "ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "DNNL_MAX_CPU_ISA",
+    "OPENBLAS_CORETYPE", "FAISS_SIMD_LEVEL",
+)  # fmt: skip
 Contender = Callable[[], object]
 Clock = Callable[[], float]  # seconds
 T = TypeVar("T")
@@ -32,6 +37,11 @@ class Timing(NamedTuple):
     median: float
     p20: float
     p80: float
+
+
+def limits() -> dict[str, str]:
+    """Those of ``LIMITS`` that are set, for the record."""
+    return {name: os.environ[name] for name in LIMITS if name in os.environ}
 
 
 def rotate(call: Callable[[T], object], inputs: Iterable[T]) -> Contender:

@@ -345,9 +345,11 @@ def train(
     head = head.calibrated(*_calibration(head, clean, near))
     state = None
     if learned is not None and text_only is not None:
+        with torch.no_grad():  # no graph of all images
+            pixels = learned.pixels.cpu()
         state = TrainingState(
             text_only=text_only.cpu(),
-            pixels=learned.pixels.detach().cpu(),
+            pixels=pixels,
             ctx=text.contexts(),
             local_ctx=local_ctx,
         )

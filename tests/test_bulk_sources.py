@@ -14,8 +14,12 @@ from support.image_files import encoded, scene, write_shard
 from support.killed_runs import tiny_artifact
 from support.tiny import CLIP
 
-from pvp_fast import bulk
 from pvp_fast.artifact import Artifact
+from pvp_fast.bulk import tag_dataset
+from pvp_fast.bulk.partitions import Partition, cut, images_of
+from pvp_fast.bulk.results import Done, claimed
+from pvp_fast.bulk.run import left
+from pvp_fast.bulk.worker import Actor, Job
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.loaders import FileSource, Search
@@ -29,12 +33,10 @@ PHOTO = encoded(scene(40, 30))
 SETTINGS = {"artifact": "x", "top_k": 1, "format": "parquet"}
 
 
-def planned(source: Any, size: int = 3, **search: Any) -> tuple[list[bulk._Partition], PassedOver]:
+def planned(source: Any, size: int = 3, **search: Any) -> tuple[list[Partition], PassedOver]:
     passed = PassedOver()
     chosen = Search(**search)
-    return list(
-        bulk._partitions(source, SETTINGS, size, lambda key, table: True, chosen, passed)
-    ), passed
+    return list(cut(source, SETTINGS, size, lambda key, table: True, chosen, passed)), passed
 
 
 @pytest.fixture
@@ -61,8 +63,8 @@ def test_every_image_is_in_one_partition_and_the_rest_is_counted(mixture: Path) 
     assert len({part.id for part in parts}) == len(parts)
     read = failed = 0
     for part in parts:
-        kept = bulk._Partition(**json.loads(json.dumps(asdict(part))))  # as a worker gets it
-        for names, images in bulk._images(kept, 2):
+        kept = Partition(**json.loads(json.dumps(asdict(part))))  # as a worker gets it
+        for names, images in images_of(kept, 2):
             assert set(names) <= set(keys)
             for image in images:
                 try:
@@ -87,9 +89,9 @@ def test_parts_of_a_bulk_run_are_those_of_every_command(
 ) -> None:
     found = []
     for number in (1, 2, 3):
-        done = bulk._Done(tmp_path / f"out{number}", SETTINGS, Ledger(""))
+        done = Done(tmp_path / f"out{number}", SETTINGS, Ledger(""))
         done.folder.joinpath("failures").mkdir(parents=True)
-        parts, before = bulk._left("in", done, 3, None, (number, 3), PassedOver())
+        parts, before = left("in", done, 3, None, (number, 3), PassedOver())
         assert before == 0
         found.append([key for part in parts for key in part.keys])
         alike = open_source("in", None, (number, 3)).samples(None)
@@ -98,7 +100,7 @@ def test_parts_of_a_bulk_run_are_those_of_every_command(
     assert sorted(key for part in found for key in part) == sorted(everything)
     for wrong in ((0, 3), (4, 3)):
         with pytest.raises(InputError, match="shard"):
-            bulk.tag_dataset("in", tmp_path, tmp_path / "out", part=wrong)
+            tag_dataset("in", tmp_path, tmp_path / "out", part=wrong)
 
 
 def test_images_in_shards_and_tables_that_were_mended_are_done_again(
@@ -125,16 +127,16 @@ def test_images_in_shards_and_tables_that_were_mended_are_done_again(
 
     def tag() -> list[int]:
         """Images, failures, what was done before, and of them failures."""
-        with bulk._claimed(out, settings) as staging:
-            done = bulk._Done(out, settings, Ledger(said))
+        with claimed(out, settings) as staging:
+            done = Done(out, settings, Ledger(said))
             source = [str(shard), str(table)]
-            parts, skipped = bulk._left(source, done, 2, None, None, PassedOver())
-            job = bulk._Job(
+            parts, skipped = left(source, done, 2, None, None, PassedOver())
+            job = Job(
                 str(artifact), version, said, str(staging), "parquet", 5, 0.0, 1, "cpu", pictures, 1
             )
             counts = [0, 0]
             for part in parts:
-                found = bulk._Actor(asdict(job))({"partition": [json.dumps(asdict(part))]})
+                found = Actor(asdict(job))({"partition": [json.dumps(asdict(part))]})
                 counts[0] += found["images"][0]
                 counts[1] += found["failures"][0]
                 done.replace(part, staging)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import load_tagger
+from pvp_fast.cli.common import load_tagger, read_vocabulary
 from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LocalLLM, pick_writer
 from pvp_fast.errors import InputError
 
@@ -65,7 +65,7 @@ def add_category(
     if Path(name).is_file():
         if synonym:
             raise InputError(f"--synonym: {name} is a file; give the synonyms there")
-        added = list(Vocabulary.load(name))
+        added = list(read_vocabulary(name))
     tagger.artifact.vocabulary.extended(*added)
     if tagger.artifact.state is None:
         if sentences or generate is not None:

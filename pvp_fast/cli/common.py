@@ -83,10 +83,18 @@ def image_progress(
 
 
 def read_vocabulary(value: str) -> Vocabulary:
-    """A vocabulary file when there is one of that name, else a built-in vocabulary."""
+    """A vocabulary file when there is one of that name, else a built-in vocabulary.
+
+    What was recognised in the file is said on stderr.
+    """
     from pvp_fast.vocabulary.categories import Vocabulary
 
-    return Vocabulary.load(value) if Path(value).exists() else Vocabulary.builtin(value)
+    if not Path(value).exists():
+        return Vocabulary.builtin(value)
+    console = progress_console()
+    return Vocabulary.load(
+        value, say=lambda line: console.print(line, markup=False, soft_wrap=True)
+    )
 
 
 class Gathered(NamedTuple):

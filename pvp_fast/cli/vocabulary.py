@@ -184,9 +184,7 @@ class Chosen:
 
 def listed_names(given: list[str] | None) -> list[str]:
     """Names on a command line, where a file stands for the names in it."""
-    from pvp_fast.vocabulary.categories import Vocabulary
-
     names: list[str] = []
     for value in given or []:
-        names += Vocabulary.load(value).names if Path(value).is_file() else [value]
+        names += read_vocabulary(value).names if Path(value).is_file() else [value]
     return names

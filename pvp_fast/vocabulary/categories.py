@@ -5,70 +5,30 @@ METHOD section 2: a sentence stands in for an image, and the categories it menti
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pvp_fast.errors import InputError
 from pvp_fast.files import atomic_write
+from pvp_fast.vocabulary.category import Category
+from pvp_fast.vocabulary.formats import recognised_data, recognised_text
 from pvp_fast.vocabulary.matching import PhraseMatcher, tokenize
 from pvp_fast.vocabulary.problems import (
-    header,
     id_column,
     keyed_by_number,
     raise_problems,
     repeated_names,
     spelling,
 )
+from pvp_fast.vocabulary.written import as_sentences_write
+
+__all__ = ["BUILTIN", "Category", "Vocabulary"]
 
 BUILTIN = ("voc2007", "coco80", "nuswide81", "pocket70")
-
-
-@dataclass(frozen=True)
-class Category:
-    """One thing to recognise.
-
-    Attributes:
-        name: what the text prompt says ("teddy bear").
-        synonyms: other words for it in sentences; singular is enough, plurals are found.
-        ignore: phrases that contain the name or a synonym but mean something else, for instance
-            "orange shirt" for the fruit. They silence this category only.
-        label: what tags say in place of the name, in any language.
-    """
-
-    name: str
-    synonyms: tuple[str, ...] = ()
-    ignore: tuple[str, ...] = ()
-    label: str | None = None
-
-    def __post_init__(self) -> None:
-        for field in ("synonyms", "ignore"):
-            value = getattr(self, field)
-            if isinstance(value, str) or not isinstance(value, Sequence):
-                raise InputError(
-                    f"{field} of category {self.name!r} is {value!r}; give a list of strings"
-                )
-            object.__setattr__(self, field, tuple(value))
-        for word in (self.name, *self.synonyms, *self.ignore):
-            if not isinstance(word, str):
-                raise InputError(
-                    f"category {self.name!r}: {word!r} is {type(word).__name__}, not a string; "
-                    "in YAML put quotes around words such as yes, no, on, off and numbers"
-                )
-            plain = word.isascii() and word.replace(" ", "").isalnum()
-            if not plain and not any(map(str.isalnum, "".join(tokenize(word)))):
-                what = "name" if word == self.name else "synonym"
-                raise InputError(
-                    f"category {what} {word!r} is empty; it needs at least one letter or digit"
-                )
-        if self.label is not None and (not isinstance(self.label, str) or not self.label.strip()):
-            raise InputError(f"label of category {self.name!r} is {self.label!r}; give a text")
 
 
 class Vocabulary:
@@ -97,7 +57,7 @@ class Vocabulary:
         if not items:
             raise InputError("categories is empty; give at least one category name")
         keys = {item.name: _key(item.name) for item in items}
-        raise_problems(repeated_names({i: c.name for i, c in enumerate(items)}, keys.__getitem__))
+        raise_problems(repeated_names([item.name for item in items], keys.__getitem__))
         self._categories = tuple(items)
         self._index = {keys[item.name]: position for position, item in enumerate(items)}
 
@@ -110,12 +70,18 @@ class Vocabulary:
         return cls.from_dict(_parse_yaml(text, name))
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Vocabulary:
+    def load(
+        cls, path: str | os.PathLike[str], *, say: Callable[[str], None] | None = None
+    ) -> Vocabulary:
         """Read a vocabulary from a file.
 
         ``.yaml``/``.yml``/``.json``: a list of names, a mapping from name to synonyms, or a list
-        of ``{name, synonyms, ignore}``. Anything else is plain text: a category a line, synonyms
-        after commas, ``#`` starts a comment.
+        of ``{name, synonyms, ignore, label}``. Anything else is plain text: a category a line,
+        synonyms after commas, ``#`` starts a comment. Lists of known data sets, taggers and photo
+        managers are read as they are (see :mod:`pvp_fast.vocabulary.formats`).
+
+        Args:
+            say: called with one line about what was recognised, where something was.
 
         Raises:
             InputError: the file is missing, not UTF-8, or holds something else; all names that no
@@ -130,29 +96,31 @@ class Vocabulary:
             raise InputError(
                 f"vocabulary {file} is not UTF-8 text (byte {error.start}); save it as UTF-8"
             ) from error
-        suffix = file.suffix.lower()
-        if suffix in (".yaml", ".yml"):
+        ending = file.suffix.lower()
+        if ending in (".yaml", ".yml"):
             data = _parse_yaml(text, str(file))
-        elif suffix == ".json":
+        elif ending == ".json":
             try:
                 data = json.loads(text)
             except json.JSONDecodeError as error:
                 raise InputError(f"vocabulary {file} is not valid JSON: {error}") from error
-        else:
-            if text.lstrip().startswith(("[", "{")):
-                with contextlib.suppress(json.JSONDecodeError):
-                    json.loads(text)
-                    raise InputError(f"vocabulary {file} holds JSON; call it {file.stem}.json")
-            data = _parse_lines(text)
-            first = [data[0]["name"], *data[0].get("synonyms", ())] if data else []
-            if first and (suffix in (".csv", ".tsv") or len(first) > 1):
-                # A list of names without columns may begin with "label" or "class".
-                problem = header(first[:1] if suffix in (".csv", ".tsv") else first)
-                raise_problems([f"vocabulary {file}: {problem}"] if problem else [])
         try:
-            return cls(_read_items(data, check_spelling=True))
+            if ending in (".yaml", ".yml", ".json"):
+                found = recognised_data(data)
+            else:
+                found = recognised_text(text, ending)
+            items, problems = _read_items(found.data, check_ids=True)
+            items, notes = as_sentences_write(items, loose=found.loose)
+            problems += spelling([word for c in items for word in (c.name, *c.synonyms)])
+            # Not by positions: names may have gone, or become one.
+            problems += repeated_names([item.name for item in items], _key, counted=False)
+            raise_problems(problems)
+            vocabulary = cls(items)
         except InputError as error:
             raise InputError(f"vocabulary {file}: {error}") from error
+        if say is not None and (notes := [*found.notes, *notes]):
+            say(f"{file.name}: {'; '.join(notes)}")
+        return vocabulary
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the vocabulary as YAML or JSON, by the file's ending; `load` reads it back."""
@@ -172,7 +140,9 @@ class Vocabulary:
     @classmethod
     def from_dict(cls, data: Any) -> Vocabulary:
         """The inverse of `to_dict`; also takes any structure that `load` accepts."""
-        return cls(_read_items(data))
+        items, problems = _read_items(data)
+        raise_problems(problems + repeated_names([item.name for item in items], _key))
+        return cls(items)
 
     def to_dict(self) -> dict[str, list[dict[str, Any]]]:
         """Plain lists and strings, for JSON."""
@@ -195,17 +165,28 @@ class Vocabulary:
         """What tags say, in label order: each category's label, or its name."""
         return tuple(category.label or category.name for category in self._categories)
 
+    @cached_property
+    def _by_label(self) -> dict[str, int]:
+        """Positions of the labels that one category alone has."""
+        places: dict[str, int] = {}
+        for position, label in enumerate(self.labels):
+            key = label.strip().casefold()
+            places[key] = -1 if key in places else position
+        return {label: position for label, position in places.items() if position >= 0}
+
     def index(self, name: str) -> int:
-        """Label index of a category by its name (case does not matter).
+        """Label index of a category by its name, else by its label (case does not matter).
 
         Raises:
             InputError: there is no such category.
         """
         position = self._index.get(_key(name))
         if position is None:
+            position = self._by_label.get(name.strip().casefold())
+        if position is None:
             import difflib
 
-            close = difflib.get_close_matches(name, self.names, n=3)
+            close = difflib.get_close_matches(name, {*self.names, *self.labels}, n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else ""
             raise InputError(f"no category {name!r} among {len(self)}{hint}")
         return position
@@ -264,12 +245,11 @@ def _key(name: str) -> str:
     return " ".join(tokenize(name))
 
 
-def _read_items(data: Any, *, check_spelling: bool = False) -> list[Category]:
-    """The categories of what a file holds, or one error that lists everything wrong with them.
+def _read_items(data: Any, *, check_ids: bool = False) -> tuple[list[Category], list[str]]:
+    """The categories of what a file holds, and what is wrong with the others.
 
     Args:
-        check_spelling: also refuse names that are valid and never found, such as "crane (bird)";
-            not asked of what was saved by a run.
+        check_ids: refuse names that begin with ids; not asked of what was saved by a run.
     """
     if isinstance(data, Mapping) and set(data) == {"categories"}:
         data = data["categories"]
@@ -285,7 +265,7 @@ def _read_items(data: Any, *, check_spelling: bool = False) -> list[Category]:
             f"expected a list of names, a mapping from name to synonyms, or a list of "
             f"{{name, synonyms}}; found {type(data).__name__}"
         )
-    if check_spelling:
+    if check_ids:
         named = [e if isinstance(e, Mapping) else {"name": e} for e, _ in entries]
         named = [entry for entry in named if isinstance(entry.get("name"), str)]
         problem = id_column(
@@ -293,20 +273,16 @@ def _read_items(data: Any, *, check_spelling: bool = False) -> list[Category]:
         )
         if problem:
             raise InputError(problem)
-    items: dict[int, Category] = {}
+    items: list[Category] = []
     problems: list[str] = []
-    for position, (entry, value) in enumerate(entries):
+    for entry, value in entries:
         try:
             if isinstance(data, Mapping):
                 entry = {**entry, **_fields(entry["name"], value)}
-            items[position] = _category(entry)
+            items.append(_category(entry))
         except InputError as error:
             problems.append(str(error))
-    problems += repeated_names({i: item.name for i, item in items.items()}, _key)
-    if check_spelling:
-        problems += spelling([w for item in items.values() for w in (item.name, *item.synonyms)])
-    raise_problems(problems)
-    return list(items.values())
+    return items, problems
 
 
 def _fields(name: Any, value: Any) -> dict[str, Any]:
@@ -348,13 +324,3 @@ def _parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise InputError(f"vocabulary {where} is not valid YAML: {error}") from error
-
-
-def _parse_lines(text: str) -> list[dict[str, Any]]:
-    items = []
-    for line in text.splitlines():
-        # A comment stands alone or behind a space: "C#" is a name.
-        parts = [part.strip() for part in re.split(r"(?:^|\s)#", line)[0].split(",")]
-        if any(parts):
-            items.append({"name": parts[0], "synonyms": [part for part in parts[1:] if part]})
-    return items

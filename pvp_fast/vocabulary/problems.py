@@ -16,10 +16,6 @@ from pvp_fast.errors import InputError
 SHOWN = 20
 _WORDNET = re.compile(r"n\d{8}\b[\s:;,\t]*")
 _NUMBERED = re.compile(r"\d+(?:[.):;]\s*|\s+|$)")
-_HEADER = re.compile(
-    r"(?:(?:class|category|label|display|tag)[ _]?)?(?:names?|labels?|tags?)|"
-    r"class|category|id|index"
-)
 _FREEBASE = re.compile(r"/[mgt]/\w+[\s:;,\t]*")
 _BULLET = re.compile(r"[-*+\u2022\u2023\u25aa\u00b7\u2013\u2014]\s+(?=\w)")
 _QUOTED = re.compile(
@@ -43,19 +39,25 @@ def raise_problems(problems: Sequence[str]) -> None:
         raise InputError(f"{len(problems)} problems:{shown}{rest}")
 
 
-def repeated_names(names: Mapping[int, str], key: Callable[[str], str]) -> list[str]:
-    """Names, by their positions, that read the same in a sentence; a problem for each group."""
+def repeated_names(
+    names: Sequence[str], key: Callable[[str], str], *, counted: bool = True
+) -> list[str]:
+    """Names that read the same in a sentence; a problem for each group.
+
+    Args:
+        counted: say at which positions they stand.
+    """
     groups: dict[str, list[int]] = {}
-    for position, name in names.items():
+    for position, name in enumerate(names):
         groups.setdefault(key(name), []).append(position)
     problems = []
     for positions in groups.values():
         if len(positions) > 1:
             count = {2: "two"}.get(len(positions), str(len(positions)))
             called = " and ".join(repr(names[i]) for i in positions[:SHOWN])
-            places = " and ".join(map(str, positions[:SHOWN]))
+            places = f" (positions {' and '.join(map(str, positions[:SHOWN]))})" if counted else ""
             problems.append(
-                f"{count} categories are called {called} (positions {places}); merge them with "
+                f"{count} categories are called {called}{places}; merge them with "
                 "synonyms or rename one"
             )
     return problems
@@ -78,19 +80,19 @@ def id_column(names: Sequence[str], alone: Sequence[bool]) -> str | None:
             if pattern.match(name) and not (single and name.isdecimal())
         ]
         if len(with_id) >= 2 and len(with_id) >= 0.8 * len(names):
-            bare = pattern.sub("", with_id[0], count=1).strip()
-            better = f"{bare!r}" if bare else "the name alone"
+            bare = [pattern.sub("", name, count=1).strip() for name in with_id]
+            if len({name.casefold() for name in bare}) < len(bare) and all(bare):
+                continue  # "1 euro coin", "2 euro coin"
+            if not any(bare) and pattern is not _NUMBERED:
+                return (
+                    f"{with_id[0]!r} and {len(with_id) - 1} more are {what} each and no name; give "
+                    "the list that has the words beside them"
+                )
+            better = f"{bare[0]!r}" if bare[0] else "the name alone"
             return (
                 f"{len(with_id)} of {len(names)} names begin with {what}, such as "
                 f"{with_id[0]!r}, and no sentence does; leave that column out: {better}"
             )
-    return None
-
-
-def header(first: Sequence[str]) -> str | None:
-    """The problem of a table's first line when it names columns."""
-    if all(_HEADER.fullmatch(cell.strip().casefold()) for cell in first):
-        return f"its first line, {', '.join(first)!r}, names the columns; remove it"
     return None
 
 

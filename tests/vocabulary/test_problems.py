@@ -20,52 +20,30 @@ def refused(tmp_path: Path, text: str, ending: str = "txt") -> str:
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
-    message = refused(
-        tmp_path, "crane (bird)\n^_^\ndog\nhot_dog\nDog\ncat\nhatsune_miku_\\(vocaloid\\)\n"
-    )
-    assert "5 problems" in message
-    assert all(f"({number}) " in message for number in range(1, 6))
-    assert "'crane (bird)': sentences have no explanation in brackets; write 'crane'" in message
-    assert "name: crane bird" in message
+    message = refused(tmp_path, "^_^\nC\nhot_dog\nC#\ndog; hound\nblue\\-sky\n")
+    assert "4 problems" in message
+    assert all(f"({number}) " in message for number in range(1, 5))
     assert "'^_^' is empty" in message
-    assert "two categories are called 'dog' and 'Dog' (positions 2 and 4)" in message
-    assert "write 'hatsune miku'" in message
-    assert "such as 'hot_dog', where sentences and models have spaces; write 'hot dog'" in message
+    assert "two categories are called 'C' and 'C#'; merge them" in message
+    assert "'dog; hound': no sentence has these marks inside a name; write 'dog'" in message
+    assert "has a backslash; write 'blue-sky'" in message
+    assert "hot_dog" not in message  # read with a space
 
 
 @pytest.mark.parametrize(
     ("text", "ending", "parts"),
     [
-        (
-            "n04356056 sunglasses, dark glasses, shades\nn02084071 dog\n",
-            "txt",
-            ("a WordNet id", "'n04356056 sunglasses'", "leave that column out: 'sunglasses'"),
-        ),
-        ("n04356056\tsunglasses\nn02084071\tdog\n", "txt", ("WordNet", "'sunglasses'")),
-        ("0 person\n1 bicycle\n2 car\n", "txt", ("3 of 3 names", "a number", "'person'")),
-        ("1. dog\n2. cat\n", "txt", ("a number", "leave that column out: 'dog'")),
-        ("0,person\n1,bicycle\n", "csv", ("a number", "the name alone")),
-        ("/m/01g317,Person\n/m/0199g,Bicycle\n", "csv", ("a Freebase id",)),
-        ("names:\n  0: person\n  1: bicycle\n", "yaml", ("under 'names'", "plain list")),
-        ('{"0": "person", "1": "bicycle"}', "json", ("maps numbers to names", "as a list")),
-        ("name,synonyms\ndog,puppy\n", "csv", ("'name', names the columns; remove it",)),
-        ("display_name\ndog\n", "tsv", ("names the columns",)),
-        ("dog\tpuppy\ncat\tkitten\n", "tsv", ("write 'dog' with the synonyms ['puppy']",)),
-        ("crab [animal]\n", "txt", ("write 'crab'",)),
-        ("- {name: mouse, synonyms: [mouse (computer)]}\n", "yaml", ("write 'mouse'",)),
+        ("1 dog\n2 cat\n3 cow\n4 pig\nhen\n", "txt", ("4 of 5 names", "a number", "'dog'")),
         ("- 'couch; sofa'\n", "yaml", ("write 'couch' with the synonyms ['sofa']",)),
         ("C\nC#\nC++\n", "txt", ("3 categories are called 'C' and 'C#' and 'C++'",)),
         ("- ':('\n- '+++'\n- dog\n", "yaml", ("2 problems", "':('", "'+++'")),
-        ("- no\n- 3\n- dog\n- dog\n", "yaml", ("3 problems", "quotes", "two categories")),
+        ("- no\n- 3\n- dog\n- dog's\n", "yaml", ("3 problems", "quotes", "two categories")),
         (":\\)\nblue\\-sky\n", "txt", ("has a backslash; write 'blue-sky'",)),
-        ('"dog"\n\u201ccat\u201d\n', "txt", ("stands in quotes; write 'dog'", "write 'cat'")),
-        ("- dog\n* cat\n\u2022 cow\n", "txt", ("3 problems", "begins with a bullet; write 'dog'")),
+        ("\u201ccat\u201d\n", "txt", ("stands in quotes; write 'cat'",)),
         ("c\u200bat\ndog\n", "txt", ("cannot be seen (U+200B); write 'cat'",)),
         ("\u202ddog\n", "txt", ("(U+202D); write 'dog'",)),
         ("ice\u00adcream\n", "txt", ("(U+00AD); write 'icecream'",)),
         ("dog\0cat\n", "txt", ("(U+0000)",)),
-        ("id,name\n1,cat\n2,dog\n", "txt", ("'id, name', names the columns; remove it",)),
-        ('["cat", "dog"]\n', "txt", ("holds JSON; call it words.json",)),
     ],
 )
 def test_what_would_work_is_said(
@@ -101,6 +79,6 @@ def test_what_a_run_has_saved_is_read_as_it_is() -> None:
 
 
 def test_many_problems_are_shortened(tmp_path: Path) -> None:
-    message = refused(tmp_path, "".join(f"thing{i} (x)\n" for i in range(30)))
+    message = refused(tmp_path, "".join(f"thing{i}; x\n" for i in range(30)))
     assert "30 problems" in message
     assert message.endswith("and 10 more")

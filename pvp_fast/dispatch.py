@@ -83,12 +83,15 @@ def why_not_native(device: torch.device) -> str | None:
 
 def is_plain(*arguments: object) -> bool:
     """Nobody traces, fakes, transforms or watches a call of these arguments."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
     return (
-        all(type(a) in _PLAIN for a in arguments if isinstance(a, Tensor))
+        all(type(t) in _PLAIN for t in tensors)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._are_functorch_transforms_active()
+        # torch.autograd.grad(…, is_grads_batched=True): tensors without values of their own
+        and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
     )
 
 

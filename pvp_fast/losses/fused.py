@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.dispatch import choose, fuses, why_not_triton, with_gradient
+from pvp_fast.dispatch import choose, fuses, is_plain, why_not_triton, with_gradient
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_steps, tiles
 from pvp_fast.losses.problem import (
@@ -291,7 +291,7 @@ def _is_one(g: Tensor) -> bool:
     """Whether the gradients are already right, which only a CPU tells without waiting."""
     if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a graph that others will run
         return False
-    return type(g) is Tensor and g.device.type == "cpu" and g.item() == 1.0
+    return g.device.type == "cpu" and is_plain(g) and g.item() == 1.0
 
 
 def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]

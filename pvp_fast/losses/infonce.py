@@ -482,7 +482,7 @@ class _Times(torch.autograd.Function):
 
 
 def _times(g: Tensor, *found: Tensor) -> tuple[Tensor, ...]:
-    if not torch.is_grad_enabled() and g.item() == 1.0:
+    if not torch.is_grad_enabled() and is_plain(g) and g.item() == 1.0:
         return found
     return _Times.apply(g, *found)
 

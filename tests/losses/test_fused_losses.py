@@ -282,6 +282,35 @@ def test_who_watches_sees_the_operators_and_a_plain_call_gives_the_same_bits() -
         torch.func.grad(lambda x: losses.clip_loss(x, inputs[1]))(inputs[0])
 
 
+BATCHES = {
+    "asl": lambda x, w, y: losses.asl_loss(x, w, y, scale=5.0),
+    "asl, made again": lambda x, w, y: losses.asl_loss(x, w, y, scale=5.0, regime="recompute"),
+    "asl, bfloat16": lambda x, w, y: losses.asl_loss(x.bfloat16(), w.bfloat16(), y, scale=5.0),
+    "asl, torch": lambda x, w, y: losses.asl_loss(x, w, y, scale=5.0, backend="torch"),
+    "ranking": lambda x, w, y: losses.ranking_loss(x, w, y, scale=5.0),
+    "clip": lambda x, w, y: losses.clip_loss(x, w, scale=5.0),
+    "clip, made again": lambda x, w, y: losses.clip_loss(x, w, scale=5.0, regime="recompute"),
+    "clip, many": lambda x, w, y: losses.clip_loss(x.repeat(90, 1), w.repeat(90, 1), scale=5.0),
+    "clip, torch": lambda x, w, y: losses.clip_loss(x, w, scale=5.0, backend="torch"),
+    "pool": lambda x, w, y: spatial_softmax_pool(x.view(3, 4, 8), w).sum(),
+    "custom": lambda x, w, y: losses.chunked_loss(lambda s, t: (s - t) ** 2, x, w, y),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_a_batch_of_incoming_gradients_at_once(kind: str) -> None:
+    """As torch.autograd.functional.jacobian(vectorize=True) asks for them."""
+    x, w = leaves(12, 12, 8)[:2]
+    y = make_labels("bool", 12, 12)
+    value = BATCHES[kind](x, w, y)
+    incoming = torch.tensor([1.0, -2.0, 0.5], dtype=value.dtype)
+    batch = torch.autograd.grad(value, (x, w), incoming, is_grads_batched=True, retain_graph=True)
+    for at, one in enumerate(incoming):
+        alone = torch.autograd.grad(value, (x, w), one, retain_graph=True)
+        for found, expected in zip(batch, alone, strict=True):
+            torch.testing.assert_close(found[at], expected)
+
+
 def test_functional_and_second_derivatives_in_float64() -> None:
     x, w, *_ = (t.detach() for t in leaves(3, 7, 5))
     y = make_labels("bool", 3, 7)

@@ -85,7 +85,7 @@ def is_plain(*arguments: object) -> bool:
     """Nobody traces, fakes, transforms or watches a call of these arguments."""
     tensors = [a for a in arguments if isinstance(a, Tensor)]
     return (
-        all(type(t) in _PLAIN for t in tensors)
+        all(type(t) in _PLAIN and not t.is_meta for t in tensors)
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
@@ -93,6 +93,19 @@ def is_plain(*arguments: object) -> bool:
         # torch.autograd.grad(…, is_grads_batched=True): tensors without values of their own
         and not any(map(torch._C._functorch.is_legacy_batchedtensor, tensors))
     )
+
+
+def hands_out(g: Tensor) -> bool:
+    """Whether backward, given g, may return the gradients it kept instead of g times those.
+
+    g is 1, which only a CPU tells without waiting, and the graph is not retained: whoever gets
+    them may write into them (zero_grad, clipping, autograd's own sums), and asks no more.
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a graph that others will run
+        return False
+    if g.device.type != "cpu" or not is_plain(g):
+        return False
+    return g.item() == 1.0 and not torch._C._autograd._get_current_graph_task_keep_graph()
 
 
 _PLAIN = (Tensor, torch.nn.Parameter)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _TENSORS = (Tensor, torch.nn.Parameter)
+_PLAIN = (type(None), bool, int, float, str, np.ndarray)
 
 
 @functools.cache
@@ -67,8 +68,11 @@ def call(name: str, **arguments: Any) -> Any:
         InputError: an argument is not what C++ takes; BackendError: it cannot run here.
     """
     for key, value in arguments.items():
-        if type(value) in _TENSORS:  # a fifth of isinstance's time, for a dozen arguments
+        kind = type(value)  # a fifth of isinstance's time, for a dozen arguments
+        if kind in _TENSORS:
             arguments[key] = array(value)
+        elif kind not in _PLAIN and isinstance(value, Tensor):  # of a class that others made
+            arguments[key] = array(value.as_subclass(Tensor))
     return call_with_arrays(name, arguments)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvp_fast.dispatch import choose, fuses, is_plain, why_not_triton, with_gradient
+from pvp_fast.dispatch import choose, fuses, hands_out, why_not_triton, with_gradient
 from pvp_fast.errors import BackendError, InputError
 from pvp_fast.losses import native_steps, tiles
 from pvp_fast.losses.problem import (
@@ -287,13 +287,6 @@ def _setup(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
         ctx.save_for_backward(*output[1:])
 
 
-def _is_one(g: Tensor) -> bool:
-    """Whether the gradients are already right, which only a CPU tells without waiting."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():  # a graph that others will run
-        return False
-    return g.device.type == "cpu" and is_plain(g) and g.item() == 1.0
-
-
 def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyped-def]
     needs = Needs(*(ctx.needs_input_grad[i] for i in (0, 1, 5, 6, 7)))
     gradients = ctx.saved_tensors
@@ -308,7 +301,7 @@ def _backward(ctx, g: Tensor, *_unused: Tensor | None):  # type: ignore[no-untyp
             list(needs),
             ctx.factor,
         )
-    if ctx.dtypes == tuple(t.dtype for t in gradients[:2]) and _is_one(g):
+    if ctx.dtypes == tuple(t.dtype for t in gradients[:2]) and hands_out(g):
         found = gradients
     else:
         found = times(g, *gradients, *ctx.dtypes)

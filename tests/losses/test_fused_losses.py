@@ -311,6 +311,38 @@ def test_a_batch_of_incoming_gradients_at_once(kind: str) -> None:
             torch.testing.assert_close(found[at], expected)
 
 
+@pytest.mark.parametrize("kind", BATCHES)
+def test_what_is_done_to_gradients_does_not_reach_a_retained_graph(kind: str) -> None:
+    x, w = (t.detach().requires_grad_() for t in leaves(12, 12, 8)[:2])
+    value = BATCHES[kind](x, w, make_labels("bool", 12, 12))
+    value.backward(retain_graph=True)
+    first = x.grad.clone(), w.grad.clone()
+    for t in (x, w):
+        t.grad.zero_()  # as Optimizer.zero_grad(set_to_none=False)
+    value.backward()
+    torch.testing.assert_close((x.grad, w.grad), first)
+
+
+class _Named(Tensor):
+    """A tensor with a name of its own, as fastai's and MONAI's are."""
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_tensors_of_other_classes_and_without_values(kind: str) -> None:
+    x, w = (t.detach() for t in leaves(12, 12, 8)[:2])
+    y = make_labels("bool", 12, 12)
+    plain = BATCHES[kind](x, w, y)
+    named = w.clone().as_subclass(_Named).requires_grad_()
+    value = BATCHES[kind](x.as_subclass(_Named), named, y.as_subclass(_Named))
+    value.backward()
+    torch.testing.assert_close(value.as_subclass(Tensor), plain)
+    learned = w.clone().requires_grad_()
+    BATCHES[kind](x, learned, y).backward()
+    torch.testing.assert_close(named.grad.as_subclass(Tensor), learned.grad)
+    if kind != "custom":
+        assert BATCHES[kind](x.to("meta"), w.to("meta"), y.to("meta")).shape == plain.shape
+
+
 def test_functional_and_second_derivatives_in_float64() -> None:
     x, w, *_ = (t.detach() for t in leaves(3, 7, 5))
     y = make_labels("bool", 3, 7)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +16,6 @@ if TYPE_CHECKING:
     from pvp_fast.vocabulary.categories import Vocabulary
 
 _PANEL = "A language model that writes sentences"
-WRITTEN = 20  # sentences a name that a language model is asked for
 
 LLM = Annotated[str | None, typer.Option(help="Its name at --base-url.", rich_help_panel=_PANEL)]
 BaseUrl = Annotated[
@@ -53,7 +50,7 @@ def pick_writer(
         return LocalTransformers(local_llm)
     if base_url is not None and llm is not None:
         return OpenAIChat(base_url, llm, api_key)
-    raise InputError("--generate needs --base-url and --llm, or --local-llm FOLDER")
+    raise InputError("a language model needs --llm NAME and --base-url URL, or --local-llm FOLDER")
 
 
 @dataclass(frozen=True)
@@ -69,22 +66,31 @@ class LanguageModel:
     def given(self) -> bool:
         return any((self.llm, self.base_url, self.local_llm))
 
+    @property
+    def name(self) -> str:
+        """What is said of it."""
+        return self.llm or Path(self.local_llm or "").name
+
+    def check(self) -> None:
+        """Raise InputError where the options name no model, or two."""
+        if self.local_llm is None and None in (self.llm, self.base_url):
+            pick_writer(self.base_url, self.llm, self.api_key, None)
+        if self.local_llm is not None and (self.llm or self.base_url):
+            raise InputError("give --local-llm FOLDER, or --llm NAME and --base-url URL, not both")
+
     def sentences(self, words: Vocabulary, cache: Path | None) -> list[str]:
-        """Twenty a name, from a record in the cache that a run goes on with.
+        """Sentences about the names, from a record in the cache that a run goes on with.
 
         Raises:
-            InputError: the options name no model. CorpusError: the model failed.
+            InputError: the model cannot be loaded. CorpusError: it failed.
         """
-        from pvp_fast.files import cache_folder
-        from pvp_fast.sentences.generate import generate_sentences
+        from pvp_fast.names.asked import asked_sentences
 
+        console = progress_console()
         writer = pick_writer(self.base_url, self.llm, self.api_key, self.local_llm)
-        key = sha256(json.dumps([writer.name, words.to_dict()]).encode()).hexdigest()[:24]
-        record = cache_folder(cache) / "sentences" / f"{key}.jsonl"
-        progress_console().print(f"sentences: {record}", markup=False, soft_wrap=True)
-        workers = 1 if self.local_llm else 4
-        count = WRITTEN * len(words)
-        return generate_sentences(writer, words, count, record, workers=workers)
-
-
-NOBODY = LanguageModel()
+        return asked_sentences(
+            writer,
+            words,
+            cache=cache,
+            say=lambda line: console.print(line, markup=False, soft_wrap=True),
+        )

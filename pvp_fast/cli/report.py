@@ -11,21 +11,13 @@ import typer
 from pvp_fast.cli.common import progress_console, tell
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import Exclude, Follow, Hidden, Shard, named_source, summary_line
-from pvp_fast.cli.vocabulary import (
-    Cache,
-    Captions,
-    Chosen,
-    LearnOption,
-    Minutes,
-    Model,
-    Names,
-    Pretrained,
-)
+from pvp_fast.cli.vocabulary import NOTHING, Chosen, NameOptions, takes_names
 from pvp_fast.errors import InputError
 
 LEAST = 0.02  # less probable tags would fill the page and say nothing
 
 
+@takes_names
 def report(
     source: Annotated[Path, typer.Argument(help="Tags (JSONL of tag), or an artifact folder.")],
     root: Annotated[
@@ -42,13 +34,7 @@ def report(
     title: Annotated[str, typer.Option(help="Title of the page.")] = "Tagged images",
     size: Annotated[int, typer.Option(help="Longer side of the thumbnails, in pixels.")] = 220,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    vocabulary: Names = None,
-    learn: LearnOption = None,
-    minutes: Minutes = None,
-    captions: Captions = None,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    cache: Cache = None,
+    given: NameOptions = NOTHING,
     hidden: Hidden = False,
     exclude: Exclude = None,
     follow: Follow = False,
@@ -81,9 +67,9 @@ def report(
         with_thumbnails,
     )
 
-    if (root is None) == (vocabulary is None):
+    if (root is None) == (given.vocabulary is None):
         raise InputError("give tags or an artifact and a folder, or --vocabulary FILE and a folder")
-    artifact = source if vocabulary is None and source.is_dir() else None
+    artifact = source if given.vocabulary is None and source.is_dir() else None
     root = root or source
     if not root.is_dir():
         raise InputError(f"root: {root} is no folder; give the folder of the images")
@@ -93,10 +79,9 @@ def report(
     names: tuple[str, ...] = ()
     console = progress_console()
     pictures = picture_settings(upright, background, max_megapixels)
-    walked = bool(artifact or vocabulary)  # images found in the folder, not named by a file
+    walked = bool(artifact or given.vocabulary)  # images found in the folder, not named by a file
     if walked:
-        chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
-        tagger = chosen.tagger(device)
+        tagger = Chosen(artifact, given).tagger(device)
         pictures = picture_settings(upright, background, max_megapixels, tagger.pictures)
         tagger.pictures = pictures
         names = tagger.artifact.vocabulary.names
@@ -115,6 +100,7 @@ def report(
             "to choose among those of a folder"
         )
     else:
+        given.refuse("not with tags that are there")
         entries = read_tags(source)
     if evalset is not None:
         entries = with_labels(entries, root, evalset, links=walked)

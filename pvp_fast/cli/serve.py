@@ -11,33 +11,19 @@ import typer
 
 from pvp_fast.cli.common import progress_console
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
-from pvp_fast.cli.vocabulary import (
-    Cache,
-    Captions,
-    Chosen,
-    LearnOption,
-    Minutes,
-    Model,
-    Names,
-    Pretrained,
-)
+from pvp_fast.cli.vocabulary import NOTHING, Chosen, NameOptions, takes_names
 from pvp_fast.errors import BackendError, InputError
 
 TOKEN = "PVP_FAST_TOKEN"
 
 
+@takes_names
 def serve(
     artifact: Annotated[
         Path | None,
         typer.Argument(help="Artifact folder, as train writes it; none with --vocabulary."),
     ] = None,
-    vocabulary: Names = None,
-    learn: LearnOption = None,
-    minutes: Minutes = None,
-    captions: Captions = None,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    cache: Cache = None,
+    given: NameOptions = NOTHING,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
@@ -84,7 +70,7 @@ def serve(
         raise BackendError("serve needs uvicorn: pip install 'pvp_fast[serve]'") from error
     from pvp_fast.serve import ServeConfig, create_app
 
-    chosen = Chosen(artifact, vocabulary, learn, minutes, captions, model, pretrained, cache)
+    chosen = Chosen(artifact, given)
 
     config = ServeConfig(
         max_batch=max_batch,

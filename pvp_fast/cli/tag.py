@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pvp_fast.cli.common import image_progress, progress_console, tell
-from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LanguageModel, LocalLLM
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
     IMAGES,
@@ -24,17 +23,7 @@ from pvp_fast.cli.sources import (
     part_of,
     summary_line,
 )
-from pvp_fast.cli.vocabulary import (
-    Cache,
-    Captions,
-    Chosen,
-    LearnOption,
-    Minutes,
-    Model,
-    Names,
-    Pretrained,
-    listed_names,
-)
+from pvp_fast.cli.vocabulary import NOTHING, Chosen, NameOptions, listed_names, takes_names
 from pvp_fast.errors import ImageError, InputError
 from pvp_fast.files import is_stdout
 
@@ -79,23 +68,14 @@ class Engine(str, Enum):
     ray = "ray"
 
 
+@takes_names
 def tag(
     artifact: Annotated[
         Path | None,
         typer.Argument(help="Artifact folder, as train writes it; none with --vocabulary."),
     ] = None,
     images: Annotated[list[str] | None, typer.Argument(help=IMAGES)] = None,
-    vocabulary: Names = None,
-    learn: LearnOption = None,
-    minutes: Minutes = None,
-    captions: Captions = None,
-    model: Model = None,
-    pretrained: Pretrained = None,
-    cache: Cache = None,
-    llm: LLM = None,
-    base_url: BaseUrl = None,
-    api_key: ApiKey = None,
-    local_llm: LocalLLM = None,
+    given: NameOptions = NOTHING,
     only: Annotated[
         list[str] | None, typer.Option(help="Only this category. Repeatable, or a file of names.")
     ] = None,
@@ -215,14 +195,11 @@ def tag(
       pvp-fast tag runs/coco/artifact photos/ --engine ray --format parquet -o tagged/
     """
     names = images or []
-    if vocabulary is not None and artifact is not None:  # all that was named are images
+    if given.vocabulary is not None and artifact is not None:  # all that was named are images
         names, artifact = [str(artifact), *names], None
     if bool(names) == (embeddings is not None):
         raise typer.BadParameter("give images, or --embeddings DIR")
-    writer = LanguageModel(llm, base_url, None if vocabulary is None else api_key, local_llm)
-    chosen = Chosen(
-        artifact, vocabulary, learn, minutes, captions, model, pretrained, cache, writer
-    )
+    chosen = Chosen(artifact, given, model_of(embeddings))
     from pvp_fast.clip.light import import_torch
 
     import_torch()
@@ -347,6 +324,16 @@ def tag(
     console.print(f"dry run: {line}" if dry_run else line, soft_wrap=True, markup=False)
     if bad or before:
         raise typer.Exit(SOME_UNREADABLE)
+
+
+def model_of(embeddings: Path | None) -> tuple[str, str | None]:
+    """The CLIP that made embeddings, which names are to be read with too; else "auto"."""
+    if embeddings is None:
+        return "auto", None
+    from pvp_fast.tagging.embeddings import EmbeddingStore
+
+    made_by = EmbeddingStore(embeddings).backbone
+    return str(made_by["name"]), made_by.get("pretrained")
 
 
 def _beside(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from enum import Enum
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -18,7 +21,7 @@ from pvp_fast.cli.common import (
     progress_console,
     read_vocabulary,
 )
-from pvp_fast.cli.language import NOBODY, LanguageModel
+from pvp_fast.cli.language import LLM, ApiKey, BaseUrl, LanguageModel, LocalLLM
 from pvp_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,90 +41,144 @@ class Learn(str, Enum):
     auto = "auto"
 
 
-Names = Annotated[
-    str | None,
-    typer.Option(
-        "--vocabulary",
-        help="Names to tag with, in place of an artifact: a file, or a built-in vocabulary.",
-        rich_help_panel=PANEL,
-    ),
-]
-LearnOption = Annotated[
-    Learn | None,
-    typer.Option(
-        help="none: at once. text: text prompts. full: all stages. auto: the best that fits. "
-        "(default: none; auto with --minutes)",
-        rich_help_panel=PANEL,
-    ),
-]
-Minutes = Annotated[
-    float | None, typer.Option(help="Bound for the learning.", rich_help_panel=PANEL)
-]
-Captions = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="Captions to learn from (default: the grammar writes). Repeatable.",
-        rich_help_panel=PANEL,
-    ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(help=f"{MODEL_HELP} (default: auto)", rich_help_panel=PANEL),
-]
-Pretrained = Annotated[
-    str | None,
-    typer.Option(
-        help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.", rich_help_panel=PANEL
-    ),
-]
-Cache = Annotated[
-    Path | None,
-    typer.Option(
-        help="Where what is made is kept (default: PVP_FAST_CACHE, or the user's cache folder).",
-        rich_help_panel=PANEL,
-    ),
-]
+@dataclass(frozen=True)
+class NameOptions:
+    """What a command was given of names; each field is an option of the command line."""
+
+    vocabulary: Annotated[
+        str | None,
+        typer.Option(
+            help="Names to tag with, in place of an artifact: a file, or a built-in vocabulary.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    learn: Annotated[
+        Learn | None,
+        typer.Option(
+            help="none: at once. text: class vectors from sentences. full: all stages. auto: the "
+            "best that fits. (default: none; auto with --minutes, --captions or a language model)",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    minutes: Annotated[
+        float | None, typer.Option(help="Bound for the learning.", rich_help_panel=PANEL)
+    ] = None
+    captions: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Captions to learn from (default: the grammar writes). Repeatable.",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"{MODEL_HELP} (default: auto)", rich_help_panel=PANEL),
+    ] = None
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="open_clip tag (laion2b_s34b_b79k) or checkpoint path.", rich_help_panel=PANEL
+        ),
+    ] = None
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where what is made is kept (default: PVP_FAST_CACHE, or the user's cache "
+            "folder).",
+            rich_help_panel=PANEL,
+        ),
+    ] = None
+    llm: LLM = None
+    base_url: BaseUrl = None
+    api_key: ApiKey = None
+    local_llm: LocalLLM = None
+
+    @property
+    def writer(self) -> LanguageModel:
+        return LanguageModel(self.llm, self.base_url, self.api_key, self.local_llm)
+
+    def refuse(self, why: str) -> None:
+        """Raise InputError where an option says how to learn names that there are none of."""
+        options = {
+            "--learn": self.learn,
+            "--minutes": self.minutes,
+            "--captions": self.captions,
+            "--model": self.model,
+            "--pretrained": self.pretrained,
+            "--cache": self.cache,
+            "--llm, --base-url, --local-llm": self.writer.given,
+        }
+        if used := [name for name, value in options.items() if value]:
+            raise InputError(f"{', '.join(used)}: only with --vocabulary, {why}")
+
+
+NOTHING = NameOptions()
+
+
+def takes_names(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of :class:`NameOptions` in place of its argument ``given``."""
+    hints = get_type_hints(command, include_extras=True)
+    options = get_type_hints(NameOptions, include_extras=True)
+    names = [field.name for field in fields(NameOptions)]
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command).parameters.values():
+        if parameter.name != "given":
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+            continue
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        parameters += [
+            inspect.Parameter(name, kind, default=None, annotation=options[name]) for name in names
+        ]
+
+    @wraps(command)
+    def with_names(**values: Any) -> None:
+        given = NameOptions(**{name: values.pop(name) for name in names})
+        command(**values, given=given)
+
+    # What typer reads.
+    with_names.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_names.__annotations__ = {p.name: p.annotation for p in parameters}
+    del with_names.__wrapped__
+    return with_names
 
 
 class Chosen:
     """What a command was given to tag with: an artifact's folder, or names and how to learn them.
 
+    Args:
+        models: the (name, pretrained) of the CLIP, where no option says which.
+
     Raises:
-        InputError: both or neither, or options of the names beside an artifact.
+        InputError: both or neither, options of the names beside an artifact, or options that do
+            not go together; before anything is loaded or asked.
     """
 
     def __init__(
         self,
         artifact: Path | None,
-        vocabulary: str | None,
-        learn: Learn | None = None,
-        minutes: float | None = None,
-        sentences: list[Path] | None = None,
-        model: str | None = None,
-        pretrained: str | None = None,
-        cache: Path | None = None,
-        writer: LanguageModel = NOBODY,
+        given: NameOptions,
+        models: tuple[str, str | None] = ("auto", None),
     ) -> None:
+        vocabulary, writer = given.vocabulary, given.writer
         if (artifact is None) == (vocabulary is None):
             raise InputError("give an artifact folder, or --vocabulary FILE and no artifact")
-        self.artifact, self.vocabulary, self.minutes = artifact, vocabulary, minutes
-        self.sentences, self.cache, self.writer = sentences or [], cache, writer
-        self.model, self.pretrained = model or "auto", pretrained
-        options = {
-            "--learn": learn,
-            "--minutes": minutes,
-            "--captions": sentences,
-            "--model": model,
-            "--pretrained": pretrained,
-            "--cache": cache,
-            "--llm, --base-url, --local-llm": writer.given,
-        }
-        given = [name for name, value in options.items() if value]
-        if vocabulary is None and given:
-            raise InputError(f"{', '.join(given)}: only with --vocabulary, not with an artifact")
-        how = learn.value if learn else None
-        bounded = minutes is not None or sentences or writer.given
-        self.learn = how or ("auto" if bounded else "none")
+        self.artifact, self.vocabulary, self.minutes = artifact, vocabulary, given.minutes
+        self.sentences, self.cache, self.writer = given.captions or [], given.cache, writer
+        self.model, self.pretrained = models
+        if given.model or given.pretrained:
+            self.model, self.pretrained = given.model or "auto", given.pretrained
+        if vocabulary is None:
+            given.refuse("not with an artifact")
+        if writer.given:
+            writer.check()
+        how = given.learn.value if given.learn else None
+        taught = bool(given.captions) or writer.given
+        if how == "none" and taught:
+            raise InputError(
+                "--learn none reads no sentences; leave out --captions and the language model, or "
+                "give --learn text, full or auto"
+            )
+        self.learn = how or ("auto" if taught or given.minutes is not None else "none")
 
     def tagger(self, device: str) -> Tagger:
         """The tagger, made now where it has to be."""
@@ -159,7 +216,7 @@ class Chosen:
             else:
                 written = self.writer.sentences(words, self.cache)
                 texts += written
-                parts.append(("the language model", len(written)))
+                parts.append((f"the language model {self.writer.name}", len(written)))
                 request = replace(request, sentences=tuple(texts), parts=tuple(parts))
         learns = self.learn != "none" and console.is_terminal
         with nullcontext() if learns else console.status("names") as status:

@@ -32,6 +32,7 @@ __all__ = [
 
 _BULLET = re.compile(r"^\s*(?:[-*\u2022\u2013]\s+|\(?\d{1,3}[.):]\s*|#+\s*)")
 _QUOTES = "\"'\u201c\u201d\u2018\u2019*_` "
+_GIVEN_UP = 3  # prompts in a row that one category leads
 _WORDS = (3, 60)  # a caption shorter or longer than this is not one
 
 
@@ -58,6 +59,7 @@ def generate_sentences(
     workers: int = 1,
     patience: int = 50,
     progress: bool = True,
+    each: int = 0,
 ) -> list[str]:
     """Ask ``writer`` for captions until ``n`` different ones mention what was asked.
 
@@ -67,7 +69,8 @@ def generate_sentences(
     Args:
         writer: an `OpenAIChat`, a `LocalTransformers`, or anything with ``name`` and ``write``.
         vocabulary: the categories.
-        n: number of sentences wanted, counting those already in the record.
+        n: number of sentences wanted, counting those already in the record; with ``each`` the
+            least number, and no sentence is left out.
         record: JSON-lines file of prompts and answers; created, or continued. A last line cut
             off by a crash is removed. `read_captions` reads it as a corpus.
         seed: of the choice of tuples.
@@ -75,6 +78,8 @@ def generate_sentences(
         workers: prompts in flight at once (threads).
         patience: give up after this many prompts in a row without a usable new caption.
         progress: show a progress bar.
+        each: go on until every category is mentioned in so many sentences. Prompts that a category
+            leads are left out once it is; one that three prompts brought nothing for is given up.
 
     Raises:
         CorpusError: the writer failed, the record is damaged, or patience ran out.
@@ -82,28 +87,29 @@ def generate_sentences(
     for name, value in (("per_prompt", per_prompt), ("workers", workers), ("patience", patience)):
         if value < 1:
             raise InputError(f"{name} is {value}; give at least 1")
-    if n < 0:
-        raise InputError(f"n is {n}; the number of sentences cannot be negative")
+    for name, value in (("n", n), ("each", each)):
+        if value < 0:
+            raise InputError(f"{name} is {value}; the number of sentences cannot be negative")
     path = Path(record)
     answered = _read_record(path)
-    found: dict[str, str] = {}  # case-folded -> sentence, in order
+    found = _Found(vocabulary, each)
     for entry in answered.values():
-        _keep(entry["response"], entry["categories"], vocabulary, found)
+        found.keep(entry["response"], entry["categories"])
 
     asked = (
         (index, names, prompt)
         for index, names, prompt in _prompts(vocabulary, seed, per_prompt)
-        if (index, prompt) not in answered
+        if (index, prompt) not in answered and not (each and found.has_enough(names[0]))
     )
     fruitless = 0
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         path.open("ab") as stream,
         ThreadPoolExecutor(workers) as pool,
-        _bar(n, min(len(found), n), writer.name, progress) as advance,
+        _bar(max(n, each * len(vocabulary)), found.done(n), writer.name, progress) as advance,
     ):
         sync_folder(path.parent)
-        while len(found) < n:
+        while len(found.texts) < n or found.lacking:
             batch = list(islice(asked, workers))
             answers = [
                 pool.submit(writer.write, prompt, seed=_stream_seed(seed, index))
@@ -116,8 +122,8 @@ def generate_sentences(
                 except CorpusError as error:  # keep what the other workers got before raising
                     failure = failure or error
                     continue
-                before = len(found)
-                kept = _keep(response, names, vocabulary, found)
+                before = len(found.texts)
+                kept = found.keep(response, names)
                 _append(
                     stream,
                     {
@@ -129,18 +135,20 @@ def generate_sentences(
                         "sentences": kept,
                     },
                 )
-                advance(min(len(found), n))
-                fruitless = 0 if len(found) > before else fruitless + 1
-                if fruitless >= patience:
+                advance(found.done(n))
+                fruitless = 0 if len(found.texts) > before else fruitless + 1
+                # Names that nothing is written of are given up one by one.
+                if fruitless >= patience and (len(found.texts) < n or not found.texts):
                     raise CorpusError(
                         f"{patience} answers of {writer.name} in a row held no new caption that "
                         f"names what was asked (see {path}); the last began with "
                         f"{response[:80]!r}. Use a model that follows instructions, or ask for "
-                        f"fewer sentences than {n}"
+                        f"fewer sentences than {max(n, each)}"
                     )
             if failure:
                 raise failure
-    return list(found.values())[:n]
+    texts = list(found.texts.values())
+    return texts if each else texts[:n]
 
 
 def parse_captions(response: str) -> list[str]:
@@ -153,18 +161,61 @@ def parse_captions(response: str) -> list[str]:
     return captions
 
 
-def _keep(
-    response: str, names: Sequence[str], vocabulary: Vocabulary, found: dict[str, str]
-) -> list[str]:
-    """Captions that mention all of ``names``; new ones are added to ``found``."""
-    try:
-        wanted = {vocabulary.index(name) for name in names}
-    except InputError:  # recorded for a category that has since been removed
-        return []
-    kept = [c for c in parse_captions(response) if wanted <= set(vocabulary.label(c))]
-    for caption in kept:
-        found.setdefault(caption.casefold(), caption)
-    return kept
+class _Found:
+    """Captions so far, and of which categories there are too few."""
+
+    def __init__(self, vocabulary: Vocabulary, each: int) -> None:
+        self.texts: dict[str, str] = {}  # case-folded -> sentence, in order
+        self._vocabulary, self._each = vocabulary, each
+        self._counts = [0] * len(vocabulary)
+        self._tries = [0] * len(vocabulary)  # prompts led in a row that brought nothing
+        self.lacking = len(vocabulary) if each else 0
+
+    def keep(self, response: str, names: Sequence[str]) -> list[str]:
+        """Captions that mention all of ``names``; new ones are added."""
+        try:
+            wanted = [self._vocabulary.index(name) for name in names]
+        except InputError:  # recorded for a category that has since been removed
+            return []
+        kept, before = [], len(self.texts)
+        for caption in parse_captions(response):
+            labels = self._vocabulary.label(caption)
+            if not set(wanted) <= set(labels):
+                continue
+            kept.append(caption)
+            if caption.casefold() not in self.texts:
+                self.texts[caption.casefold()] = caption
+                self._count(labels)
+        lead, others = wanted[0], wanted[1:]
+        if len(self.texts) > before:
+            self._try(lead, 0)
+        elif all(self._counts[other] for other in others):  # else it may be another's fault
+            self._try(lead, self._tries[lead] + 1)
+        return kept
+
+    def has_enough(self, name: str) -> bool:
+        """Whether no more is asked for of a category."""
+        return self._is_done(self._vocabulary.index(name))
+
+    def done(self, n: int) -> int:
+        """For a bar: sentences there are of those wanted."""
+        if not self._each:
+            return min(len(self.texts), n)
+        return sum(min(count, self._each) for count in self._counts)
+
+    def _is_done(self, category: int) -> bool:
+        return self._counts[category] >= self._each or self._tries[category] >= _GIVEN_UP
+
+    def _count(self, labels: Sequence[int]) -> None:
+        for label in labels:
+            was = self._is_done(label)
+            self._counts[label] += 1
+            self.lacking -= bool(self._each) and not was and self._is_done(label)
+
+    def _try(self, category: int, tries: int) -> None:
+        was = self._is_done(category)
+        self._tries[category] = tries
+        self.lacking += bool(self._each) and was - self._is_done(category)
 
 
 def _prompts(

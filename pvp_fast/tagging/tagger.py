@@ -26,6 +26,7 @@ from pvp_fast.topk.index import TagIndex
 from pvp_fast.vocabulary.categories import Category, Vocabulary
 
 if TYPE_CHECKING:
+    from pvp_fast.sentences.writers import Writer
     from pvp_fast.tagging.embeddings import EmbeddingStore
 
 
@@ -125,6 +126,7 @@ class Tagger:
         sentences: Sequence[str] | None = None,
         seed: int = 0,
         cache: str | os.PathLike[str] | None = None,
+        writer: Writer | None = None,
     ) -> Tagger:
         """A tagger for a list of names; what is made for it is kept and found again.
 
@@ -138,14 +140,22 @@ class Tagger:
             sentences: what to learn from; by default the grammar writes them.
             seed: of sentences and training.
             cache: folder of the cache; by default PVP_FAST_CACHE, else the user's cache folder.
+            writer: a language model that writes more sentences, such as
+                :class:`pvp_fast.sentences.OpenAIChat`; its answers are kept in the cache.
 
         Raises:
             InputError: unusable names or settings, or the machine is too small for them.
+            CorpusError: the language model failed.
         """
         from pvp_fast.names import Request, prepare
+        from pvp_fast.names.asked import asked_sentences
 
         words = names if isinstance(names, Vocabulary) else Vocabulary(names)
         texts = None if sentences is None else tuple(sentences)
+        if writer is not None:
+            Request(words, learn, minutes, ("",), seed)  # refused before anything is asked
+            asked = asked_sentences(writer, words, cache=cache, progress=False)
+            texts = (*(texts or ()), *asked)
         found = prepare(Request(words, learn, minutes, texts, seed), backbone, cache=cache)
         return cls(found.loaded(), backbone)
 

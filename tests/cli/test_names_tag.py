@@ -138,35 +138,6 @@ def test_categories_leave_and_are_renamed(
     assert "no category would be left" in capsys.readouterr().err
 
 
-def test_a_language_model_is_asked_once(
-    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pvp_fast.cli import language
-
-    asked: list[str] = []
-
-    class Writer:
-        name = "tiny"
-
-        def write(self, prompt: str, *, seed: int) -> str:
-            asked.append(prompt)
-            shown = prompt.split("shows: ")[1].split(". Name")[0]
-            return "\n".join(f"A {shown} by the lake, view {len(asked)} {i}." for i in range(8))
-
-    monkeypatch.setattr(language, "pick_writer", lambda *given: Writer())
-    line = ["tag", "--vocabulary", words, "--model", "pocket", "--llm", "tiny", "--learn", "text"]
-    line += ["--cache", str(tmp_path)]
-    assert run([*line, "--dry-run", *SCENES]) == 0
-    assert asked == []
-    assert run([*line, *SCENES]) == 0
-    assert "60 of the 60 sentences" in capsys.readouterr().err
-    count = len(asked)
-    assert count >= 60 / 8
-    assert run([*line, *SCENES]) == 0
-    assert len(asked) == count
-    assert "artifact:" in capsys.readouterr().err
-
-
 def test_two_categories_become_one(
     artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,3 +212,26 @@ def test_names_are_served(words: str, tmp_path: Path, monkeypatch: pytest.Monkey
     line = ["serve", "--vocabulary", words, "--model", "pocket", "--cache", str(tmp_path)]
     assert run(line) == 0
     assert "giraffe" in json.dumps(answers)
+
+
+def test_names_are_read_by_the_model_of_the_embeddings(
+    words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = str(tmp_path / "embeddings")
+    assert run(["embed", *SCENES, "--out", store, "--model", "pocket"]) == 0
+    assert run(["tag", "--vocabulary", words, "--embeddings", store]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert [tag["name"] for tag in first["tags"]] == ["giraffe"]
+
+
+def test_what_a_list_was_recognised_as_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = tmp_path / "tags.csv"
+    words.write_text("tag_id,name,category,count\n1,giraffe,0,9\n2,kite_(toy),0,5\n3,^_^,0,1\n")
+    line = ["tag", "--vocabulary", str(words), "--model", "pocket", "--without", "Kite (toy)"]
+    assert run([*line, *SCENES[:1]]) == 0
+    out, err = capsys.readouterr()
+    assert [tag["name"] for tag in json.loads(out)["tags"]] == ["giraffe"]
+    assert err.count("tags.csv: a table: names from 'name'") == 1
+    assert "1 signs without a word left out, such as '^_^'" in err

@@ -8,13 +8,13 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.chat import Reply, Server, chat, running_server
 from support.waiting import PATIENCE, until
 
 from pvp_fast.errors import CorpusError, InputError
@@ -23,74 +23,12 @@ from pvp_fast.sentences.generate import parse_captions, prompt_for
 from pvp_fast.vocabulary.categories import Vocabulary
 
 VOCABULARY = Vocabulary(["dog", "teddy bear", "bus", "pizza"])
-Reply = tuple[int, dict[str, str], bytes]
-
-
-def chat(text: Any, finish: str = "stop") -> Reply:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}}
-    return 200, {}, json.dumps({"choices": [{**choice, "finish_reason": finish}]}).encode()
-
-
-def captions_for(prompt: str, number: int) -> str:
-    asked = re.search(r"shows: (.*?)\. Name", prompt)
-    assert asked is not None
-    names = asked[1].replace(" and ", ", ")
-    return f'1. A picture of {names} number {number}.\n2) "{names} again, {number}"\n3. A mountain.'
-
-
-class Server(ThreadingHTTPServer):
-    """Speaks /v1/chat/completions; ``script`` overrides the first replies."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str | None] = []
-        self.script: list[Reply | Callable[[], Reply]] = []
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that gave up is part of the tests, not worth a traceback."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        server = self.server
-        server.requests.append(body)
-        server.keys.append(self.headers.get("Authorization"))
-        number = len(server.requests)
-        if self.path != "/v1/chat/completions":
-            reply: Reply = (404, {}, b"no such path")
-        elif server.script:
-            scripted = server.script.pop(0)
-            reply = scripted() if callable(scripted) else scripted
-        else:
-            reply = chat(captions_for(body["messages"][0]["content"], number))
-        status, headers, data = reply
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(data)), **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: Any) -> None:
-        """Quiet."""
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    running = Server()
-    thread = threading.Thread(target=running.serve_forever, args=(0.01,))
-    thread.start()
-    yield running
-    running.shutdown()
-    thread.join()
-    running.server_close()
+    with running_server() as running:
+        yield running
 
 
 def client(server: Server, **options: Any) -> OpenAIChat:
@@ -361,3 +299,45 @@ def test_unloadable_models_are_named(local_model: Path, tmp_path: Path) -> None:
     torch.save({}, pickled / "pytorch_model.bin")
     with pytest.raises(InputError, match="safetensors"):
         LocalTransformers(pickled)
+
+
+def test_every_category_gets_its_share(server: Server, tmp_path: Path) -> None:
+    record = tmp_path / "record.jsonl"
+    texts = generate(client(server), 0, record, each=5)
+    counts = [sum(i in VOCABULARY.label(text) for text in texts) for i in range(len(VOCABULARY))]
+    assert min(counts) >= 5
+    asked = len(server.requests)
+    assert generate(client(server), 0, record, each=5) == texts
+    assert len(server.requests) == asked
+    more = generate(client(server), 0, record, each=7)
+    assert more[: len(texts)] == texts
+    assert len(server.requests) > asked
+
+
+def test_a_category_that_the_model_does_not_write_of_is_given_up(tmp_path: Path) -> None:
+    class Writer:
+        name = "shy"
+        led: list[str] = []  # noqa: RUF012
+
+        def write(self, prompt: str, *, seed: int = 0) -> str:
+            names = prompt.split("shows: ")[1].split(". Name")[0]
+            self.led.append(re.split(", | and ", names)[0])
+            return "" if "pizza" in names else f"A {names} seen number {len(self.led)}."
+
+    texts = generate(Writer(), 0, tmp_path / "record.jsonl", each=60)
+    counts = [sum(i in VOCABULARY.label(text) for text in texts) for i in range(4)]
+    assert counts[3] == 0
+    assert min(counts[:3]) >= 60
+    assert 3 <= Writer.led.count("pizza") <= 6
+
+
+def test_a_model_that_writes_of_nothing_is_told(tmp_path: Path) -> None:
+    class Writer:
+        name = "mute"
+
+        def write(self, prompt: str, *, seed: int = 0) -> str:
+            return "I cannot do that."
+
+    big = Vocabulary([f"kind{i} lamp" for i in range(40)])
+    with pytest.raises(CorpusError, match="follows instructions"):
+        generate_sentences(Writer(), big, 0, tmp_path / "r.jsonl", progress=False, each=2)

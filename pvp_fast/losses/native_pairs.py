@@ -59,7 +59,7 @@ class _Panels:
             self.column_share = y.sum(0, dtype=torch.float32).reciprocal_()
         rows = _rows(len(x), lean)
         self.slices = list(blocks(len(x), rows))
-        self.scratch = torch.empty(min(rows, len(x)), len(x), dtype=torch.float32)
+        self.scratch = torch.empty(min(rows, len(x)), len(x), dtype=torch.float32, device="cpu")
 
     def products(self, rows: slice, kept: Tensor) -> Tensor:
         """(rows, N), made in ``kept`` (N, N) where that is not empty."""
@@ -172,7 +172,7 @@ def gradients(
     """factor · the gradients of x, w (empty if not needed) and the scale."""
     panels = _Panels(x, w, y, scale, normalize, lean, stats[:, 2], True)
     dx, dw, dscale = _gradients(panels, factor.item(), x, w, stats, kept, needs_x, needs_w)
-    return dx, dw, torch.full((), dscale, dtype=torch.float32)
+    return dx, dw, torch.full((), dscale, dtype=torch.float32, device="cpu")
 
 
 def at_once(
@@ -191,10 +191,10 @@ def at_once(
     products = panels.scratch  # one panel, which the gradients overwrite
     value = mean_of(stats, _sums(panels, stats, products))
     dx, dw, dscale = _gradients(panels, 0.5 / n, x, w, stats, products, needs_x, needs_w)
-    return value, dx, dw, torch.full((), dscale, dtype=torch.float32)
+    return value, dx, dw, torch.full((), dscale, dtype=torch.float32, device="cpu")
 
 
-def empty_stats(n: int, kinds: int = 3, device: torch.device | None = None) -> Tensor:
+def empty_stats(n: int, kinds: int = 3, device: torch.device | str = "cpu") -> Tensor:
     """(2, kinds, N): maximum and sum of rows and of columns so far, and room for norms."""
     stats = torch.zeros(2, kinds, n, dtype=torch.float32, device=device)
     stats[:, 0] = float("-inf")

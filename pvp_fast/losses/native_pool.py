@@ -71,7 +71,7 @@ class _Chunks:
         most = min(count, max(1, _CHUNK // (regions * max(len(w), width))))
         cols = min(len(w), max(64, _CHUNK // regions))
         self.images, self.cols = list(blocks(count, most)), list(blocks(len(w), cols))
-        self._scratch = torch.empty(most * regions * cols, dtype=torch.float32)
+        self._scratch = torch.empty(most * regions * cols, dtype=torch.float32, device="cpu")
 
     def walk(self, saved: Saved, again: bool) -> Iterator[_Chunk]:
         """Chunk after chunk; the norms are made, or read where this is done ``again``."""
@@ -80,7 +80,8 @@ class _Chunks:
             part = self.z[images]
             real = None if self.mask is None else self.mask[images]
             if real is None:
-                rows, offsets = part.flatten(0, 1), torch.arange(len(part) + 1) * part.shape[1]
+                rows = part.flatten(0, 1)
+                offsets = torch.arange(len(part) + 1, device="cpu") * part.shape[1]
             else:
                 rows, offsets = part[real], F.pad(real.sum(1).cumsum(0), (1, 0))
             at = slice(done, done + len(rows))
@@ -146,10 +147,10 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dz and dw (empty if not needed) in the dtypes of z and w, dtemperature () float32."""
     dz = z.new_empty(z.shape if needs_z else 0)
-    dw = torch.zeros(w.shape if needs_w else (0,), dtype=torch.float32)
+    dw = torch.zeros(w.shape if needs_w else (0,), dtype=torch.float32, device="cpu")
     dtemperature = 0.0
     if not (z.numel() and len(w)):
-        return dz.zero_(), dw.to(w.dtype), torch.tensor(dtemperature)
+        return dz.zero_(), dw.to(w.dtype), temperature.new_tensor(dtemperature)
     chunks = _Chunks(z, w, mask, temperature, normalize)
     whole = len(chunks.cols) == 1
     for chunk in chunks.walk(saved, again=True):
@@ -179,4 +180,4 @@ def backward(
                 dz[chunk.images] = grad.view(-1, *z.shape[1:])
     if needs_w:
         chunks.right.project(dw, 1.0)
-    return dz, dw.to(w.dtype), torch.tensor(dtemperature, dtype=torch.float32)
+    return dz, dw.to(w.dtype), temperature.new_tensor(dtemperature)

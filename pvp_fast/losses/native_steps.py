@@ -122,7 +122,7 @@ class Operand:
         if not normalize:
             return
         if norms is None:
-            norms = torch.empty(t.shape[0], dtype=torch.float32)
+            norms = torch.empty(t.shape[0], dtype=torch.float32, device="cpu")
         self.norms, self.inverse = norms, torch.empty_like(norms)
         if native.call(
             "norms",
@@ -178,12 +178,15 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     def gradients(rows: int, tiles: int) -> Tensor:
         """Each product writes where it would have added to zeros; one alone, in its own dtype."""
         make = torch.empty if tiles else torch.zeros
-        return make(rows, width, dtype=left.rows.dtype if tiles == 1 else torch.float32)
+        dtype = left.rows.dtype if tiles == 1 else torch.float32
+        return make(rows, width, dtype=dtype, device="cpu")
 
     dx = gradients(count if needs.x else 0, -(-n_categories // tile[1]))
     dw = gradients(n_categories if needs.w else 0, -(-count // tile[0]))
     total = dbias = dscale = 0.0
-    buffer = torch.empty(min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32)
+    buffer = torch.empty(
+        min(count, tile[0]) * min(n_categories, tile[1]), dtype=torch.float32, device="cpu"
+    )
     for rows in blocks(count, tile[0]):
         a = _part(left.rows, rows)
         for cols in blocks(n_categories, tile[1]):
@@ -214,8 +217,8 @@ def run(problem: Problem, needs: Needs, tile: tuple[int, int]) -> Gradients:
     if needs.w:
         right.project(dw, problem.factor)
     loss, along, slope = (
-        torch.tensor(value * problem.factor, dtype=torch.float32)
+        torch.tensor(value * problem.factor, dtype=torch.float32, device="cpu")
         for value in (total, dscale, dbias if needs.bias else 0.0)
     )
-    none = torch.empty(0, dtype=torch.float32)
+    none = torch.empty(0, dtype=torch.float32, device="cpu")
     return Gradients(loss, dx.to(x.dtype), dw.to(w.dtype), along, slope, none)

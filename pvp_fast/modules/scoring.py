@@ -162,8 +162,9 @@ class Head:
     def uncalibrated(cls, adapter: DualAdapter, local: LocalBranch | None = None) -> Head:
         """A head whose probabilities mean nothing yet: see :meth:`calibrated`. Parts are copied."""
         count = len(adapter.original)
-        platt = torch.tensor([1.0, 0.0]).repeat(count, 1)
-        return cls(adapter, platt, torch.full((count,), 0.5), local).to(adapter.original.device)
+        device = adapter.original.device
+        platt = torch.tensor([1.0, 0.0], device=device).repeat(count, 1)
+        return cls(adapter, platt, torch.full((count,), 0.5, device=device), local).to(device)
 
     def __len__(self) -> int:
         return len(self.adapter.original)

@@ -149,11 +149,11 @@ class TagIndex:
         left = self.categories - len(places)
         if left == 0:
             raise InputError(f"indices name all {self.categories} categories; an index keeps one")
-        gone = torch.zeros(self.categories, dtype=torch.bool)
+        gone = torch.zeros(self.categories, dtype=torch.bool, device="cpu")
         gone[places] = True
         holes = gone[:left].nonzero()[:, 0]
         movers = left + (~gone[left:]).nonzero()[:, 0]
-        order = torch.arange(left)
+        order = torch.arange(left, device="cpu")
         order[holes] = movers
         if self._packed is not None:
             self._packed.move(movers, holes, left)

@@ -62,7 +62,7 @@ def centre_of(rows: Tensor) -> Tensor:
     Embeddings of one encoder share a large mean with a few huge components. Without it a row is
     half as long and needs a fourth of the step: bounds three to six times tighter on CLIP's names.
     """
-    total = torch.zeros(rows.shape[1], dtype=torch.float64)
+    total = torch.zeros(rows.shape[1], dtype=torch.float64, device="cpu")
     squares, longest, count = 0.0, 0.0, 0
     for block in rows.split(_BLOCK):
         wide = block[_usable(block)].double()
@@ -102,7 +102,9 @@ def faster_dtype(rows: Tensor) -> str:
 
 
 def _encode_int8(rows: Tensor, centre: Tensor) -> Tensor:
-    words = torch.empty((rows.shape[0], word_count("int8", rows.shape[1])), dtype=torch.int32)
+    words = torch.empty(
+        (rows.shape[0], word_count("int8", rows.shape[1])), dtype=torch.int32, device="cpu"
+    )
     native.call("encode_int8", w=rows, centre=centre, words=words)
     return words
 
@@ -146,7 +148,9 @@ class Panels:
         if dtype == "int8" and width > INT8_WIDTH:
             raise InputError(f"w has width {width}; int8 sums fit 32 bits up to {INT8_WIDTH}")
         panels = -(-categories // LANES)
-        words = torch.empty((panels, word_count(dtype, width), LANES), dtype=torch.int32)
+        words = torch.empty(
+            (panels, word_count(dtype, width), LANES), dtype=torch.int32, device="cpu"
+        )
         if dtype == "float32":
             native.call("pack", w=rows, panels=words.view(torch.float32))
             return cls(words, None, dtype, categories)
@@ -160,7 +164,7 @@ class Panels:
             ).transpose(1, 2)
         vectors = None
         if dtype == "int8":
-            vectors = torch.empty((categories, width), dtype=torch.float32)
+            vectors = torch.empty((categories, width), dtype=torch.float32, device="cpu")
             vectors.copy_(rows)
         return cls(words, vectors, dtype, categories, centre)
 
@@ -213,7 +217,7 @@ class Panels:
             vectors = _enlarged(vectors, last)
         # Only now that there is memory for all: an index is never changed by half.
         self._words, self._vectors = words, vectors
-        self.write(torch.arange(first, last), rows)
+        self.write(torch.arange(first, last, device="cpu"), rows)
         self.categories = last
         self._show()
 

@@ -149,7 +149,9 @@ class ShardedTagIndex:
         self.index: TagIndex = self._together(
             lambda: w_shard if isinstance(w_shard, TagIndex) else TagIndex(w_shard, **options)
         )
-        shapes = self._gather(torch.tensor([len(self.index), self.index.width])).tolist()
+        shapes = self._gather(
+            torch.tensor([len(self.index), self.index.width], device="cpu")
+        ).tolist()
         widths = [width for _, width in shapes]
         if len(set(widths)) > 1:
             raise InputError(f"the shards of the ranks have widths {widths}; they must be equal")
@@ -197,7 +199,7 @@ class ShardedTagIndex:
                 backend=backend,
             )
         )
-        calls = self._gather(torch.tensor([part.scores.shape[0], int(k)])).tolist()
+        calls = self._gather(torch.tensor([part.scores.shape[0], int(k)], device="cpu")).tolist()
         if any(call != calls[0] for call in calls):
             raise InputError(f"the ranks called topk with different (B, k): {calls}")
         scores, indices = self._gather(part.scores), self._gather(part.indices)
@@ -228,10 +230,10 @@ class ShardedTagIndex:
             text, cause = str(error).encode(), error
         except Exception as error:
             text, cause = f"{type(error).__name__}: {error}".encode(), error
-        lengths = self._gather(torch.tensor([len(text)])).flatten().tolist()
+        lengths = self._gather(torch.tensor([len(text)], device="cpu")).flatten().tolist()
         if any(lengths):
-            padded = torch.zeros(max(lengths), dtype=torch.uint8)
-            padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8)
+            padded = torch.zeros(max(lengths), dtype=torch.uint8, device="cpu")
+            padded[: len(text)] = torch.tensor(list(text), dtype=torch.uint8, device="cpu")
             texts = self._gather(padded).cpu()
             rank = next(i for i, length in enumerate(lengths) if length)
             message = bytes(texts[rank, : lengths[rank]].tolist()).decode()

@@ -343,6 +343,24 @@ def test_tensors_of_other_classes_and_without_values(kind: str) -> None:
         assert BATCHES[kind](x.to("meta"), w.to("meta"), y.to("meta")).shape == plain.shape
 
 
+@pytest.mark.parametrize("kind", BATCHES)
+def test_the_defaults_of_a_program_are_its_own(kind: str) -> None:
+    """torch.set_default_device and set_default_dtype change nothing of tensors that are there."""
+    x, w = (t.detach().requires_grad_() for t in leaves(12, 12, 8)[:2])
+    y = make_labels("bool", 12, 12)
+    value = BATCHES[kind](x, w, y)
+    plain = value, *torch.autograd.grad(value, (x, w))
+    usual = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"):
+            value = BATCHES[kind](x, w, y)
+            found = value, *torch.autograd.grad(value, (x, w))
+    finally:
+        torch.set_default_dtype(usual)
+    assert all(map(torch.equal, found, plain))
+
+
 def test_functional_and_second_derivatives_in_float64() -> None:
     x, w, *_ = (t.detach() for t in leaves(3, 7, 5))
     y = make_labels("bool", 3, 7)

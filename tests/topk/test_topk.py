@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -224,6 +225,25 @@ def test_inputs_and_settings_are_left_alone():
     before = index.topk(copies[0], 3).scores
     copies[1].zero_()
     assert torch.equal(index.topk(copies[0], 3).scores, before), "the index owns its vectors"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "auto"])
+def test_a_default_device_is_for_what_its_program_makes(dtype: str, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    w, x = (torch.randn(40, 16, generator=generator) for _ in range(2))
+
+    def searched() -> list[torch.Tensor]:
+        index = TagIndex(w, dtype)
+        found = [*index.topk(x, k=3, threshold=0.5)]
+        index.add(w[:3])
+        index.update([7], w[:1])
+        index.remove([0, 2])
+        index.save(tmp_path / "index.safetensors")
+        return [*found, *TagIndex.load(tmp_path / "index.safetensors").topk(x, k=3)]
+
+    expected = searched()
+    with torch.device("meta"):
+        assert all(map(torch.equal, searched(), expected))
 
 
 @pytest.mark.parametrize("threshold", [None, -1.0])

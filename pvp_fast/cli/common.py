@@ -17,10 +17,12 @@ from pvp_fast.errors import CorpusError
 if TYPE_CHECKING:
     from pvp_fast.artifact import Artifact
     from pvp_fast.clip.backbone import Backbone
+    from pvp_fast.loaders.samples import Source
     from pvp_fast.tagging.tagger import Tagger
     from pvp_fast.vocabulary.categories import Vocabulary
 
 GRAMMAR_DEFAULT = 6000
+_DRAWING = 256  # pixels of the pocket model's drawings, the longer side
 MOST_UNLABELLED = 2000  # images without labels that are looked at
 Dataset = Annotated[
     str, typer.Option(help="What --images is: folder (labels.json), voc, coco or nuswide.")
@@ -176,6 +178,32 @@ def load_tagger(path: Path, device: str) -> Tagger:
 
     artifact = Artifact.load(path)
     return Tagger(artifact, backbone_of(artifact, device))
+
+
+def warn_of_photo(path: str | Path) -> None:
+    """Say what the pocket model is for, where the first picture is larger than its drawings."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            longer = max(picture.size)
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return  # told where it is read
+    if longer > _DRAWING:
+        print(
+            f"pvp-fast: the pocket model knows drawings of 64 pixels; on photos such as {path} its "
+            "tags mean nothing: take --model auto",
+            file=sys.stderr,
+        )
+
+
+def warn_of_photos(backbone: Backbone, source: Source) -> None:
+    """As :func:`warn_of_photo`, of a source's first picture, before the pocket model reads it."""
+    if backbone.name != "pocket":
+        return
+    first = next(iter(source.samples(None)), None)
+    if first is not None and isinstance(first.image, str | Path):
+        warn_of_photo(first.image)
 
 
 MODEL_HELP = "auto (a small CLIP for photos), pocket (drawings), or an open_clip name (ViT-B-32)."

@@ -13,6 +13,7 @@ from pvp_fast.cli.common import (
     load_backbone,
     progress_console,
     tell,
+    warn_of_photos,
 )
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
@@ -82,6 +83,7 @@ def embed(
 
     source = named_source(images, hidden, exclude, follow, shard)
     backbone = load_backbone(model, pretrained, device, like)
+    warn_of_photos(backbone, source)
     with image_progress(source.count) as advance_to:
         store = embed_images(
             backbone,

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pvp_fast.cli.common import progress_console, tell
+from pvp_fast.cli.common import progress_console, tell, warn_of_photos
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import Exclude, Follow, Hidden, Shard, named_source, summary_line
 from pvp_fast.cli.vocabulary import NOTHING, Chosen, NameOptions, takes_names
@@ -88,6 +88,7 @@ def report(
         threshold = float(tagger.artifact.head.thresholds.median())
         entries = []
         images = named_source([str(root)], hidden, exclude, follow, shard)
+        warn_of_photos(tagger.backbone, images)
         with console.status("tagging"):
             for found in tagger.tag(images, top_k=None, threshold=LEAST, prefetch=2):
                 name = os.path.relpath(found.image, root)

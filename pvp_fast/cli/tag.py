@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pvp_fast.cli.common import image_progress, progress_console, tell
+from pvp_fast.cli.common import image_progress, progress_console, tell, warn_of_photo
 from pvp_fast.cli.pictures import Background, MaxMegapixels, Upright, picture_settings
 from pvp_fast.cli.sources import (
     IMAGES,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from pvp_fast.tagging.embeddings import EmbeddingStore
 
 SOME_UNREADABLE = 3
-_DRAWING = 256  # pixels, the longer side
 
 
 class Format(str, Enum):
@@ -416,7 +415,7 @@ class _Wanted:
         for sample in self._source.samples(shuffle):
             if self.pocket and isinstance(sample.image, str | Path):
                 self.pocket = False
-                _warn_of_photo(sample.image)
+                warn_of_photo(sample.image)
             if self._done(sample.key):
                 self.skipped += 1
             elif self._beside and (callable(sample.image) or isinstance(sample.image, bytes)):
@@ -426,23 +425,6 @@ class _Wanted:
 
     def count(self) -> int | None:
         return None if self._source is None else self._source.count()
-
-
-def _warn_of_photo(path: str | Path) -> None:
-    """Say what the pocket model is for, where the first picture is larger than its drawings."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            longer = max(picture.size)
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return  # told where it is read
-    if longer > _DRAWING:
-        print(
-            f"pvp-fast: the pocket model knows drawings of 64 pixels; on photos such as {path} its "
-            "tags mean nothing: take --model auto",
-            file=sys.stderr,
-        )
 
 
 def _noting(folder: Path, sink: Sink) -> EmbeddingStore:

@@ -90,7 +90,7 @@ def recognised_text(text: str, ending: str) -> Recognised:
         return _tree(lines)
     if lines and all(_PLACE.fullmatch(line.strip()) for line in lines):
         return _places(lines)
-    if len(lines) > 1 and all("|" in line or line.isalpha() for line in lines):
+    if lines and all("|" in line for line in lines):
         return _paths(lines)
     return _table(_rows(text, ending), ending in (".csv", ".tsv", ".tab"))
 

@@ -49,6 +49,11 @@ def test_large_pictures_are_no_drawings_for_the_pocket_model(
     line = ["tag", "--vocabulary", words, "--model", "pocket"]
     assert run([*line, str(photo), str(photo)]) == 0
     assert capsys.readouterr().err.count("--model auto") == 1
+    page, store = str(tmp_path / "page.html"), str(tmp_path / "store")
+    given = [str(photo.parent), "-o", page]
+    assert run(["report", "--vocabulary", words, "--model", "pocket", *given]) == 0
+    assert run(["embed", str(photo), "--model", "pocket", "--out", store]) == 0
+    assert capsys.readouterr().err.count("--model auto") == 2
     assert run([*line, *SCENES]) == 0
     assert "--model auto" not in capsys.readouterr().err
 

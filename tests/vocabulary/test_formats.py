@@ -171,6 +171,7 @@ EXCEL = "Keyword;Synonyms;Count\nbeach;seaside|shore;12\nbirthday cake;;3\n"
         ("quoted.txt", '"dog"\n"cat"\n', ["dog", "cat"], ""),
         ("names.jsonl", '{"name": "dog", "id": 1}\n{"name": "cat"}\n', ["dog", "cat"], "id"),
         ("words.txt", '["cat", "dog"]\n', ["cat", "dog"], ""),
+        ("plain.txt", "beach\ndog\n", ["beach", "dog"], ""),
         ("kinds.txt", "boeing 707\nboeing 747\n", ["boeing 707", "boeing 747"], ""),
         ("coins.txt", "1 euro coin\n2 euro coin\n", ["1 euro coin", "2 euro coin"], ""),
     ],

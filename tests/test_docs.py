@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import re
 import shlex
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pvp_fast.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXTRAS = set(importlib.metadata.metadata("pvp_fast").get_all("Provides-Extra") or ())
 STOP = re.compile(r"^(\||&&|;|[<>].*|2>.*)$")
 BLOCK = re.compile(r"^```(?P<kind>\w+).*?\n(?P<body>.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -72,6 +74,19 @@ def test_files_named_exist(page: Path) -> None:
     folders = r"(?:benchmarks|docs|examples|kernels|csrc|tests|pvp_fast)"
     for name in re.findall(rf"`({folders}/[\w./-]+\.\w+)`", text):
         assert (ROOT / name).exists(), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=by_name)
+def test_extras_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for named in re.findall(r"""(?:pvp_fast|["'].)\[([a-z0-9,]+)\]["'`]""", text):
+        assert set(named.split(",")) <= EXTRAS, named
+
+
+def test_every_extra_is_explained() -> None:
+    text = (ROOT / "docs" / "how-to" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", text.partition("## Extras")[2], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == EXTRAS
 
 
 @pytest.mark.parametrize("page", PAGES, ids=by_name)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +22,19 @@ def run_python(code: str) -> str:
 
 def test_version_matches_the_metadata() -> None:
     assert pvp_fast.__version__ == importlib.metadata.version("pvp_fast")
+
+
+def test_pythons_are_the_same_wherever_they_are_named() -> None:
+    root = Path(__file__).resolve().parent.parent
+    project = (root / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.findall(r'Python :: 3\.(\d+)"', project)
+    assert f'requires-python = ">=3.{named[0]}"' in project
+    builds = re.search(r'^build = "(.*)"$', project, re.MULTILINE)
+    assert builds is not None
+    assert builds[1].split() == [f"cp3{minor}-*" for minor in named]
+    for page, between in (("README.md", "–"), ("docs/how-to/install.md", " to ")):
+        said = f"Python 3.{named[0]}{between}3.{named[-1]}"
+        assert said in (root / page).read_text(encoding="utf-8"), page
 
 
 def test_public_names_load_and_are_all_there_is() -> None:

@@ -29,7 +29,7 @@ from pvp_fast.sentences.cache import FeatureCache
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.loop import LoopConfig
-from pvp_fast.training.sampled import SampledVisualPrompts
+from pvp_fast.training.sampled import SampledTextPrompts, SampledVisualPrompts
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
 
@@ -45,12 +45,16 @@ def dense_ranking(x: Tensor, w: Tensor, y: Tensor, scale: float) -> Tensor:
 
 
 def step(
-    stage: VisualPromptStage | SampledVisualPrompts | TextPromptStage | AdapterStage,
+    stage: VisualPromptStage
+    | SampledVisualPrompts
+    | TextPromptStage
+    | SampledTextPrompts
+    | AdapterStage,
     rows: int = BATCH,
 ) -> Callable[[], object]:
     """One whole step: loss, backward, optimiser; another batch each time."""
     optimizer: torch.optim.Optimizer
-    if isinstance(stage, SampledVisualPrompts):
+    if isinstance(stage, SampledVisualPrompts | SampledTextPrompts):
         optimizer = stage.optimizer
     else:
         parameters = [p for p in stage.module.parameters() if p.requires_grad]

@@ -7,6 +7,7 @@ dropped behind their position embeddings, and every block has that many fewer.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pvp_fast.errors import BackboneError
+
+_kept = threading.local()  # its index (first + k,); the first tokens are no patches
+_one_at_a_time = threading.Lock()
 
 
 def patch_count(visual: Any) -> int:
@@ -28,7 +32,10 @@ def patch_count(visual: Any) -> int:
 
 @contextlib.contextmanager
 def only(visual: Any, patches: Tensor) -> Iterator[None]:
-    """Within it the tower looks at these patches alone, (k,) int64 in 0 .. L - 1.
+    """Within it the tower, called by this thread, looks at these patches alone.
+
+    Args:
+        patches: (k,) int64 in 0 .. L - 1.
 
     Raises:
         BackboneError: this tower cannot leave patches out.
@@ -40,25 +47,21 @@ def only(visual: Any, patches: Tensor) -> Iterator[None]:
             "out (a ViT of open_clip or timm can); give patches=1"
         )
     owner, name, first = place
-    before = getattr(owner, name)
-    setattr(owner, name, _Keep(patches, first))
+    dropout: nn.Module = getattr(owner, name)
+    with _one_at_a_time:
+        if _keep not in dropout._forward_hooks.values():
+            dropout.register_forward_hook(_keep)
+    _kept.index = torch.cat([torch.arange(first), patches.cpu() + first])
     try:
         yield
     finally:
-        setattr(owner, name, before)
+        del _kept.index
 
 
-class _Keep(nn.Module):
-    """Tokens (N, first + L, W) -> (N, first + k, W); the first are no patches."""
-
-    index: Tensor
-
-    def __init__(self, patches: Tensor, first: int) -> None:
-        super().__init__()
-        self.register_buffer("index", torch.cat([torch.arange(first), patches.cpu() + first]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.index_select(1, self.index.to(x.device))
+def _keep(dropout: nn.Module, inputs: object, x: Tensor) -> Tensor | None:
+    """Tokens (N, first + L, W) -> (N, first + k, W) where this thread said so."""
+    index = getattr(_kept, "index", None)
+    return None if index is None else x.index_select(1, index.to(x.device))
 
 
 def _place(visual: Any) -> tuple[Any, str, int] | None:

@@ -28,7 +28,8 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.training import TrainConfig
 from pvp_fast.training.features import EVERY, SAMPLED
-from pvp_fast.training.rows import BUDGET, ROW_COPIES
+from pvp_fast.training.parts import BUDGET
+from pvp_fast.training.rows import ROW_COPIES
 from pvp_fast.training.sampled import step_width
 from pvp_fast.training.vectors import VectorConfig
 

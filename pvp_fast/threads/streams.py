@@ -9,10 +9,12 @@ more threads the same for whole batches, and differ in the last bit for batches 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -22,15 +24,18 @@ from pvp_fast.threads.budget import Streams
 T = TypeVar("T")
 R = TypeVar("R")
 _one_at_a_time = threading.Lock()
+_NAME = "pvp-fast-stream"
+ALONE = Streams(1, 0)
 
 
 def in_streams(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> Iterator[R]:
     """``work(item)`` of every item, in their order.
 
     A single item is worked on by the calling thread with all its threads, as are all with
-    ``streams.number`` 1. Otherwise ``work`` runs in ``streams.number`` threads at once, without
-    gradients, and at most one item more than those is taken ahead of the result handed out. An
-    error of ``work`` or of ``items`` is raised at its place, behind the results before it.
+    ``streams.number`` 1 and all inside of a stream. Otherwise ``work`` runs in ``streams.number``
+    threads at once, without gradients, and at most one item more than those is taken ahead of the
+    result handed out. An error of ``work`` or of ``items`` is raised at its place, behind the
+    results before it.
     """
     source = iter(items)
     error: Exception | None = None
@@ -47,18 +52,13 @@ def in_streams(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> 
             error = found
             return False
 
-    if streams.number == 1 or not (take() and take()):
+    if streams.number == 1 or _is_stream() or not (take() and take()):
         yield from map(work, waiting)
         if error is not None:
             raise error
         yield from map(work, source)
         return
-    pool = ThreadPoolExecutor(
-        streams.number,
-        thread_name_prefix="pvp-fast-stream",
-        initializer=_begin,
-        initargs=(streams.threads,),
-    )
+    pool = _pool(streams)
     running = deque[Future[R]]()
     try:
         while True:
@@ -73,6 +73,44 @@ def in_streams(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> 
             raise error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def side_by_side(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> list[R]:
+    """``work(item)`` of every item, for parts of one step: as :func:`in_streams`, but all at once.
+
+    The threads stay for the next step. All items are worked on before an error of one is raised.
+    """
+    items = list(items)
+    if streams.number == 1 or len(items) == 1 or _is_stream():
+        return [work(item) for item in items]
+    running = [_kept_pool(streams).submit(work, item) for item in items]
+    wait(running)
+    return [done.result() for done in running]
+
+
+def _pool(streams: Streams) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(
+        streams.number, thread_name_prefix=_NAME, initializer=_begin, initargs=(streams.threads,)
+    )
+
+
+_kept_pool = cache(_pool)
+
+
+def _in_a_child() -> None:
+    """A forked process has none of its parent's threads, one of which may have held the lock."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+    _kept_pool.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_a_child)
+
+
+def _is_stream() -> bool:
+    """Whether this thread is one of a pool: it must not wait for a place in the pool."""
+    return threading.current_thread().name.startswith(_NAME)
 
 
 def _begin(threads: int) -> None:

@@ -18,9 +18,9 @@ from pvp_fast.metrics import mean_average_precision
 from pvp_fast.modules.prompts import TextPrompts
 from pvp_fast.modules.scoring import local_scores, mixture
 from pvp_fast.modules.tiles import TILE, check_tile
-from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import TokenSentences, check_loss, loss_from_scores
 from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.text import prompt_vectors
 
 # Shares of the local score that are tried on the held-out sentences.
 GRID = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -87,7 +87,7 @@ class LocalPromptStage:
         tokens, mask, y = self.train.batch(batch)
         scores = spatial_softmax_pool(
             tokens,
-            self._encode(),
+            prompt_vectors(self.backbone, self.module),
             mask,
             temperature=config.temperature,
             scale=config.scale,
@@ -97,11 +97,7 @@ class LocalPromptStage:
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """g' (C, D), unit rows."""
-        return self._encode()
-
-    def _encode(self) -> Tensor:
-        every = torch.arange(self.train.categories)
-        return Ranks().encode(lambda own: self.module(self.backbone, own), every)
+        return prompt_vectors(self.backbone, self.module)
 
     @torch.no_grad()
     def held_out_scores(self) -> Tensor:

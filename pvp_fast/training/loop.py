@@ -118,7 +118,8 @@ class Stage(Protocol):
 def run_stage(stage: Stage, config: LoopConfig, folder: Path, *, progress: bool = True) -> float:
     """Train a stage to its end, resuming from ``folder``'s checkpoint; returns its last mAP.
 
-    Two runs of the same settings, one interrupted and resumed, end with the same bits.
+    Two runs of the same settings, one interrupted and resumed, end with the same bits, on one
+    machine with one budget of threads: a CPU encodes in as many parts as there are streams.
 
     In an initialised ``torch.distributed`` group this is a collective call: the processes share
     the work of a run, of which the first writes ``folder``; the others only read it.

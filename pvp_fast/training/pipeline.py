@@ -311,7 +311,8 @@ def train(
         text = text_stage(config.text, "text", vectors)
         metrics["text"] = run_stage(text, config.text.loop, folder / "text", progress=progress)
         if config.text.co_learn and learned is not None:
-            vectors = image_vectors(backbone, learned)
+            with torch.no_grad():
+                vectors = image_vectors(backbone, learned)
     words = text.vectors()
 
     adapter = AdapterStage(original, words, vectors, data, judge, config.adapter)

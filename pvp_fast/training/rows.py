@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.training.distributed import Ranks
@@ -27,7 +26,6 @@ _PLACES = 2
 _BETAS = (0.9, 0.999)
 _EPSILON = 1e-8
 ROW_COPIES = _PARTS * _PLACES  # what a row takes on disk, in rows
-BUDGET = 1 << 28  # bytes of activations that a step keeps for its gradients
 
 
 class RowTable:
@@ -207,39 +205,3 @@ class RowOptimizer(RowKeeper):
         self.table.places = state["places"].clone()
         self.table.steps = state["steps"].clone()
         self.table.named()
-
-
-def activation_bytes(encode: Callable[[Tensor], Tensor], items: Tensor) -> int:
-    """Bytes that autograd keeps for the gradient of one of two items, weights aside."""
-
-    def kept(count: int) -> int:
-        sizes: dict[int, int] = {}
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            encode(items[:count].detach().requires_grad_()).sum()
-        return sum(sizes.values())
-
-    return kept(2) - kept(1)
-
-
-def bounded(encode: Callable[..., Tensor], each: int, *items: Tensor) -> Tensor:
-    """``encode(*items)``, keeping a quarter of a GiB of activations at most.
-
-    What would be more goes in parts, whose activations are computed again for the gradient.
-
-    Args:
-        each: :func:`activation_bytes` of one item.
-    """
-    size = max(1, BUDGET // max(1, each))
-    if len(items[0]) <= size or not torch.is_grad_enabled():
-        return encode(*items)
-    parts = zip(*(item.split(size) for item in items), strict=True)
-    again = [
-        checkpoint(encode, *part, use_reentrant=False, preserve_rng_state=False) for part in parts
-    ]
-    return torch.cat(again)

@@ -31,7 +31,8 @@ from pvp_fast.training.features import (
     mentioned,
     sample,
 )
-from pvp_fast.training.rows import RowOptimizer, RowTable, activation_bytes, bounded
+from pvp_fast.training.parts import activation_bytes, in_parts
+from pvp_fast.training.rows import RowOptimizer, RowTable
 from pvp_fast.training.text import TextPromptConfig, inner_map
 from pvp_fast.training.visual import (
     STILL,
@@ -44,7 +45,6 @@ from pvp_fast.training.visual import (
 )
 
 WIDTH = 128  # categories encoded with gradient each step, where there are more than EVERY
-_AT_ONCE = 32  # rows read and encoded at once without gradient
 
 
 def step_width(categories: int, categories_per_step: int) -> int:
@@ -99,13 +99,11 @@ class _Step:
         return rows.index_copy(0, self.places.to(bank.device), fresh.to(bank.dtype))
 
 
-def _whole(encode: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """``encode`` of all categories, some at a time."""
-    with torch.no_grad():
-        return Ranks().encode(
-            lambda own: torch.cat([encode(part) for part in own.split(_AT_ONCE)]),
-            torch.arange(count),
-        )
+@torch.no_grad()
+def _whole(encode: Callable[[Tensor], Tensor], count: int, device: torch.device) -> Tensor:
+    """``encode`` of all categories, some at a time, each part reading its rows itself."""
+    every = torch.arange(count, device=device)
+    return Ranks().encode(lambda own: in_parts(encode, own), every)
 
 
 class SampledVisualPrompts:
@@ -161,7 +159,8 @@ class SampledVisualPrompts:
             return self._images(part, move, some)
 
         fresh = Ranks().encode(
-            lambda own: bounded(encode, self._each, learned[own]), torch.arange(len(step.fresh))
+            lambda own: in_parts(encode, learned[own], each=self._each),
+            torch.arange(len(step.fresh)),
         )
         vectors = step.vectors(self.module.bank, fresh)
         term = pooled_loss(config, step.x, vectors, step.y)
@@ -177,7 +176,9 @@ class SampledVisualPrompts:
         """v (C, P, D), unit rows, of the prompts as they are."""
         device = self.train.device
         return _whole(
-            lambda index: self._images(self.table.values(index).to(device)), self.table.count
+            lambda index: self._images(self.table.values(index.cpu()).to(device)),
+            self.table.count,
+            device,
         )
 
     def prompts(self) -> PseudoVisualPrompts:
@@ -264,7 +265,7 @@ class SampledTextPrompts:
         step = _Step(self.train, self.known, self.width, batch, config.loop.batch_size, generator)
         ctx = self.optimizer.take(step.fresh)
         fresh = Ranks().encode(
-            lambda own: bounded(self._words, self._each, ctx[own], step.fresh[own]),
+            lambda own: in_parts(self._words, ctx[own], step.fresh[own], each=self._each),
             torch.arange(len(step.fresh)),
         )
         vectors = step.vectors(self.module.bank, fresh)
@@ -281,8 +282,9 @@ class SampledTextPrompts:
         """g (C, D), unit rows."""
         device = self.train.device
         return _whole(
-            lambda index: self._words(self.table.values(index).to(device), index),
+            lambda index: self._words(self.table.values(index.cpu()).to(device), index),
             self.table.count,
+            device,
         )
 
     def contexts(self) -> Tensor:

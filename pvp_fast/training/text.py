@@ -15,6 +15,8 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.parts import in_parts
+from pvp_fast.training.visual import image_vectors
 
 
 @dataclass(frozen=True)
@@ -95,11 +97,11 @@ class TextPromptStage:
         config = self.config
         part = self.train.draw(batch, generator, config.loop.batch_size)
         x, y = part.x, part.dense(self.train.categories)
-        text = self._encode(self.module.prompts)
+        text = prompt_vectors(self.backbone, self.module.prompts)
         terms = {config.loss: classification_loss(config.loss, x, text, y, config.scale)}
         visual = self.visual
         if self.module.images is not None:
-            moving = self._encode(self.module.images)
+            moving = image_vectors(self.backbone, self.module.images)
             visual = nn.functional.normalize(moving.mean(1), dim=-1)
             terms["visual"] = classification_loss(config.loss, x, visual, y, config.scale)
         if config.transfer and visual is not None:
@@ -110,19 +112,30 @@ class TextPromptStage:
     @torch.no_grad()
     def vectors(self) -> Tensor:
         """g (C, D), unit rows."""
-        return self._encode(self.module.prompts)
+        return prompt_vectors(self.backbone, self.module.prompts)
 
     def contexts(self) -> Tensor:
         """The learned contexts (C, M, W), or the shared one (M, W), on the CPU."""
         return self.module.prompts.ctx.detach().cpu()
 
-    def _encode(self, prompts: TextPrompts | PseudoVisualPrompts) -> Tensor:
-        every = torch.arange(self.train.categories)
-        return Ranks().encode(lambda own: prompts(self.backbone, own), every)
-
     @torch.no_grad()
     def evaluate(self) -> float:
         return inner_map(self.held_out, self.vectors())
+
+
+def prompt_vectors(backbone: Backbone, prompts: TextPrompts) -> Tensor:
+    """(C, D), unit rows, of all prompts, differentiable in their contexts."""
+
+    def encode(ctx: Tensor, own: Tensor) -> Tensor:
+        found: Tensor = prompts(backbone, own, ctx)
+        return found
+
+    def part(own: Tensor) -> Tensor:
+        ctx: Tensor = prompts.ctx
+        ctx = ctx[own] if prompts.class_specific else ctx.expand(len(own), -1, -1)
+        return in_parts(encode, ctx, own)
+
+    return Ranks().encode(part, torch.arange(len(prompts.ids), device=prompts.ctx.device))
 
 
 def inner_map(data: Sentences, vectors: Tensor) -> float:

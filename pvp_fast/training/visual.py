@@ -17,6 +17,7 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss, column_ranking
 from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.parts import in_parts
 
 
 @dataclass(frozen=True)
@@ -98,13 +99,7 @@ class VisualPromptStage:
         x, y = part.x, part.dense(self.train.categories)
         move = Translation.drawn(self.config.shift, generator)
         some = drawn_patches(self.backbone, self.config.patches, generator)
-        prompts = self.module.prompts
-
-        def encode(own: Tensor) -> Tensor:
-            pixels = prompts.space(prompts.learned[own.to(prompts.learned.device)])
-            return encoded(self.backbone, move(pixels), some)
-
-        vectors = Ranks().encode(encode, torch.arange(self.train.categories))
+        vectors = image_vectors(self.backbone, self.module.prompts, move, some)
         term = pooled_loss(self.config, x, vectors, y)
         if not (self.config.both_ways and self.config.loss == "ranking"):
             return {self.config.loss: term}
@@ -112,6 +107,7 @@ class VisualPromptStage:
         columns = column_ranking(x, vectors, y, scale, size)
         return {"ranking": term / 2, "columns": columns / 2}
 
+    @torch.no_grad()
     def vectors(self) -> Tensor:
         """v (C, P, D), unit rows, of the prompts as they are."""
         return image_vectors(self.backbone, self.module.prompts)
@@ -123,13 +119,6 @@ class VisualPromptStage:
     @torch.no_grad()
     def evaluate(self) -> float:
         return pooled_map(self.config, self.held_out, self.vectors())
-
-
-@torch.no_grad()
-def image_vectors(backbone: Backbone, prompts: PseudoVisualPrompts) -> Tensor:
-    """(C, P, D), unit rows, of all prompts."""
-    every = torch.arange(prompts.n_categories)
-    return Ranks().encode(lambda own: prompts(backbone, own), every)
 
 
 class Translation(NamedTuple):
@@ -160,6 +149,22 @@ class Translation(NamedTuple):
 
 
 STILL = Translation(0, 0, 0)
+
+
+def image_vectors(
+    backbone: Backbone,
+    prompts: PseudoVisualPrompts,
+    move: Translation = STILL,
+    patches: Tensor | None = None,
+) -> Tensor:
+    """(C, P, D), unit rows, of all prompts, differentiable in what is learned of them."""
+    learned = prompts.learned
+
+    def encode(some: Tensor) -> Tensor:
+        return encoded(backbone, move(prompts.space(some)), patches)
+
+    every = torch.arange(prompts.n_categories, device=learned.device)
+    return Ranks().encode(lambda own: in_parts(encode, learned[own]), every)
 
 
 def drawn_patches(backbone: Backbone, share: float, generator: torch.Generator) -> Tensor | None:

@@ -6,12 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.training import LoopConfig
-from pvp_fast.training import rows as module
-from pvp_fast.training.rows import RowOptimizer, RowTable, activation_bytes, bounded
+from pvp_fast.training.rows import RowOptimizer, RowTable
 
 SHAPE = (3, 2)
 CPU = torch.device("cpu")
@@ -102,32 +100,3 @@ def test_a_file_that_is_gone_or_cut_is_named(tmp_path: Path) -> None:
         made.read(torch.tensor([0]))
     with pytest.raises(InputError, match="keep_best"):
         RowOptimizer(made, LoopConfig(keep_best=True), CPU)
-
-
-def test_activations_are_bounded_and_gradients_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        return F.normalize((x @ weight).relu(), dim=-1)
-
-    x = torch.randn(40, 64, generator=torch.Generator().manual_seed(1), requires_grad=True)
-    each = activation_bytes(encode, x)
-    assert 64 * 4 <= each < 64 * 64 * 4  # of an item, not the weight
-
-    def gradient() -> torch.Tensor:
-        with torch.enable_grad():
-            (found,) = torch.autograd.grad(bounded(encode, each, x)[:, 0].sum(), x)
-        return found
-
-    whole = gradient()
-    monkeypatch.setattr(module, "BUDGET", 7 * each)
-    calls = []
-    plain = encode
-
-    def encode(x: torch.Tensor) -> torch.Tensor:
-        calls.append(len(x))
-        return plain(x)
-
-    torch.testing.assert_close(gradient(), whole)
-    assert max(calls) == 7
-    assert len(calls) == 12  # six parts, each once more for the gradient

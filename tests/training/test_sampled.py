@@ -17,7 +17,8 @@ from pvp_fast.artifact import Artifact
 from pvp_fast.clip.backbone import Backbone
 from pvp_fast.errors import ArtifactError, InputError
 from pvp_fast.sentences import Corpus, build_corpus
-from pvp_fast.training import TrainConfig, train
+from pvp_fast.threads import budget
+from pvp_fast.training import TrainConfig, parts, train
 from pvp_fast.training import features as features_module
 from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.gap import Perturbation
@@ -68,7 +69,8 @@ def test_a_step_encodes_what_its_sentences_mention(backbone: Backbone, corpus: C
 
 
 @pytest.mark.parametrize(
-    ("stage", "call"), [(SampledVisualPrompts, 4), (SampledTextPrompts, 4), (SampledTextPrompts, 8)]
+    ("stage", "call", "streams"),
+    [(SampledVisualPrompts, 4, 2), (SampledTextPrompts, 4, 1), (SampledTextPrompts, 8, 2)],
 )
 def test_a_run_cut_and_resumed_gives_the_same_bits(
     backbone: Backbone,
@@ -77,7 +79,10 @@ def test_a_run_cut_and_resumed_gives_the_same_bits(
     monkeypatch: pytest.MonkeyPatch,
     stage: Any,
     call: int,
+    streams: int,
 ) -> None:
+    monkeypatch.setattr(parts, "LEAST", 1)
+    monkeypatch.setattr(budget, "_said", streams)
     whole = train(backbone, corpus, tmp_path / "whole", some_a_step(2), progress=False)
     calls, honest = [], stage.losses
 

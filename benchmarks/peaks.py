@@ -53,7 +53,8 @@ def _giga(value: float | None) -> float | None:
 def measure_peaks(threads: int, seconds: float = 0.3) -> Peaks:
     """Compile peaks.cpp and run it; all None without g++ or on another kind of processor.
 
-    Of the instruction set that PVP_FAST_ISA names. AVX2 has no bfloat16: its peak is float32's.
+    Of the instruction set that PVP_FAST_ISA names; without one int8's peak is that of AMX, where
+    there is AMX. AVX2 has no bfloat16: its peak is float32's.
     """
     compiler = shutil.which("g++")
     if compiler is None or platform.machine() not in ("x86_64", "AMD64"):
@@ -71,11 +72,14 @@ def measure_peaks(threads: int, seconds: float = 0.3) -> Peaks:
         ]
         subprocess.run([compiler, *flags, str(SOURCE), "-o", str(library)], check=True)
         loaded = ctypes.CDLL(str(library))
-    rates = []
-    for name in ("peak_float32", "peak_bfloat16", "peak_int8"):
+
+    def rate(name: str) -> float | None:
         function = getattr(loaded, name)
         function.restype, function.argtypes = ctypes.c_double, [ctypes.c_int, ctypes.c_double]
-        rates.append(function(threads, seconds) or None)
+        return function(threads, seconds) or None
+
+    amx = rate("peak_amxint8") if os.environ.get("PVP_FAST_ISA", "amxint8") == "amxint8" else None
+    rates = [rate("peak_float32"), rate("peak_bfloat16"), amx or rate("peak_int8")]
     loaded.bandwidth.restype = ctypes.c_double
     loaded.bandwidth.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int]
     data = np.random.default_rng(0).random(1 << 27, dtype=np.float32)  # 512 MB, beyond any cache

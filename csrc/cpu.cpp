@@ -4,9 +4,14 @@
 #include <cstdlib>
 #include <stdexcept>
 
-#if defined(PVP_FAST_AVXVNNI)
+#if defined(PVP_FAST_AVXVNNI) || defined(PVP_FAST_AMX)
 #include <cpuid.h>
-#elif defined(PVP_FAST_ARM) && defined(__linux__)
+#endif
+#if defined(PVP_FAST_AMX) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#if defined(PVP_FAST_ARM) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(PVP_FAST_ARM) && defined(__APPLE__)
 #include <sys/sysctl.h>
@@ -25,6 +30,19 @@ bool has_avxvnni() {
          __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a >> 4 & 1) != 0;
 #else
   return false;  // the compiler cannot write it
+#endif
+}
+
+// Linux gives a process the tile registers when it asks, once for all of its threads.
+bool has_amxint8() {
+#if defined(PVP_FAST_AMX) && defined(__linux__)
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const bool there = __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0 &&
+                     __get_cpuid_count(7, 0, &a, &b, &c, &d) != 0 && (d >> 24 & 3) == 3;
+  return there && syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
 #endif
 }
 #elif defined(PVP_FAST_ARM)
@@ -60,6 +78,7 @@ const description kDescriptions[kIsas] = {
      [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512vnni") != 0; }},
     {"avx512bf16",
      [] { return __builtin_cpu_supports("avx512f") != 0 && __builtin_cpu_supports("avx512bf16") != 0; }},
+    {"amxint8", has_amxint8},
 #elif defined(PVP_FAST_ARM)
     {"neon", [] { return true; }},
     {"neondot", [] { return has(kFirst, 20, "hw.optional.arm.FEAT_DotProd"); }},

@@ -17,6 +17,7 @@ enum class isa {
   avx512,
   avx512vnni,
   avx512bf16,
+  amxint8,
 #elif defined(PVP_FAST_ARM)
   neon,
   neondot,

@@ -98,7 +98,7 @@ namespace avx512 { extern const loss_functions kLoss; }
 constexpr const loss_functions* kLosses[kIsas] = {
     &portable::kLoss,
 #if defined(PVP_FAST_X86)
-    &avx2::kLoss, nullptr, &avx512::kLoss, nullptr, nullptr,
+    &avx2::kLoss, nullptr, &avx512::kLoss, nullptr, nullptr, nullptr,
 #elif defined(PVP_FAST_ARM)
     // Every 64-bit Arm processor has NEON, so the compiler made the portable rows for it; nothing in
     // them is a dot product.

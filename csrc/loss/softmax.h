@@ -68,7 +68,7 @@ namespace avx512 { extern const softmax_functions kSoftmax; }
 constexpr const softmax_functions* kSoftmaxes[kIsas] = {
     &portable::kSoftmax,
 #if defined(PVP_FAST_X86)
-    &avx2::kSoftmax, nullptr, &avx512::kSoftmax, nullptr, nullptr,
+    &avx2::kSoftmax, nullptr, &avx512::kSoftmax, nullptr, nullptr, nullptr,
 #elif defined(PVP_FAST_ARM)
     // Every 64-bit Arm processor has NEON, so the compiler made the portable rows for it; nothing in
     // them is a dot product.

@@ -43,7 +43,7 @@ struct row_bounds {
 // Rounds queries one by one: what they share, and room for one of them.
 class query_rounder {
  public:
-  // top: the largest byte.
+  // top: the largest byte; each is written as byte + (top + 1).
   query_rounder(round_function function, const float* centre, int64_t width, float scale, int top)
       : function_(function) {
     const size_t padded = static_cast<size_t>(4 * step_count(scalar::int8, width));
@@ -63,14 +63,15 @@ class query_rounder {
     args_.bytes = bytes_.data();
   }
 
-  // to[i * stride]: four values of the row, each + (top + 1).
-  rounded_row operator()(const float* row, uint32_t* to, int64_t stride) {
+  rounded_row operator()(const float* row) {
     args_.from = row;
-    const rounded_row result = function_(args_);
-    for (int64_t i = 0; 4 * i < args_.padded; ++i) {
-      std::memcpy(to + i * stride, args_.bytes + 4 * i, 4);
+    return function_(args_);
+  }
+  // The words of the row before, four values each: to[run * stride], as many at a time as `run` has.
+  void copy(uint32_t* to, int64_t run, int64_t stride) const {
+    for (int64_t d = 0; d < args_.padded; d += 4 * run, to += stride) {
+      std::memcpy(to, args_.bytes + d, static_cast<size_t>(std::min(4 * run, args_.padded - d)));
     }
-    return result;
   }
 
  private:
@@ -84,6 +85,11 @@ class query_rounder {
 struct panel_errors {
   float residual = 0.0f;
   float length = 0.0f;
+
+  void grow(const panel_errors& other) {
+    residual = std::max(residual, other.residual);
+    length = std::max(length, other.length);
+  }
 };
 
 panel_errors largest_errors(const uint32_t* stats) {

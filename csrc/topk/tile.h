@@ -58,6 +58,37 @@ using row_function = uint32_t (*)(const tile_args&, int panels);
 // Words (steps, lanes) of bfloat16 as float32 in the order of the chain: odd members, even members.
 using widen_function = void (*)(const uint32_t* words, int64_t steps, uint32_t* wide);
 
+// int8 alone: a grid of rows against panels, in tiles of kGridRows x kTileLanes.
+constexpr int kGridRows = 32;
+constexpr int kGridUnit = 16;  // rows and words of a register
+
+struct grid_args {
+  const uint32_t* x;        // queries, [rows / 16][steps / 16][16][16] words, both rounded up, zeros there
+  int rows;
+  int64_t steps;
+  const uint32_t* panel;    // `panels` of them, one after another
+  int panels;
+  int64_t panel_words;
+  const float* bias;        // [kTileLanes] of the first panel
+  int64_t bias_step;        // to that of the next one
+  const float* last_bias;   // of the last panel here
+  const float* row_scale;   // [rows], as in tile_args
+  const float* row_shift;
+  const float* reach;
+  bool fetch;               // the panels that come next into a cache
+  bool more;                // there is one behind the last
+};
+
+// What a row has in a panel: the lanes not below its reach, and the values of all.
+struct grid_hit {
+  int row, panel;
+  uint32_t mask;
+  float values[kTileLanes];
+};
+
+// Returns how many hits there are; `hits` has a place more than rows times panels.
+using grid_function = int (*)(const grid_args&, grid_hit* hits);
+
 // What an instruction set has for one type.
 struct tile_kind {
   tile_function tile = nullptr;
@@ -67,6 +98,7 @@ struct tile_kind {
   tile_function part = nullptr;
   widen_function widen = nullptr;
   int query_top = 127;             // int8: the largest byte of a query; each is biased by one more
+  grid_function grid = nullptr;    // for many rows, or null
 
   constexpr explicit operator bool() const { return tile != nullptr; }
 };
@@ -94,6 +126,7 @@ uint32_t row_avx512(const tile_args& tile, int panels);
 uint32_t tile_avx512_bf16(const tile_args& tile);  // AVX-512F alone
 uint32_t tile_avx512bf16(const tile_args& tile);
 uint32_t tile_avx512vnni(const tile_args& tile);
+int grid_amxint8(const grid_args& args, grid_hit* hits);
 #elif defined(PVP_FAST_ARM)
 uint32_t tile_neon(const tile_args& tile);
 uint32_t tile_neon_bf16(const tile_args& tile);

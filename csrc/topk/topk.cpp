@@ -36,6 +36,9 @@ constexpr int64_t kMostWaiting = 512;         // of a short list, and the least
 constexpr int64_t kLeastWaiting = 128;
 constexpr int kFewRescored = 16;  // at a time: two vectors of AVX2
 constexpr int64_t kManyRows = 7;  // repay parts
+constexpr int64_t kGridLeast = 16;     // rows that repay a grid
+constexpr int64_t kGridTiles = 8;      // at a time, whose bounds share a cut
+constexpr int64_t kGridBlockRows = 512;
 constexpr int64_t kPartSteps = 128;  // of a chain: lanes of 16 KiB and a tile's 6 KiB of queries
 
 // Default rounding for the scope, and denormals as the contract has them: the caller may run with
@@ -78,7 +81,7 @@ int lowest_bit(uint32_t mask) {
 constexpr tile_kind kFloat32Tiles[kIsas] = {
     {tile_portable},
 #if defined(PVP_FAST_X86)
-    {tile_avx2, row_avx2, part_avx2}, {}, {tile_avx512, row_avx512}, {}, {},
+    {tile_avx2, row_avx2, part_avx2}, {}, {tile_avx512, row_avx512}, {}, {}, {},
 #elif defined(PVP_FAST_ARM)
     {tile_neon}, {}, {}, {},
 #endif
@@ -86,7 +89,7 @@ constexpr tile_kind kFloat32Tiles[kIsas] = {
 constexpr tile_kind kBfloat16Tiles[kIsas] = {
     {tile_portable_bf16},
 #if defined(PVP_FAST_X86)
-    {tile_avx2_bf16, nullptr, part_avx2, widen_avx2}, {}, {tile_avx512_bf16}, {}, {tile_avx512bf16},
+    {tile_avx2_bf16, nullptr, part_avx2, widen_avx2}, {}, {tile_avx512_bf16}, {}, {tile_avx512bf16}, {},
 #elif defined(PVP_FAST_ARM)
     {tile_neon_bf16}, {}, {}, {tile_neonbf16},
 #endif
@@ -101,6 +104,11 @@ constexpr tile_kind kInt8Tiles[kIsas] = {
     {},
 #endif
     {}, {tile_avx512vnni}, {},
+#if defined(PVP_FAST_AMX)
+    {tile_avx512vnni, nullptr, nullptr, nullptr, 127, grid_amxint8},
+#else
+    {},
+#endif
 #elif defined(PVP_FAST_ARM)
     {tile_neon_int8}, {tile_neondot}, {tile_neoni8mm}, {},
 #endif
@@ -108,7 +116,7 @@ constexpr tile_kind kInt8Tiles[kIsas] = {
 constexpr rescore_function kRescores[kIsas] = {
     rescore_portable,
 #if defined(PVP_FAST_X86)
-    rescore_avx2, nullptr, nullptr, nullptr, nullptr,
+    rescore_avx2, nullptr, nullptr, nullptr, nullptr, nullptr,
 #elif defined(PVP_FAST_ARM)
     rescore_neon, nullptr, nullptr, nullptr,
 #endif
@@ -165,21 +173,25 @@ void pack_rows(const matrix& x, scalar type, bool wide, int64_t begin, int64_t e
 struct wave_plan {
   int64_t first;      // row of x
   int64_t rows;
-  int64_t tiles;      // of nearly equal rows, at most kTileRows
+  bool by_grid;       // tile_kind::grid
+  int64_t unit;       // rows in tiles of multiples of these
+  int64_t tiles;      // of nearly equal rows, at most kTileRows, or kGridRows
   int64_t blocks;
   int64_t splits;
   int64_t capacity;   // of a heap
   int threads;
 };
 
-wave_plan plan_wave(const topk_query& q, int64_t first) {
+wave_plan plan_wave(const topk_query& q, const tile_kind& kind, int64_t first) {
   wave_plan plan{};
   plan.first = first;
   plan.capacity = std::min(q.k, q.categories);
   const int64_t most = std::clamp<int64_t>(kWaveEntries / plan.capacity, kTileRows, kWaveRows);
   plan.rows = std::min(most, q.x.rows - first);
-  plan.tiles = ceil_div(plan.rows, kTileRows);
-  plan.blocks = ceil_div(plan.rows, kBlockRows);
+  plan.by_grid = kind.grid != nullptr && plan.rows >= kGridLeast;
+  plan.unit = plan.by_grid ? kGridUnit : 1;
+  plan.tiles = ceil_div(plan.rows, plan.by_grid ? kGridRows : kTileRows);
+  plan.blocks = ceil_div(plan.rows, plan.by_grid ? kGridBlockRows : kBlockRows);
   plan.splits = 1;
   const int64_t steps = std::max<int64_t>(step_count(q.type, q.x.columns), 16);
   const double work = static_cast<double>(plan.rows) * static_cast<double>(q.categories) *
@@ -212,11 +224,13 @@ class wave {
         path_(path),
         steps_(step_count(query.type, query.x.columns)),
         panel_words_((steps_ + (query.type == scalar::int8 ? kInt8Stats : 0)) * kLanes),
-        plan_(plan_wave(query, first)),
+        plan_(plan_wave(query, path.kind, first)),
         by_parts_(path.kind.part != nullptr && plan_.rows >= kManyRows),
         wide_(by_parts_ && path.kind.widen != nullptr),
-        row_steps_(wide_ ? 2 * steps_ : steps_) {
-    packed_x_.resize(static_cast<size_t>(plan_.rows * row_steps_));
+        row_steps_(wide_           ? 2 * steps_
+                   : plan_.by_grid ? ceil_div(steps_, kGridUnit) * kGridUnit
+                                   : steps_) {
+    packed_x_.resize(static_cast<size_t>(ceil_div(plan_.rows, plan_.unit) * plan_.unit * row_steps_));
     heaps_.resize(static_cast<size_t>(plan_.rows * plan_.splits * plan_.capacity));
     states_.resize(static_cast<size_t>(plan_.rows * plan_.splits));
     cuts_.assign(states_.size(), q_.threshold);
@@ -291,18 +305,30 @@ class wave {
     }
   }
 
-  int64_t tile_begin(int64_t t) const { return part(plan_.rows, plan_.tiles, t); }
+  int64_t tile_begin(int64_t t) const {
+    return std::min(plan_.rows, plan_.unit * part(ceil_div(plan_.rows, plan_.unit), plan_.tiles, t));
+  }
   size_t slot(int64_t split, int64_t row) const {
     return static_cast<size_t>(split * plan_.rows + row);
   }
 
   void round_tile(int64_t begin, int64_t end, uint32_t* to) {
     query_rounder round(path_.round, q_.centre, q_.x.columns, q_.scale, path_.kind.query_top);
+    const int64_t units = ceil_div(end - begin, kGridUnit) * kGridUnit;
+    if (plan_.by_grid) std::fill(to, to + units * row_steps_, 0u);
     for (int64_t row = begin; row < end; ++row) {
       float* copy = rows_.data() + row * q_.x.columns;
       const float* from = q_.x.data + (plan_.first + row) * q_.x.row_stride;
       for (int64_t d = 0; d < q_.x.columns; ++d) copy[d] = from[d * q_.x.column_stride];
-      bounds_.set(static_cast<size_t>(row), round(copy, to + (row - begin), end - begin));
+      bounds_.set(static_cast<size_t>(row), round(copy));
+      const int64_t at = row - begin;
+      if (plan_.by_grid) {
+        const int64_t unit = at / kGridUnit;
+        round.copy(to + unit * kGridUnit * row_steps_ + at % kGridUnit * kGridUnit, kGridUnit,
+                   kGridUnit * kGridUnit);
+      } else {
+        round.copy(to + at, 1, end - begin);
+      }
     }
   }
 
@@ -327,6 +353,7 @@ class wave {
         scan_row(split, p, static_cast<int>(count));
       }
     }
+    if (plan_.by_grid) return scan_grid(split, p, last_panel, first_tile, last_tile);
     for (; p < last_panel; ++p) {
       if (by_parts_) {
         scan_parts(split, p, first_tile, last_tile, p + 1 < last_panel);
@@ -357,15 +384,22 @@ class wave {
     uint32_t masks[kTileRows];
   };
 
+  bool is_last(int64_t p) const { return p + 1 == panel_count(q_.categories); }
+  const float* bias_of(int64_t p) const {
+    return is_last(p) ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
+  }
+  const float* thresholds_of(int64_t p) const {
+    return is_last(p) ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
+  }
+
   // The arguments that the tiles of a panel share.
   tile_args of_panel(int64_t p, tile_output& output) const {
-    const bool tail = p + 1 == panel_count(q_.categories);
     tile_args args{};
     args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
     args.steps = steps_;
     args.scale = q_.scale;
-    args.bias = tail ? tail_bias_ : q_.bias ? q_.bias + p * kLanes : no_bias_;
-    args.thresholds = tail ? tail_threshold_ : q_.thresholds ? q_.thresholds + p * kLanes : no_threshold_;
+    args.bias = bias_of(p);
+    args.thresholds = thresholds_of(p);
     args.values = output.values;
     args.reach = output.reach;
     args.masks = output.masks;
@@ -390,7 +424,8 @@ class wave {
     for (int r = 0; r < args.rows; ++r) {
       const uint32_t mask = args.masks[r] & lanes_of(p);
       if (q_.type == scalar::int8) {
-        wait(split, row + r, p * kLanes, args, r, mask);
+        wait(split, row + r, p * kLanes, args.values + r * kLanes, args.panel + args.steps * kLanes,
+             args.thresholds, mask);
       } else {
         collect(split, row + r, p * kLanes, args.values + r * kLanes, mask);
       }
@@ -428,6 +463,47 @@ class wave {
     }
   }
 
+  // All rows of a block against panels of a split, several tiles at a time.
+  void scan_grid(int64_t split, int64_t p, int64_t last_panel, int64_t first_tile, int64_t last_tile) {
+    constexpr int64_t kMostRows = kGridTiles * kGridRows;
+    grid_hit hits[kMostRows + 1];
+    float reach[kMostRows];
+    const int64_t panels_abreast = std::max<int64_t>(1, kGridTiles / (last_tile - first_tile));
+    grid_args args{};
+    args.steps = steps_;
+    args.panel_words = panel_words_;
+    args.bias_step = q_.bias ? kLanes : 0;
+    args.reach = reach;
+    for (; p < last_panel; p += args.panels) {
+      args.panels = static_cast<int>(std::min(panels_abreast, last_panel - p));
+      args.panel = reinterpret_cast<const uint32_t*>(q_.packed) + p * panel_words_;
+      args.bias = q_.bias ? q_.bias + p * kLanes : no_bias_;
+      args.last_bias = bias_of(p + args.panels - 1);
+      args.more = p + args.panels < last_panel;
+      panel_errors errors{};
+      for (int i = 0; i < args.panels; ++i) {
+        errors.grow(largest_errors(args.panel + i * panel_words_ + steps_ * kLanes));
+      }
+      for (int64_t t = first_tile; t < last_tile; t += kGridTiles) {
+        const int64_t row = tile_begin(t);
+        args.rows = static_cast<int>(tile_begin(std::min(t + kGridTiles, last_tile)) - row);
+        args.x = packed_x_.data() + row * row_steps_;
+        args.row_scale = bounds_.step.data() + row;
+        args.row_shift = bounds_.shift.data() + row;
+        args.fetch = t == first_tile;
+        find_reach(bounds_, row, args.rows, cuts_.data() + slot(split, row), errors, reach);
+        const int count = path_.kind.grid(args, hits);
+        for (int i = 0; i < count; ++i) {
+          const grid_hit& hit = hits[i];
+          const int64_t panel = p + hit.panel;
+          const uint32_t* stats = args.panel + hit.panel * panel_words_ + steps_ * kLanes;
+          wait(split, row + hit.row, panel * kLanes, hit.values, stats, thresholds_of(panel),
+               hit.mask & lanes_of(panel));
+        }
+      }
+    }
+  }
+
   // The only row against whole panels.
   void scan_row(int64_t split, int64_t p, int count) {
     static_assert(kRowPanels <= kTileRows, "the output holds them");
@@ -441,11 +517,9 @@ class wave {
   }
 
   // Adds the categories of a mask to a short list, unless their own bounds rule them out.
-  void wait(int64_t split, int64_t row, int64_t category, const tile_args& tile, int tile_row,
-            uint32_t mask) {
+  void wait(int64_t split, int64_t row, int64_t category, const float* parts, const uint32_t* stats,
+            const float* thresholds, uint32_t mask) {
     const size_t at = slot(split, row);
-    const float* parts = tile.values + tile_row * kLanes;
-    const uint32_t* stats = tile.panel + tile.steps * kLanes;
     const top_finder find_top(bounds_, static_cast<size_t>(row));
     if (most_waiting_ - lists_[at].count < kLanes) shorten(at, row);
     short_list list = lists_[at];
@@ -455,7 +529,7 @@ class wave {
       const float top = find_top(stats + lane, parts[lane]);
       list.bounds[list.count] = top;
       list.categories[list.count] = category + lane;
-      list.count += !(top < cut || top < tile.thresholds[lane]);
+      list.count += !(top < cut || top < thresholds[lane]);
     }
     lists_[at].count = list.count;
   }

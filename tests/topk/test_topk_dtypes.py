@@ -73,6 +73,20 @@ def test_long_chains_and_many_panels_have_the_same_bits(dtype, isa, rows, width,
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rows", [15, 16, 17, 32, 33, 100, 270, 530])
+@pytest.mark.parametrize("width", [60, 64, 133])
+def test_many_rows_by_int8_have_the_bits_of_float32(isa, rows, width, monkeypatch):
+    """AMX has registers of 16 rows, tiles of 32, 8 of them at a time, blocks of 512."""
+    monkeypatch.setenv("PVP_FAST_ISA", isa)
+    x, w = problem(rows, 333, width, seed=rows)
+    bias = torch.linspace(-0.1, 0.1, 333)
+    rest = {"bias": bias, "scale": 0.7, "per_category_threshold": bias}
+    for centre in (0.0, 1.0):
+        expected = TagIndex(w + centre).topk(x, 5, 0.0, **rest)
+        assert same(TagIndex(w + centre, "int8").topk(x, 5, 0.0, **rest), expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_bfloat16_is_the_documented_chain(isa, monkeypatch):
     """Pairs, the odd member first (topk/topk.h). Every step is exact in float64, then rounded."""
     monkeypatch.setenv("PVP_FAST_ISA", isa)

@@ -20,27 +20,39 @@ int main() {
       value = static_cast<float>(static_cast<int32_t>(state)) * 0x1p-31f;
     }
   }
+  const matrix rows{w.data(), kCategories, kWidth, kWidth, 1};
   std::vector<float> packed(panel_count(kCategories) * kWidth * kLanes);
-  pack_cpu({w.data(), kCategories, kWidth, kWidth, 1}, packed.data());
-  const auto search = [&](std::vector<float>& scores, std::vector<int64_t>& indices) {
+  pack_cpu(rows, packed.data());
+  constexpr int64_t kWords = step_count(scalar::int8, kWidth) + kInt8Stats;
+  const std::vector<float> centre(kWidth);
+  std::vector<uint32_t> encoded(kCategories * kWords), bytes(panel_count(kCategories) * kWords * kLanes);
+  encode_int8_cpu(rows, centre.data(), encoded.data());
+  for (int64_t at = 0; at < kCategories * kWords; ++at) {
+    const int64_t category = at / kWords, word = at % kWords;
+    bytes[(category / kLanes * kWords + word) * kLanes + category % kLanes] = encoded[at];
+  }
+  const auto search = [&](scalar type, std::vector<float>& scores, std::vector<int64_t>& indices) {
     std::vector<int64_t> counts(kRows);
-    const topk_query query{{x.data(), kRows, kWidth, kWidth, 1}, packed.data(), kCategories, kTop,
-                           -1e30f, nullptr, nullptr, 1.0f, 1};
+    const auto* panels = type == scalar::int8 ? reinterpret_cast<const float*>(bytes.data()) : packed.data();
+    const topk_query query{{x.data(), kRows, kWidth, kWidth, 1}, panels, kCategories, kTop,
+                           -1e30f, nullptr, nullptr, 1.0f, 1, type, w.data(), centre.data()};
     scores.assign(kRows * kTop, 0.0f);
     indices.assign(kRows * kTop, 0);
     if (topk_cpu(query, {scores.data(), indices.data(), counts.data()}, most_isa()) != -1) std::abort();
   };
   std::vector<float> expected_scores;
   std::vector<int64_t> expected;
-  search(expected_scores, expected);
+  search(scalar::float32, expected_scores, expected);
   std::vector<std::thread> threads;
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&] {
       std::vector<float> scores;
       std::vector<int64_t> indices;
       for (int turn = 0; turn < 20; ++turn) {
-        search(scores, indices);
-        if (scores != expected_scores || indices != expected) std::abort();
+        for (const scalar type : {scalar::float32, scalar::int8}) {
+          search(type, scores, indices);
+          if (scores != expected_scores || indices != expected) std::abort();
+        }
       }
     });
   }

@@ -31,7 +31,7 @@ from pvp_fast.names.plan import (
     plan_vectors,
     shortened,
 )
-from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, carried, head_of, store_of, zero_shot
+from pvp_fast.names.zero_shot import RECIPE, TEMPLATES, carried, head_of, missing, zero_shot
 from pvp_fast.sentences import Corpus, FeatureCache, build_corpus, grammar_sentences
 from pvp_fast.training import TrainConfig, train
 from pvp_fast.training.features import Sentences, label_lists
@@ -191,17 +191,18 @@ def _sentences(request: Request) -> int:
 def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
     costs = Costs.of(backbone, root / "models")
     names = request.vocabulary.names
-    new = store_of(backbone, root / "models").missing(names, RECIPE)
-    at_once = plan_none(backbone, len(names), new * len(TEMPLATES), costs)
+    texts, drawings = missing(backbone, names, root / "models")
+    at_once = plan_none(backbone, len(names), texts, costs, drawings)
     if request.learn == "none":
         return at_once
     count = _sentences(request)
 
     def planned(config: TrainConfig | VectorConfig) -> Plan:
         if isinstance(config, VectorConfig):
-            return plan_vectors(backbone, config, len(names), count, costs)
+            return plan_vectors(backbone, config, len(names), count, costs).behind(at_once)
         templates = len(names) * len(CLIP_TEMPLATES)
-        return plan_training(backbone, config, len(names), count + templates, costs)
+        plan = plan_training(backbone, config, len(names), count + templates, costs)
+        return plan.behind(at_once)
 
     def shorter(plan: Plan, share: float) -> Plan:
         return plan if plan.config is None else planned(shortened(plan.config, share))

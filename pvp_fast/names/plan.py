@@ -1,9 +1,11 @@
 """What learning a list of names will cost, from measured unit costs, before it starts.
 
-    seconds ≈ sentences · text + Σ over stages of steps · (prompts in a step · prompt + rest)
+    seconds ≈ names + drawings · picture + sentences · text
+              + Σ over stages of steps · (prompts in a step · prompt + rest)
 
-Three numbers are measured on the model and the device at hand: encoding one text, one text prompt
-forward and backward, one learned image forward and backward. They are kept for the next run.
+Four numbers are measured on the model and the device at hand: encoding one text and one picture,
+one text prompt forward and backward, one learned image forward and backward. They are kept for the
+next run.
 """
 
 from __future__ import annotations
@@ -38,17 +40,21 @@ LEAST_SHARE = 0.25  # of a stage's steps; with fewer, the cheaper way is the bet
 FLOPS = 2e10  # of a product on two cores; only the adapter's small part depends on it
 STEP = 0.02  # seconds of a step beside its prompts: loss, optimiser, log
 WRITING = 0.0005  # seconds of a sentence: written and labelled
+NAMING = 0.0003  # of a name: kept, saved and read again
+DECODING = 0.002  # of a drawing
+FIXED = ("names", "drawings", "sentences")  # stages that take what they take, whatever the steps
 GIB = 1 << 30
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of one item, measured: a text encoded; a text prompt and a learned image, with
-    their gradients."""
+    """Seconds of one item, measured: a text and a picture encoded; a text prompt and a learned
+    image, with their gradients."""
 
     text: float
     prompt: float
     image: float
+    picture: float
 
     @classmethod
     def of(cls, backbone: Backbone, folder: Path) -> Costs:
@@ -69,13 +75,15 @@ class Costs:
         names = [f"thing number {i}" for i in range(16)]
         texts = [f"a photo of a {name}." for name in names * 4]
         text = _seconds(lambda: backbone.encode_text(texts), backbone) / len(texts)
+        pixels = torch.zeros(16, 3, *backbone.image_size, device=backbone.device)
+        picture = _seconds(lambda: backbone.encode_image(pixels), backbone) / len(pixels)
         prompt = image = float("inf")
         with contextlib.suppress(BackboneError):  # a tower that learns no prompts: full is out
             prompts = TextPrompts(backbone, names, n_ctx=4).to(backbone.device)
             prompt = _seconds(lambda: prompts(backbone).sum().backward(), backbone) / len(names)
             images = PseudoVisualPrompts(4, backbone.image_size).to(backbone.device)
             image = _seconds(lambda: images(backbone).sum().backward(), backbone) / 4
-        return cls(text, prompt, image)
+        return cls(text, prompt, image, picture)
 
 
 def _seconds(work: Callable[[], object], backbone: Backbone) -> float:
@@ -114,6 +122,15 @@ class Plan:
     @property
     def seconds(self) -> float:
         return sum(seconds for _, seconds in self.stages)
+
+    @property
+    def fixed(self) -> float:
+        """Seconds that fewer steps do not save."""
+        return sum(seconds for name, seconds in self.stages if name in FIXED)
+
+    def behind(self, other: Plan) -> Plan:
+        """This plan with the stages of ``other`` before its own."""
+        return dataclasses.replace(self, stages=(*other.stages, *self.stages))
 
     def lines(self) -> list[str]:
         """The plan in words, for a person."""
@@ -170,15 +187,25 @@ def available_memory() -> int:
     return 0
 
 
-def plan_none(backbone: Backbone, names: int, missing_texts: int, costs: Costs) -> Plan:
-    """Names through the templates: ``missing_texts`` are not in the cache yet."""
+def plan_none(
+    backbone: Backbone, names: int, missing_texts: int, costs: Costs, drawings: int = 0
+) -> Plan:
+    """Names through the templates, which every way of learning starts from.
+
+    Args:
+        missing_texts: so many are not in the cache yet. drawings: nor are so many of the pictures
+            that probabilities come from.
+    """
     width = backbone.embed_dim
+    stages = [("names", missing_texts * costs.text + names * NAMING)]
+    if drawings:
+        stages.append(("drawings", drawings * (costs.picture + DECODING)))
     return Plan(
         learn="none",
         config=None,
         categories=names,
         sentences=0,
-        stages=(("names", missing_texts * costs.text),),
+        stages=tuple(stages),
         memory=_model_bytes(backbone) + names * width * 4 * 14 + names * 2000,
         disk=names * width * 4 * 2,
     )
@@ -269,9 +296,8 @@ def choose(
     for plan in plans[:-1]:
         if free and plan.memory > free:
             continue
-        fixed = plan.stages[0][1]  # sentences are encoded whatever the steps
-        steps = plan.seconds - fixed
-        share = min(1.0, (limit - fixed) / steps) if steps > 0 else 1.0
+        steps = plan.seconds - plan.fixed
+        share = min(1.0, (limit - plan.fixed) / steps) if steps > 0 else 1.0
         if share >= LEAST_SHARE:
             why = f"the best that fits {minutes:g} minutes" if minutes is not None else ""
             if share < 1:

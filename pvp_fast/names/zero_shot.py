@@ -46,6 +46,7 @@ TEMPLATES = tuple(CLIP_TEMPLATES[i] for i in (0, 3, 5, 11))
 RECIPE = "names 1\n" + "\n".join(TEMPLATES)
 CENTRE = "coco80"
 DRAWN = "pocket70"
+SCENES = 150
 _CARRIED = 512  # categories
 _HIGHEST = 0.1  # of their scores
 
@@ -64,7 +65,7 @@ class ImageSide:
         from pvp_fast.evaluation import encode_set, read_folder
 
         scenes = read_folder(demo_set())
-        path = folder / f"{_called(backbone)}.scenes.safetensors"
+        path = _scenes_of(backbone, folder)
         try:
             z = load_file(path)["z"]
             if z.shape == (len(scenes.paths), backbone.embed_dim):
@@ -95,6 +96,17 @@ def vectors_of(
 def store_of(backbone: Backbone, folder: Path) -> NameVectors:
     """The file that keeps a model's vectors of names."""
     return NameVectors(folder / f"{_called(backbone)}.sqlite", backbone.embed_dim)
+
+
+def missing(backbone: Backbone, names: Sequence[str], folder: Path) -> tuple[int, int]:
+    """How many texts and drawings :func:`zero_shot` would encode now."""
+    fixed = [name for known in (CENTRE, DRAWN) for name in Vocabulary.builtin(known).names]
+    count = store_of(backbone, folder).missing([*dict.fromkeys((*names, *fixed))], RECIPE)
+    return count * len(TEMPLATES), 0 if _scenes_of(backbone, folder).exists() else SCENES
+
+
+def _scenes_of(backbone: Backbone, folder: Path) -> Path:
+    return folder / f"{_called(backbone)}.scenes.safetensors"
 
 
 def _called(backbone: Backbone) -> str:

@@ -66,6 +66,30 @@ def test_changed_names_alone_are_encoded_and_the_others_keep_every_bit(
     assert not torch.equal(first.linear().vectors[0], second.linear().vectors[0])
 
 
+def test_a_plan_counts_what_is_not_there_yet(
+    backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning.Costs, "of", lambda *given: Costs(1.0, 1.0, 1.0, 100.0))
+
+    def seconds(names: list[str], learn: str = "none") -> dict[str, float]:
+        request = Request(Vocabulary(names), learn)
+        plan = prepare(request, backbone, cache=tmp_path, dry_run=True).plan
+        assert plan is not None
+        return dict(plan.stages)
+
+    fixed = {*Vocabulary.builtin("coco80").names, *Vocabulary.builtin("pocket70").names}
+    first = seconds(["quokka"])
+    calls = count_texts(backbone, monkeypatch)
+    prepare(Request(Vocabulary(["quokka"])), backbone, cache=tmp_path)
+    assert first["names"] == pytest.approx(sum(calls), abs=1)
+    assert sum(calls) == 4 * (1 + len(fixed))
+    assert first["drawings"] == pytest.approx(150 * 100, rel=0.01)
+    again = seconds(["quokka", "tapir"])
+    assert again["names"] == pytest.approx(4, abs=0.1)
+    assert "drawings" not in again
+    assert seconds(["quokka", "tapir"], "text")["names"] == pytest.approx(4, abs=0.1)
+
+
 def test_a_dry_run_makes_nothing(backbone: Backbone, tmp_path: Path) -> None:
     found = prepare(Request(Vocabulary(NAMES)), backbone, cache=tmp_path, dry_run=True)
     assert found.artifact is None
@@ -135,7 +159,7 @@ def test_more_names_make_each_less_probable() -> None:
 
 
 def test_auto_takes_the_best_that_fits(backbone: Backbone) -> None:
-    costs = Costs(text=0.001, prompt=0.01, image=0.1)
+    costs = Costs(text=0.001, prompt=0.01, image=0.1, picture=0.03)
     base = TrainConfig(text=dataclasses.replace(TrainConfig().text, loop=LoopConfig(steps=100)))
     full = plan_training(backbone, base, 50, 1000, costs)
     text = plan_vectors(backbone, VectorConfig(epochs=50), 50, 1000, costs)
@@ -165,7 +189,7 @@ def test_many_names_take_more_steps_and_no_more_memory_a_step(backbone: Backbone
     sized = demo.sized(10_000)
     assert sized.visual.loop.steps * 128 >= 16 * 10_000
     assert sized.text.loop.steps * 128 >= 50 * 10_000
-    costs = Costs(0.001, 0.01, 0.1)
+    costs = Costs(0.001, 0.01, 0.1, 0.03)
     few, many = (
         plan_training(backbone, demo.sized(count), count, 1000, costs) for count in (1000, 11_000)
     )
@@ -175,7 +199,7 @@ def test_many_names_take_more_steps_and_no_more_memory_a_step(backbone: Backbone
 
 
 def test_what_cannot_fit_is_refused_with_what_would(backbone: Backbone) -> None:
-    costs = Costs(0.001, 0.01, 0.1)
+    costs = Costs(0.001, 0.01, 0.1, 0.03)
     plan = plan_training(backbone, TrainConfig(), 50, 1000, costs)
     plan.check(plan.memory)
     with pytest.raises(InputError, match="--learn text"):
@@ -189,6 +213,7 @@ def test_costs_are_measured_once(
     assert 0 < first.text < 1
     assert 0 < first.prompt < 1
     assert 0 < first.image < 1
+    assert 0 < first.picture < 1
     calls = count_texts(backbone, monkeypatch)
     assert Costs.of(backbone, tmp_path) == first
     assert calls == []

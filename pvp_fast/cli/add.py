@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -93,5 +94,7 @@ def add_category(
         )
     for words in added:
         tagger = tagger.add_category(words.name, words.synonyms, texts, seed=seed)
-    tagger.save(out)
+    # With what learning does not read: labels and ignored phrases.
+    whole = Vocabulary([*list(tagger.artifact.vocabulary)[: -len(added)], *added])
+    dataclasses.replace(tagger.artifact, vocabulary=whole).save(out)
     typer.echo(str(out))

@@ -24,6 +24,7 @@ from pvp_fast.clip.text_tower import Tower, real_until
 from pvp_fast.clip.text_view import text_view
 from pvp_fast.clip.usual import usual_precision
 from pvp_fast.errors import BackboneError, InputError
+from pvp_fast.threads.streams import in_streams, team
 
 __all__ = ["Backbone", "Preprocess"]
 
@@ -279,7 +280,8 @@ class Backbone(nn.Module):
         order = length.argsort(stable=True)
         encode = self._clip.encode_text if self._text is None else self._text.encode_ids
         sorted_ids = self._id_batches(every[order], batch_size)
-        features = torch.cat([_unit(encode(ids)) for ids in sorted_ids])
+        done = in_streams(lambda ids: _unit(encode(ids)), sorted_ids, team(self.device))
+        features = torch.cat(list(done))
         return torch.empty_like(features).index_copy_(0, order.to(features.device), features)
 
     @torch.no_grad()

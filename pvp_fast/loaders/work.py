@@ -10,8 +10,7 @@ import torch
 
 from pvp_fast.loaders.stream import ImageStream
 from pvp_fast.loaders.windows import Batch, Failure
-from pvp_fast.threads.budget import Streams, streams
-from pvp_fast.threads.streams import in_streams
+from pvp_fast.threads.streams import ALONE, in_streams, team
 
 R = TypeVar("R")
 
@@ -63,6 +62,5 @@ def work_through(
         batch, failures, listed = window
         return Done(batch.keys, batch.indices, work(batch), failures, listed)
 
-    several = ahead and device.type == "cpu"
-    yield from in_streams(done, windows(), streams() if several else Streams(1, 0))
+    yield from in_streams(done, windows(), team(device) if ahead else ALONE)
     yield Done((), (), None, tuple(stream.failures[told:]), stream.listed)

@@ -20,6 +20,8 @@ import torch
 from pvp_fast.errors import BackboneError, InputError
 from pvp_fast.files import atomic_write, sync_folder
 from pvp_fast.sentences.corpus import Corpus
+from pvp_fast.threads.budget import Streams
+from pvp_fast.threads.streams import in_streams, team
 
 try:
     import fcntl
@@ -185,7 +187,10 @@ class FeatureCache:
         with _locked(self.root / f"{key}.lock"):
             found = self._open(key, arrays, rows, identity)
             if found is None:
-                self._build(key, arrays, corpus.sentences, identity, encode, batch_size, progress)
+                several = team(getattr(backbone, "device", torch.device("cpu")))
+                self._build(
+                    key, arrays, corpus.sentences, identity, encode, batch_size, several, progress
+                )
                 found = self._open(key, arrays, rows, identity)
         if found is None:
             raise BackboneError(
@@ -226,6 +231,7 @@ class FeatureCache:
         identity: dict[str, Any],
         encode: Callable[[list[str]], list[np.ndarray]],
         batch_size: int,
+        several: Streams,
         progress: Progress | None,
     ) -> None:
         rows = len(sentences)
@@ -248,9 +254,11 @@ class FeatureCache:
                 # Sentences of like length share a batch, of which the longest counts.
                 order = sorted(range(start, stop), key=lambda row: len(sentences[row]))
                 whole = [np.empty((stop - start, *a.row), a.dtype) for a in arrays]
-                for first in range(0, len(order), batch_size):
-                    chosen = order[first : first + batch_size]
-                    batch = encode([sentences[row] for row in chosen])
+                chunks = [order[n : n + batch_size] for n in range(0, len(order), batch_size)]
+                batches = in_streams(
+                    lambda chosen: encode([sentences[row] for row in chosen]), chunks, several
+                )
+                for chosen, batch in zip(chunks, batches, strict=True):
                     for into, values in zip(whole, batch, strict=True):
                         into[np.asarray(chosen) - start] = values
                 for array, stream, values in zip(arrays, streams, whole, strict=True):

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import torch
 
-from pvp_fast.threads.budget import Streams
+from pvp_fast.threads.budget import Streams, streams
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,14 +28,20 @@ _NAME = "pvp-fast-stream"
 ALONE = Streams(1, 0)
 
 
+def team(device: torch.device) -> Streams:
+    """The streams of what this thread does on a device: one unless that is a CPU, and inside of
+    one no others, for whose place in the pool it would wait."""
+    inside = threading.current_thread().name.startswith(_NAME)
+    return ALONE if inside or device.type != "cpu" else streams()
+
+
 def in_streams(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> Iterator[R]:
     """``work(item)`` of every item, in their order.
 
     A single item is worked on by the calling thread with all its threads, as are all with
-    ``streams.number`` 1 and all inside of a stream. Otherwise ``work`` runs in ``streams.number``
-    threads at once, without gradients, and at most one item more than those is taken ahead of the
-    result handed out. An error of ``work`` or of ``items`` is raised at its place, behind the
-    results before it.
+    ``streams.number`` 1. Otherwise ``work`` runs in ``streams.number`` threads at once, without
+    gradients, and at most one item more than those is taken ahead of the result handed out. An
+    error of ``work`` or of ``items`` is raised at its place, behind the results before it.
     """
     source = iter(items)
     error: Exception | None = None
@@ -52,7 +58,7 @@ def in_streams(work: Callable[[T], R], items: Iterable[T], streams: Streams) -> 
             error = found
             return False
 
-    if streams.number == 1 or _is_stream() or not (take() and take()):
+    if streams.number == 1 or not (take() and take()):
         yield from map(work, waiting)
         if error is not None:
             raise error
@@ -81,7 +87,7 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T], streams: Streams) -
     The threads stay for the next step. All items are worked on before an error of one is raised.
     """
     items = list(items)
-    if streams.number == 1 or len(items) == 1 or _is_stream():
+    if streams.number == 1 or len(items) == 1:
         return [work(item) for item in items]
     running = [_kept_pool(streams).submit(work, item) for item in items]
     wait(running)
@@ -106,11 +112,6 @@ def _in_a_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_a_child)
-
-
-def _is_stream() -> bool:
-    """Whether this thread is one of a pool: it must not wait for a place in the pool."""
-    return threading.current_thread().name.startswith(_NAME)
 
 
 def _begin(threads: int) -> None:

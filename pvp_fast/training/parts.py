@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pvp_fast.threads.budget import Streams, streams
-from pvp_fast.threads.streams import ALONE, side_by_side
+from pvp_fast.threads.budget import Streams
+from pvp_fast.threads.streams import ALONE, side_by_side, team
 
 BUDGET = 1 << 28  # bytes of activations that a step keeps for its gradients
 LEAST = 4  # items that are worth a stream
@@ -51,13 +51,13 @@ def in_parts(encode: Encode, *items: Tensor, each: int = 0) -> Tensor:
         items: (n, …) each, split alike. each: :func:`activation_bytes` of one; of 0 all are kept.
     """
     count, device = len(items[0]), items[0].device.type
+    several = team(items[0].device)
     learns = torch.is_grad_enabled() and any(item.requires_grad for item in items)
-    team = streams() if device == "cpu" else ALONE
-    if count < LEAST * team.number:
-        team = ALONE
+    if count < LEAST * several.number:
+        several = ALONE
     most = BUDGET // each if each and learns else count
     keep = count <= most
-    size = -(-count // team.number) if keep else max(1, most // team.number)
+    size = -(-count // several.number) if keep else max(1, most // several.number)
     if not learns:
         size = min(size, AT_ONCE)
     if size >= count:
@@ -68,7 +68,7 @@ def in_parts(encode: Encode, *items: Tensor, each: int = 0) -> Tensor:
         with torch.autocast(device, modes[1], enabled=modes[0]), torch.set_grad_enabled(learns):
             return encode(*leaves)
 
-    found: Tensor = _Parts.apply(part, size, team, keep, *items)
+    found: Tensor = _Parts.apply(part, size, several, keep, *items)
     return found
 
 
@@ -77,7 +77,7 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, encode: Encode, size: int, team: Streams, keep: bool, *items: Tensor
+        ctx: Any, encode: Encode, size: int, several: Streams, keep: bool, *items: Tensor
     ) -> Tensor:
         wanted = [item.requires_grad for item in items]
 
@@ -97,8 +97,8 @@ class _Parts(torch.autograd.Function):
                 leaves, out = begin(leaves)
             return torch.autograd.grad(out, [x for x in leaves if x.requires_grad], gradient)
 
-        done = side_by_side(forward, zip(*(x.split(size) for x in items), strict=True), team)
-        ctx.done, ctx.size, ctx.backward, ctx.team = done, size, backward, team
+        done = side_by_side(forward, zip(*(x.split(size) for x in items), strict=True), several)
+        ctx.done, ctx.size, ctx.backward, ctx.several = done, size, backward, several
         return torch.cat([out.detach() for _, out in done])
 
     @staticmethod
@@ -106,6 +106,6 @@ class _Parts(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         done, ctx.done = ctx.done, None  # a graph serves once
         work = zip(done, gradient.split(ctx.size), strict=True)
-        found = iter(zip(*side_by_side(ctx.backward, work, ctx.team), strict=True))
+        found = iter(zip(*side_by_side(ctx.backward, work, ctx.several), strict=True))
         wanted = ctx.needs_input_grad[4:]
         return (None,) * 4 + tuple(torch.cat(next(found)) if w else None for w in wanted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,9 @@ class RowTable:
         records = torch.empty(len(index), _PARTS, *self.shape)
         try:
             with open(self.path, "rb", buffering=0) as stream:
-                for record, offset in zip(records, self._offsets(index), strict=True):
+                for record, offset in self._placed(records, index):
                     stream.seek(offset)
-                    if stream.readinto(record.numpy().data.cast("B")) != self._bytes:
+                    if stream.readinto(record) != self._bytes:
                         raise ArtifactError(f"{self.path} is damaged; delete its folder")
         except OSError as error:
             raise ArtifactError(
@@ -105,10 +105,9 @@ class RowTable:
         if not here:
             return
         with open(self.path, "r+b", buffering=0) as stream:
-            plain = records.detach().cpu().contiguous()
-            for record, offset in zip(plain, self._offsets(index), strict=True):
+            for record, offset in self._placed(records.detach().cpu().contiguous(), index):
                 stream.seek(offset)
-                stream.write(record.numpy().data.cast("B"))
+                stream.write(record)
 
     def flush(self) -> None:
         """Let all that was written reach the disk, before a checkpoint names it."""
@@ -119,9 +118,10 @@ class RowTable:
         """A checkpoint names the present places: leave them alone from now on."""
         self._behind.zero_()
 
-    def _offsets(self, index: Tensor) -> list[int]:
+    def _placed(self, records: Tensor, index: Tensor) -> Iterator[tuple[Any, int]]:
+        """Each record's memory, and where in the file it belongs."""
         places = index.long() * _PLACES + self.places[index].long()
-        return [place * self._bytes for place in places.tolist()]
+        return zip(records.flatten(1).numpy(), (places * self._bytes).tolist(), strict=True)
 
 
 class RowOptimizer(RowKeeper):

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,7 +31,7 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.modules.templates import CLIP_TEMPLATES
 from pvp_fast.training import TrainConfig
 from pvp_fast.training.features import EVERY, SAMPLED
-from pvp_fast.training.parts import BUDGET
+from pvp_fast.training.parts import BUDGET, activation_bytes
 from pvp_fast.training.rows import ROW_COPIES
 from pvp_fast.training.sampled import step_width
 from pvp_fast.training.vectors import VectorConfig
@@ -38,7 +39,11 @@ from pvp_fast.training.vectors import VectorConfig
 LEARN = ("none", "text", "full", "auto")
 LEAST_SHARE = 0.25  # of a stage's steps; with fewer, the cheaper way is the better one
 FLOPS = 2e10  # of a product on two cores; only the adapter's small part depends on it
-STEP = 0.02  # seconds of a step beside its prompts: loss, optimiser, log
+STEP = 0.007  # seconds of a step beside its prompts: loss, optimiser, log
+VECTOR_STEP = 0.004  # of one over class vectors alone
+FEW, MORE = 4, 16  # learned images that are measured at once
+QUICK = 0.2  # seconds
+RUN = 200 << 20  # bytes of a run beside the model: sentences, features, optimisers
 WRITING = 0.0005  # seconds of a sentence: written and labelled
 NAMING = 0.0003  # of a name: kept, saved and read again
 DECODING = 0.002  # of a drawing
@@ -49,12 +54,13 @@ GIB = 1 << 30
 @dataclass(frozen=True)
 class Costs:
     """Seconds of one item, measured: a text and a picture encoded; a text prompt and a learned
-    image, with their gradients."""
+    image, with their gradients; and the bytes that the image's gradient keeps."""
 
     text: float
     prompt: float
     image: float
     picture: float
+    kept: int = 0
 
     @classmethod
     def of(cls, backbone: Backbone, folder: Path) -> Costs:
@@ -78,18 +84,28 @@ class Costs:
         pixels = torch.zeros(16, 3, *backbone.image_size, device=backbone.device)
         picture = _seconds(lambda: backbone.encode_image(pixels), backbone) / len(pixels)
         prompt = image = float("inf")
+        kept = 0
         with contextlib.suppress(BackboneError):  # a tower that learns no prompts: full is out
             prompts = TextPrompts(backbone, names, n_ctx=4).to(backbone.device)
-            prompt = _seconds(lambda: prompts(backbone).sum().backward(), backbone) / len(names)
-            images = PseudoVisualPrompts(4, backbone.image_size).to(backbone.device)
-            image = _seconds(lambda: images(backbone).sum().backward(), backbone) / 4
-        return cls(text, prompt, image, picture)
+            prompt = _seconds(partial(_learn, prompts, backbone), backbone) / len(names)
+            for count in (FEW, MORE):  # many at once take less each; of a large tower, few will do
+                images = PseudoVisualPrompts(count, backbone.image_size).to(backbone.device)
+                taken = _seconds(partial(_learn, images, backbone), backbone)
+                image = taken / count
+                if taken > QUICK:
+                    break
+            kept = activation_bytes(backbone.encode_image, pixels[:2])
+        return cls(text, prompt, image, picture, kept)
+
+
+def _learn(prompts: torch.nn.Module, backbone: Backbone) -> None:
+    prompts(backbone).sum().backward()
 
 
 def _seconds(work: Callable[[], object], backbone: Backbone) -> float:
-    """The better of two goes behind one that warms up."""
+    """The best of three goes behind one that warms up."""
     best = float("inf")
-    for go in range(3):
+    for go in range(4):
         start = time.perf_counter()
         work()
         if backbone.device.type == "cuda":
@@ -219,7 +235,7 @@ def plan_vectors(
     products = 6 * config.batch_size * min(names, config.sampled) * width / FLOPS
     stages = (
         ("sentences", sentences * (costs.text + WRITING)),
-        ("class vectors", config.steps(sentences) * (products + 0.2 * STEP)),
+        ("class vectors", config.steps(sentences) * (products + VECTOR_STEP)),
     )
     memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
     disk = sentences * width * 2 + names * width * 4 * 4
@@ -239,12 +255,14 @@ def plan_training(
     learned = math.prod(image_space(backbone.image_size, visual.frequencies).shape)
     learned *= visual.prompts_per_category
     memory = _model_bytes(backbone) + names * (width * 4 * 20 + 4000) + sentences * 1000
-    memory += 4 * BUDGET  # a step's activations, and what passes through them backward
+    memory += RUN
     disk = sentences * width * 2 + names * width * 4 * 3
     if config.learn == "full":
         at_once = step_width(names, visual.categories_per_step)
         images = at_once * visual.prompts_per_category
         stages.append(("visual prompts", visual.loop.steps * (images * costs.image + STEP)))
+        # A step's activations, and what passes through them backward.
+        memory += 2 * min(BUDGET, images * costs.kept)
         memory += at_once * 4 * (5 * learned + 2 * pixels)
         disk += names * 4 * (learned * ROW_COPIES if at_once < names else 3 * learned + pixels)
     prompts = step_width(names, text.categories_per_step) * costs.prompt

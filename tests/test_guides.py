@@ -34,6 +34,11 @@ done
 exec PYTHON -c 'from pvp_fast.cli import main; main()' "${words[@]}"
 """
 
+# The tests run in what is installed; a reader needs what is there, and there is no release yet.
+PIP = """#!/usr/bin/env bash
+[[ $1 = install && $2 = ".["*"]" ]] || { echo "pip $*: not the checkout" >&2; exit 1; }
+"""
+
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Path:
@@ -44,7 +49,7 @@ def desk(tmp_path: Path) -> Path:
         shutil.copy(path, tmp_path / "photos")
     programs = tmp_path / "bin"
     programs.mkdir()
-    (programs / "pip").write_text("#!/bin/sh\n")  # what the tests run in is installed
+    (programs / "pip").write_text(PIP)
     (programs / "pvp-fast").write_text(PVP_FAST.replace("PYTHON", sys.executable))
     (programs / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     for program in programs.iterdir():

@@ -161,7 +161,7 @@ class Plan:
         parts = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self.stages)
         lines = [
             f"plan: {counted}; {what} (--learn {self.learn})",
-            f"plan: about {_duration(self.seconds)} ({parts}); {_bytes(self.memory)} of memory, "
+            f"plan: {_duration(self.seconds)} ({parts}); {_bytes(self.memory)} of memory, "
             f"{_bytes(self.disk)} on disk",
         ]
         return [*lines, f"plan: {self.why}"] if self.why else lines

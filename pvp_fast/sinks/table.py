@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from pvp_fast.tagging.tagger import TagResult
 
 
+def shown(probability: float) -> str:
+    """Two digits; what they would round to certainty is only above 0.99 or below 0.01."""
+    if 0.005 <= probability < 0.995:
+        return f"{probability:.2f}"
+    return ">0.99" if probability > 0.5 else "<0.01"
+
+
 class TableSink(Sink):
     """Collects the images and prints them to a text stream."""
 
@@ -32,7 +39,7 @@ class TableSink(Sink):
     def write(self, result: TagResult) -> None:
         from rich.text import Text
 
-        tags = "  ".join(f"{t.name} {t.score:.2f}" for t in result.tags)
+        tags = "  ".join(f"{t.name} {shown(t.score)}" for t in result.tags)
         text, style = (f"cannot be read: {result.error}", "red") if result.error else (tags, "")
         encoding = getattr(self.stream, "encoding", None) or "utf-8"
         self._table.add_row(Text(plain(result.image, encoding)), Text(plain(text, encoding), style))

@@ -120,6 +120,11 @@ def test_the_slider_filters_live(page: Any) -> None:
     assert [int(n) for n in shown] == expected
 
 
+def test_no_score_reads_as_certainty(page: Any) -> None:
+    scores = "[1, 0.995, 0.9949, 0.5, 0.005, 0.0049, 0].map(digits)"
+    assert page.evaluate(scores) == [">0.99", ">0.99", "0.99", "0.50", "0.01", "<0.01", "<0.01"]
+
+
 def test_search_finds_tags_and_files(page: Any) -> None:
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "search"

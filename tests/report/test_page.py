@@ -99,6 +99,11 @@ def test_it_opens_at_its_threshold_with_every_picture(page: Any) -> None:
     page.wait_for_function(loaded)
 
 
+def test_no_score_reads_as_certainty(page: Any) -> None:
+    scores = "[1, 0.995, 0.9949, 0.5, 0.005, 0.0049, 0].map(digits)"
+    assert page.evaluate(scores) == [">0.99", ">0.99", "0.99", "0.50", "0.01", "<0.01", "<0.01"]
+
+
 def test_the_slider_moves_by_keys_and_by_pointer(page: Any) -> None:
     slider = page.locator("#threshold")
     slider.focus()

@@ -26,6 +26,7 @@ from support.service import Server, check, expected, get, post, serving
 from pvp_fast.serve import ServeConfig
 from pvp_fast.serve.added import WithAdded
 from pvp_fast.serve.page import page as served
+from pvp_fast.sinks.table import shown as digits
 
 JPEG = {"content-type": "image/jpeg"}
 PHOTOS = sorted(demo_set().glob("*.jpg"))[:6]
@@ -184,7 +185,7 @@ def shown(tab: Any) -> list[list[str]]:
 def right(tagger: Tagger, least: float) -> list[list[str]]:
     found = tagger.tag([str(path) for path in PHOTOS], threshold=0.0, top_k=30)
     kept = [[t for t in result.tags if round(t.score, 6) >= least][:8] for result in found]
-    return [[f"{t.name}\n{t.score:.2f}" for t in tags] or ["no tag"] for tags in kept]
+    return [[f"{t.name}\n{digits(t.score)}" for t in tags] or ["no tag"] for tags in kept]
 
 
 def test_drop_move_type(tab: Any, tagger: Tagger, tmp_path: Path) -> None:

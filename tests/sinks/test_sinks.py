@@ -424,3 +424,11 @@ def test_a_share_without_locks_is_written(
     monkeypatch.setattr(fcntl, "flock", refuse)
     put(format, tmp_path / "out", images(3), append=True)
     assert len(keys(format, tmp_path / "out")) == 3
+
+
+def test_a_table_shows_no_certainty(tmp_path: Path) -> None:
+    tags = tuple(Tag(name, score, 0) for name, score in (("a", 1.0), ("b", 0.98), ("c", 0.0)))
+    out = tmp_path / "table.txt"
+    with open_sink("table", out, V1) as sink:
+        sink.write(TagResult("x.jpg", tags))
+    assert "a >0.99  b 0.98  c <0.01" in out.read_text("utf-8")

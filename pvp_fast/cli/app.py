@@ -29,7 +29,7 @@ from pvp_fast.cli import (
 )
 from pvp_fast.clip.usual import VARIABLE, set_precision
 from pvp_fast.errors import PvpFastError
-from pvp_fast.threads.budget import set_budget, tell_openmp
+from pvp_fast.threads.budget import few_arenas, set_budget, tell_openmp
 
 OK, ERROR, USAGE, SOME_UNREADABLE, INTERRUPTED = 0, 1, 2, 3, 130
 COLLECT_EVERY = 20_000  # new objects
@@ -70,6 +70,7 @@ def _root(
     """
     set_budget(threads)
     tell_openmp()
+    few_arenas()
     set_precision(precision or os.environ.get(VARIABLE) or "auto")
 
 

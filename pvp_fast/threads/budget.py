@@ -19,6 +19,8 @@ from pvp_fast.errors import InputError
 VARIABLE = "PVP_FAST_THREADS"
 MOST_STREAMS = 16  # each holds a batch and what the encoder makes of it
 _PROC = Path("/proc/self")
+_ARENAS = 2
+_M_ARENA_MAX = -8  # glibc's malloc.h
 _said: int | None = None
 
 
@@ -118,6 +120,23 @@ def tell_openmp() -> None:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if budget() < affinity():
         os.environ.setdefault("OMP_NUM_THREADS", str(budget()))
+
+
+def few_arenas() -> None:
+    """Let GNU's malloc keep two arenas of freed memory in place of up to eight a CPU.
+
+    For a program's first lines: for this process and those it starts, unless ``MALLOC_ARENA_MAX``
+    is set. What one thread has freed another's arena cannot have, so two streams and the threads
+    that read photos held a hundred MiB more than they use, at the same speed.
+    """
+    if "torch" in sys.modules or "MALLOC_ARENA_MAX" in os.environ or os.name != "posix":
+        return
+    import ctypes
+
+    malloc = ctypes.CDLL(None)
+    if hasattr(malloc, "gnu_get_libc_version"):  # others have other parameters, or none
+        os.environ["MALLOC_ARENA_MAX"] = str(_ARENAS)
+        malloc.mallopt(_M_ARENA_MAX, _ARENAS)
 
 
 def _limit(folder: Path) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -150,4 +151,35 @@ def test_waiting_workers_sleep_unless_the_user_says_otherwise(
     os.environ.clear()
     monkeypatch.setitem(sys.modules, "torch", torch)
     threads.tell_openmp()  # too late: nothing is written
+    threads.few_arenas()
     assert not os.environ
+
+
+def test_freed_memory_stays_in_few_arenas_unless_the_user_says_otherwise() -> None:
+    """Blocks that eight threads hold at once, counted by malloc itself."""
+    code = (
+        "import ctypes, os, tempfile, threading\n"
+        "from pvp_fast.threads.budget import few_arenas; few_arenas()\n"
+        "libc = ctypes.CDLL(None); libc.malloc.restype = ctypes.c_void_p\n"
+        "meet = threading.Barrier(8)\n"
+        "def work():\n"
+        "    meet.wait(); libc.malloc(1000); meet.wait()\n"
+        "threads = [threading.Thread(target=work) for _ in range(8)]\n"
+        "[t.start() for t in threads]; [t.join() for t in threads]\n"
+        "libc.fopen.restype = ctypes.c_void_p; path = tempfile.mktemp().encode()\n"
+        "out = ctypes.c_void_p(libc.fopen(path, b'w'))\n"
+        "libc.malloc_info(0, out); libc.fclose(out); text = open(path).read(); os.unlink(path)\n"
+        "print(text.count('<heap nr='), os.environ['MALLOC_ARENA_MAX'])"
+    )
+    if not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"):
+        pytest.skip("another malloc than GNU's")
+    plain = {k: v for k, v in os.environ.items() if k != "MALLOC_ARENA_MAX"}
+    found = {}
+    for given in ({}, {"MALLOC_ARENA_MAX": "6"}):
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**plain, **given}
+        )
+        assert out.returncode == 0, out.stderr
+        found[len(given)] = [int(word) for word in out.stdout.split()]
+    assert found[0] == [2, 2]
+    assert found[1] == [6, 6]

@@ -189,7 +189,7 @@ def _sentences(request: Request) -> int:
 
 
 def _plan(request: Request, backbone: Backbone, root: Path) -> Plan:
-    costs = Costs.of(backbone, root / "models")
+    costs = Costs.of(backbone, root / "models", learns=request.learn != "none")
     names = request.vocabulary.names
     texts, drawings = missing(backbone, names, root / "models")
     at_once = plan_none(backbone, len(names), texts, costs, drawings)

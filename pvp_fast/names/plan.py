@@ -41,7 +41,7 @@ LEAST_SHARE = 0.25  # of a stage's steps; with fewer, the cheaper way is the bet
 FLOPS = 2e10  # of a product on two cores; only the adapter's small part depends on it
 STEP = 0.007  # seconds of a step beside its prompts: loss, optimiser, log
 VECTOR_STEP = 0.004  # of one over class vectors alone
-FEW, MORE = 4, 16  # learned images that are measured at once
+AT_ONCE = (4, 16, 64)  # prompts that are measured
 QUICK = 0.2  # seconds
 RUN = 200 << 20  # bytes of a run beside the model: sentences, features, optimisers
 WRITING = 0.0005  # seconds of a sentence: written and labelled
@@ -63,39 +63,57 @@ class Costs:
     kept: int = 0
 
     @classmethod
-    def of(cls, backbone: Backbone, folder: Path) -> Costs:
-        """Measure, or read what an earlier run with the same model, device and threads measured."""
+    def of(cls, backbone: Backbone, folder: Path, *, learns: bool = True) -> Costs:
+        """Measure, or read what an earlier run with the same model, device and threads measured.
+
+        Args:
+            learns: measure prompts and learned images too, which on a large tower takes longer
+                than to tag with a few names.
+        """
         place = f"{backbone.device.type}-{torch.get_num_threads()}"
         path = folder / f"{backbone.fingerprint[:16]}.{place}.costs.json"
         with contextlib.suppress(OSError, ValueError, TypeError):
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        costs = cls.measured(backbone)
+            kept = cls(**json.loads(path.read_text(encoding="utf-8")))
+            if not learns or kept.prompt < float("inf"):
+                return kept
+        costs = cls.measured(backbone, learns=learns)
         # A home that cannot be written is no reason not to train.
         with contextlib.suppress(OSError), atomic_write(path, "w") as stream:
             json.dump(dataclasses.asdict(costs), stream)
         return costs
 
     @classmethod
-    def measured(cls, backbone: Backbone) -> Costs:
-        """Time each item; about a second on a small model."""
-        names = [f"thing number {i}" for i in range(16)]
-        texts = [f"a photo of a {name}." for name in names * 4]
+    def measured(cls, backbone: Backbone, *, learns: bool = True) -> Costs:
+        """Time each item; a few seconds on a small model."""
+        texts = [f"a photo of a thing number {i}." for i in range(64)]
+        pixels = torch.zeros(4, 3, *backbone.image_size, device=backbone.device)
         text = _seconds(lambda: backbone.encode_text(texts), backbone) / len(texts)
-        pixels = torch.zeros(16, 3, *backbone.image_size, device=backbone.device)
         picture = _seconds(lambda: backbone.encode_image(pixels), backbone) / len(pixels)
         prompt = image = float("inf")
         kept = 0
         with contextlib.suppress(BackboneError):  # a tower that learns no prompts: full is out
-            prompts = TextPrompts(backbone, names, n_ctx=4).to(backbone.device)
-            prompt = _seconds(partial(_learn, prompts, backbone), backbone) / len(names)
-            for count in (FEW, MORE):  # many at once take less each; of a large tower, few will do
-                images = PseudoVisualPrompts(count, backbone.image_size).to(backbone.device)
-                taken = _seconds(partial(_learn, images, backbone), backbone)
-                image = taken / count
-                if taken > QUICK:
-                    break
-            kept = activation_bytes(backbone.encode_image, pixels[:2])
+            if learns:
+                prompt = _cost_at_once(
+                    lambda n: TextPrompts(backbone, [f"thing {i}" for i in range(n)], n_ctx=4),
+                    backbone,
+                )
+                image = _cost_at_once(
+                    lambda n: PseudoVisualPrompts(n, backbone.image_size), backbone
+                )
+                kept = activation_bytes(backbone.encode_image, pixels[:2])
         return cls(text, prompt, image, picture, kept)
+
+
+def _cost_at_once(made: Callable[[int], torch.nn.Module], backbone: Backbone) -> float:
+    """Seconds of one of several prompts: many at once take less each; of a large tower, few do."""
+    each = float("inf")
+    for count in AT_ONCE:
+        prompts = made(count).to(backbone.device)
+        taken = _seconds(partial(_learn, prompts, backbone), backbone)
+        each = taken / count
+        if taken > QUICK:
+            break
+    return each
 
 
 def _learn(prompts: torch.nn.Module, backbone: Backbone) -> None:

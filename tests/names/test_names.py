@@ -69,7 +69,7 @@ def test_changed_names_alone_are_encoded_and_the_others_keep_every_bit(
 def test_a_plan_counts_what_is_not_there_yet(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning.Costs, "of", lambda *given: Costs(1.0, 1.0, 1.0, 100.0))
+    monkeypatch.setattr(learning.Costs, "of", lambda *given, **options: Costs(1.0, 1.0, 1.0, 100.0))
 
     def seconds(names: list[str], learn: str = "none") -> dict[str, float]:
         request = Request(Vocabulary(names), learn)
@@ -209,7 +209,9 @@ def test_what_cannot_fit_is_refused_with_what_would(backbone: Backbone) -> None:
 def test_costs_are_measured_once(
     backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert Costs.of(backbone, tmp_path, learns=False).prompt == float("inf")  # not looked at
     first = Costs.of(backbone, tmp_path)
+    assert Costs.of(backbone, tmp_path, learns=False) == first
     assert 0 < first.text < 1
     assert 0 < first.prompt < 1
     assert 0 < first.image < 1

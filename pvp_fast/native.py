@@ -73,13 +73,13 @@ def call(name: str, **arguments: Any) -> Any:
             arguments[key] = array(value)
         elif kind not in _PLAIN and isinstance(value, Tensor):  # of a class that others made
             arguments[key] = array(value.as_subclass(Tensor))
-    return call_with_arrays(name, arguments)
+    return call_with_arrays(name, **arguments)
 
 
-def call_with_arrays(name: str, arguments: dict[str, Any]) -> Any:
+def call_with_arrays(name: str, *arguments: Any, **named: Any) -> Any:
     """As :func:`call`, where no argument is a tensor: what a small search can do without."""
     try:
-        return getattr(extension(), name)(**arguments)
+        return getattr(extension(), name)(*arguments, **named)
     except ValueError as error:
         raise InputError(str(error)) from error
     except RuntimeError as error:

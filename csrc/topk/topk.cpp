@@ -262,32 +262,13 @@ class wave {
 
   // Returns -1 or the first row of x with a NaN.
   int64_t run() {
-    const int64_t items = plan_.blocks * plan_.splits;
+    if (plan_.threads == 1) {
+      work();  // a team of one would cost a small search a microsecond
+    } else {
 #if defined(_OPENMP)
-#pragma omp parallel num_threads(plan_.threads) if (plan_.threads > 1)
+#pragma omp parallel num_threads(plan_.threads)
 #endif
-    {
-      const float_environment environment(q_.type);
-#if defined(_OPENMP)
-#pragma omp for schedule(static)
-#endif
-      for (int64_t t = 0; t < plan_.tiles; ++t) {
-        const int64_t begin = tile_begin(t);
-        uint32_t* to = packed_x_.data() + begin * row_steps_;
-        if (q_.type == scalar::int8) {
-          guarded([&] { round_tile(begin, tile_begin(t + 1), to); });
-        } else {
-          pack_rows(q_.x, q_.type, wide_, plan_.first + begin, plan_.first + tile_begin(t + 1), to);
-        }
-      }
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic)
-#endif
-      for (int64_t item = 0; item < items; ++item) scan(item % plan_.blocks, item / plan_.blocks);
-#if defined(_OPENMP)
-#pragma omp for schedule(dynamic, 4)
-#endif
-      for (int64_t row = 0; row < plan_.rows; ++row) guarded([&] { finish(row); });
+      work();
     }
     if (out_of_memory_.load()) throw std::bad_alloc();
     const int64_t nan = first_nan_.load();
@@ -295,6 +276,24 @@ class wave {
   }
 
  private:
+  // By each thread of a team.
+  void work() {
+    const float_environment environment(q_.type);
+#if defined(_OPENMP)
+#pragma omp for schedule(static)
+#endif
+    for (int64_t t = 0; t < plan_.tiles; ++t) pack(t);
+    const int64_t items = plan_.blocks * plan_.splits;
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic)
+#endif
+    for (int64_t item = 0; item < items; ++item) scan(item % plan_.blocks, item / plan_.blocks);
+#if defined(_OPENMP)
+#pragma omp for schedule(dynamic, 4)
+#endif
+    for (int64_t row = 0; row < plan_.rows; ++row) guarded([&] { finish(row); });
+  }
+
   // An exception may not leave a parallel region; the only one here is that memory ran out.
   template <class Work>
   void guarded(Work work) {
@@ -310,6 +309,17 @@ class wave {
   }
   size_t slot(int64_t split, int64_t row) const {
     return static_cast<size_t>(split * plan_.rows + row);
+  }
+
+  // A tile's queries as its kernel reads them.
+  void pack(int64_t t) {
+    const int64_t begin = tile_begin(t), end = tile_begin(t + 1);
+    uint32_t* to = packed_x_.data() + begin * row_steps_;
+    if (q_.type == scalar::int8) {
+      guarded([&] { round_tile(begin, end, to); });
+    } else {
+      pack_rows(q_.x, q_.type, wide_, plan_.first + begin, plan_.first + end, to);
+    }
   }
 
   void round_tile(int64_t begin, int64_t end, uint32_t* to) {

@@ -212,6 +212,17 @@ def test_the_instruction_set_is_named(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_arguments_have_names():
-    arguments = list(topk_arguments().values())
+    w, panels = randn(40, 5).numpy(), np.empty((2, 5, 32), np.float32)
     with pytest.raises(TypeError):
-        native.extension().topk(*arguments)
+        native.extension().pack(w, panels)
+
+
+def test_topk_takes_its_arguments_by_position_too():
+    named, placed = (
+        {key: native.array(a) if isinstance(a, torch.Tensor) else a for key, a in given.items()}
+        for given in (topk_arguments(), topk_arguments())
+    )
+    assert native.call_with_arrays("topk", **named) == -1
+    assert native.call_with_arrays("topk", *placed.values()) == -1
+    for out in ("scores", "indices", "counts"):
+        np.testing.assert_array_equal(placed[out], named[out])

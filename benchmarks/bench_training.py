@@ -6,7 +6,8 @@ The plain way runs the text encoder on every sentence of every step, in float32,
 ranking hinge of TaI-DPT as a dense (B, C, C) table. Both minimise the same loss of the same
 sentences, so the ratio of the step times is the ratio of the times to the same loss. "encoder" is
 the image tower's forward and backward alone: what a step of stage 1 cannot do without; "torch's own
-layers" are those that ``pvp_fast.clip.frozen`` replaces. bfloat16 is that of weights cast once.
+layers" are those that ``pvp_fast.clip.frozen`` replaces. "without streams" all threads of OpenMP
+work on one step together (:mod:`pvp_fast.training.parts`). bfloat16 is that of weights cast once.
 ViT-B-32 has random weights here; the time does not depend on them.
 """
 
@@ -26,9 +27,11 @@ from torch import Tensor
 from pvp_fast import Backbone, Vocabulary, build_corpus
 from pvp_fast.sentences import grammar_sentences
 from pvp_fast.sentences.cache import FeatureCache
+from pvp_fast.threads.budget import set_budget
 from pvp_fast.training.adapter import AdapterConfig, AdapterStage
 from pvp_fast.training.features import Sentences, label_lists
 from pvp_fast.training.loop import LoopConfig
+from pvp_fast.training.parts import in_parts
 from pvp_fast.training.sampled import SampledTextPrompts, SampledVisualPrompts
 from pvp_fast.training.text import TextPromptConfig, TextPromptStage
 from pvp_fast.training.visual import VisualPromptConfig, VisualPromptStage
@@ -71,6 +74,19 @@ def step(
     return run
 
 
+def without_streams(call: Callable[[], object]) -> Callable[[], object]:
+    """The same by all threads of OpenMP together."""
+
+    def run() -> None:
+        set_budget(1)
+        try:
+            call()
+        finally:
+            set_budget(None)
+
+    return run
+
+
 def plain_step(
     backbone: Backbone, texts: list[str], labels: Tensor, count: int, scale: float
 ) -> Callable[[], object]:
@@ -99,7 +115,7 @@ def encoder_step(backbone: Backbone, count: int) -> Callable[[], object]:
     pixels.requires_grad_()
 
     def run() -> None:
-        z = backbone.encode_image(pixels)
+        z = in_parts(backbone.encode_image, pixels)
         (grad,) = torch.autograd.grad(z.sum(), pixels)
         del grad
 
@@ -161,12 +177,14 @@ def main() -> None:
             ),
             "stage 1, torch's own layers": step(visual(own)),
             "stage 1": step(visual(backbone)),
+            "stage 1, without streams": without_streams(step(visual(backbone))),
             "stage 1, bfloat16": step(visual(half)),
             f"stage 1, bfloat16, {part} categories a step": step(partial),
             "encoder": encoder_step(backbone, count),
             "encoder, bfloat16": encoder_step(half, count),
             "stage 2, torch's own layers": step(words(own)),
             "stage 2": step(text),
+            "stage 2, without streams": without_streams(step(words(backbone))),
             "stage 2, bfloat16": step(words(half)),
             "stage 3": step(adapter),
         }

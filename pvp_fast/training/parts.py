@@ -1,4 +1,4 @@
-"""Encode the images or prompts of a step in parts: side by side, in bounded memory.
+"""Encode the images or prompts of a step in parts: images side by side, all in bounded memory.
 
 Two threads of OpenMP meet at a barrier behind every operation, and a small tower's are over sooner
 than the threads have met. So on a CPU each stream (:mod:`pvp_fast.threads`) encodes a part of its
@@ -43,15 +43,18 @@ def activation_bytes(encode: Callable[[Tensor], Tensor], items: Tensor) -> int:
     return kept(2) - kept(1)
 
 
-def in_parts(encode: Encode, *items: Tensor, each: int = 0) -> Tensor:
+def in_parts(
+    encode: Encode, *items: Tensor, each: int = 0, several: Streams | None = None
+) -> Tensor:
     """``encode(*items)``, whose rows do not depend on each other, by as many streams as there are.
 
     Args:
         encode: may run in several threads at once; gradients go to ``items`` and nowhere else.
         items: (n, …) each, split alike. each: :func:`activation_bytes` of one; of 0 all are kept.
+        several: other streams than those of the device; with ``ALONE`` parts only bound memory.
     """
     count, device = len(items[0]), items[0].device.type
-    several = team(items[0].device)
+    several = team(items[0].device) if several is None else several
     learns = torch.is_grad_enabled() and any(item.requires_grad for item in items)
     if count < LEAST * several.number:
         several = ALONE

@@ -21,6 +21,7 @@ from pvp_fast.errors import InputError
 from pvp_fast.losses import clip_loss
 from pvp_fast.modules.images import image_space
 from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
+from pvp_fast.threads.streams import ALONE
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import (
     EVERY,
@@ -265,7 +266,9 @@ class SampledTextPrompts:
         step = _Step(self.train, self.known, self.width, batch, config.loop.batch_size, generator)
         ctx = self.optimizer.take(step.fresh)
         fresh = Ranks().encode(
-            lambda own: in_parts(self._words, ctx[own], step.fresh[own], each=self._each),
+            lambda own: in_parts(
+                self._words, ctx[own], step.fresh[own], each=self._each, several=ALONE
+            ),
             torch.arange(len(step.fresh)),
         )
         vectors = step.vectors(self.module.bank, fresh)

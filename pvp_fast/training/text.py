@@ -15,7 +15,6 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.training.distributed import Ranks
 from pvp_fast.training.features import Sentences, check_loss, classification_loss
 from pvp_fast.training.loop import LoopConfig
-from pvp_fast.training.parts import in_parts
 from pvp_fast.training.visual import image_vectors
 
 
@@ -124,18 +123,12 @@ class TextPromptStage:
 
 
 def prompt_vectors(backbone: Backbone, prompts: TextPrompts) -> Tensor:
-    """(C, D), unit rows, of all prompts, differentiable in their contexts."""
+    """(C, D), unit rows, of all prompts, differentiable in their contexts.
 
-    def encode(ctx: Tensor, own: Tensor) -> Tensor:
-        found: Tensor = prompts(backbone, own, ctx)
-        return found
-
-    def part(own: Tensor) -> Tensor:
-        ctx: Tensor = prompts.ctx
-        ctx = ctx[own] if prompts.class_specific else ctx.expand(len(own), -1, -1)
-        return in_parts(encode, ctx, own)
-
-    return Ranks().encode(part, torch.arange(len(prompts.ids), device=prompts.ctx.device))
+    Not in streams: a prompt's operations are short, and all threads at each are as fast.
+    """
+    every = torch.arange(len(prompts.ids), device=prompts.ctx.device)
+    return Ranks().encode(lambda own: prompts(backbone, own), every)
 
 
 def inner_map(data: Sentences, vectors: Tensor) -> float:

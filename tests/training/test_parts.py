@@ -18,7 +18,6 @@ from pvp_fast.modules.prompts import PseudoVisualPrompts, TextPrompts
 from pvp_fast.threads.budget import set_budget
 from pvp_fast.training import parts
 from pvp_fast.training.parts import activation_bytes, in_parts
-from pvp_fast.training.text import prompt_vectors
 from pvp_fast.training.visual import Translation, image_vectors
 
 NAMES = tuple(f"{size} {kind}" for size in ("small", "big") for kind in ("dog", "cat", "car"))
@@ -40,14 +39,12 @@ def learned_images(backbone: Backbone) -> tuple[Tensor, Tensor]:
     return image_vectors(backbone, prompts, move, some), prompts.learned
 
 
-def own_contexts(backbone: Backbone) -> tuple[Tensor, Tensor]:
+def contexts(backbone: Backbone) -> tuple[Tensor, Tensor]:
     prompts = TextPrompts(backbone, NAMES, class_specific=True, init="a photo of a")
-    return prompt_vectors(backbone, prompts), prompts.ctx
-
-
-def shared_context(backbone: Backbone) -> tuple[Tensor, Tensor]:
-    prompts = TextPrompts(backbone, NAMES, n_ctx=3)
-    return prompt_vectors(backbone, prompts), prompts.ctx
+    words = parts.in_parts(
+        lambda ctx, own: prompts(backbone, own, ctx), prompts.ctx, torch.arange(len(NAMES))
+    )
+    return words, prompts.ctx
 
 
 def step(make: Vectors, backbone: Backbone) -> tuple[Tensor, Tensor]:
@@ -59,7 +56,7 @@ def step(make: Vectors, backbone: Backbone) -> tuple[Tensor, Tensor]:
     return vectors.detach(), gradient
 
 
-@pytest.mark.parametrize("make", [learned_images, own_contexts, shared_context])
+@pytest.mark.parametrize("make", [learned_images, contexts])
 @pytest.mark.parametrize("keep", [True, False], ids=["kept", "again"])
 def test_vectors_and_gradients_are_those_of_one_call(
     backbone: Backbone,
@@ -71,7 +68,7 @@ def test_vectors_and_gradients_are_those_of_one_call(
     if not keep:  # the activations of three items at most
         plain = in_parts
         monkeypatch.setattr(parts, "BUDGET", 3)
-        for place in ("visual", "text"):
+        for place in ("visual", "parts"):
             monkeypatch.setattr(
                 f"pvp_fast.training.{place}.in_parts", lambda *given: plain(*given, each=1)
             )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _TENSORS = (Tensor, torch.nn.Parameter)
-_PLAIN = (type(None), bool, int, float, str, np.ndarray)
+_NO_TENSORS = (type(None), bool, int, float, str, np.ndarray)
 
 
 @functools.cache
@@ -71,7 +71,7 @@ def call(name: str, **arguments: Any) -> Any:
         kind = type(value)  # a fifth of isinstance's time, for a dozen arguments
         if kind in _TENSORS:
             arguments[key] = array(value)
-        elif kind not in _PLAIN and isinstance(value, Tensor):  # of a class that others made
+        elif kind not in _NO_TENSORS and isinstance(value, Tensor):  # of a class that others made
             arguments[key] = array(value.as_subclass(Tensor))
     return call_with_arrays(name, **arguments)
 

@@ -10,13 +10,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from support.artifacts import NAMES
+from support.chat import running_server
 from support.image_files import write_shard
 
 from pvp_fast.cli import run
@@ -258,44 +257,12 @@ def test_info_names_the_instruction_set_of_the_top_k(monkeypatch, capsys):
     assert "'z80' is not available here" in line()
 
 
-class Endpoint(ThreadingHTTPServer):
-    """A server on this machine that speaks OpenAI's chat protocol; the first answer is a 503."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), EndpointHandler)
-        self.seen = []
-
-
-class EndpointHandler(BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        seen = self.server.seen
-        seen.append((self.path, body, self.headers.get("Authorization")))
-        asked = body["messages"][0]["content"].split("shows: ")[1].split(". Name")[0]
-        lines = f"A {asked} by the lake, view {len(seen)}.\nOne {asked} again, view {len(seen)}."
-        message = {"role": "assistant", "content": lines}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        data = json.dumps({"choices": [choice]}).encode()
-        self.send_response(503 if len(seen) == 1 else 200)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_):
-        """Quiet."""
-
-
 @pytest.fixture
 def endpoint():
-    server = Endpoint()
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    """Its first answer is a 503."""
+    with running_server() as server:
+        server.script.append((503, {}, b""))
+        yield server
 
 
 def test_sentences_from_a_language_model(endpoint, tmp_path, capsys, monkeypatch):
@@ -303,7 +270,7 @@ def test_sentences_from_a_language_model(endpoint, tmp_path, capsys, monkeypatch
     (tmp_path / "words.txt").write_text("dog\ncat\n", encoding="utf-8")
     record, out = tmp_path / "record.jsonl", tmp_path / "llm.jsonl"
     line = ["sentences", "--vocabulary", str(tmp_path / "words.txt"), "--llm", "tiny"]
-    line += ["--base-url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--workers", "1"]
+    line += ["--base-url", endpoint.url, "--workers", "1"]
     line += ["--record", str(record)]
     assert run([*line, "--generate", "6", "-o", str(out)]) == 0
     captured = capsys.readouterr()
@@ -311,14 +278,13 @@ def test_sentences_from_a_language_model(endpoint, tmp_path, capsys, monkeypatch
     rows = [json.loads(text) for text in out.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 6
     assert all(set(row["labels"]) <= {"dog", "cat"} and row["labels"] for row in rows)
-    assert {path for path, _, _ in endpoint.seen} == {"/v1/chat/completions"}
-    assert {key for _, _, key in endpoint.seen} == {"Bearer sk-secret"}
+    assert set(endpoint.keys) == {"Bearer sk-secret"}
     assert "sk-secret" not in record.read_text(encoding="utf-8") + captured.err
 
-    asked = len(endpoint.seen)  # all that is wanted is in the record: nothing is asked again
+    asked = len(endpoint.requests)  # all that is wanted is in the record: nothing is asked again
     assert run([*line, "--generate", "6"]) == 0
     assert [json.loads(text) for text in capsys.readouterr().out.splitlines()] == rows
-    assert len(endpoint.seen) == asked
+    assert len(endpoint.requests) == asked
     # What it wrote is a corpus that train and --label read.
     assert run(["sentences", *line[1:3], "--label", str(out)]) == 0
 
@@ -330,14 +296,14 @@ def test_a_category_learns_from_what_a_language_model_wrote(
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     line = ["add-category", str(artifact), "drone", "--out", str(tmp_path / "new")]
-    model = ["--base-url", f"http://127.0.0.1:{endpoint.server_port}/v1", "--llm", "tiny"]
+    model = ["--base-url", endpoint.url, "--llm", "tiny"]
     assert run([*line, *model]) == 1
     assert "--generate" in capsys.readouterr().err
     assert run([*line, "--generate", "4"]) == 1
     assert "--base-url" in capsys.readouterr().err
     taken = ["add-category", str(artifact), "dog", "--out", str(tmp_path / "no")]
     assert run([*taken, *model, "--generate", "4"]) == 1
-    assert endpoint.seen == []  # nothing is asked for a run that cannot end well
+    assert endpoint.requests == []  # nothing is asked for a run that cannot end well
     assert not (tmp_path / "new").exists()
 
     assert run([*line, *model, "--generate", "4", "--workers", "1"]) == 0
@@ -346,9 +312,9 @@ def test_a_category_learns_from_what_a_language_model_wrote(
     assert len(written) >= 4
     assert all("drone" in text for text in written)
     assert "sk-secret" not in record + capsys.readouterr().err
-    asked = len(endpoint.seen)
+    asked = len(endpoint.requests)
     assert run([*line, *model, "--generate", "4"]) == 0  # the record answers
-    assert len(endpoint.seen) == asked
+    assert len(endpoint.requests) == asked
 
     plain = tmp_path / "plain"
     assert run([*line[:3], "--out", str(plain)]) == 0
